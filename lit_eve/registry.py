@@ -1,0 +1,77 @@
+"""Variants by name: what a YAML calls ``{name: eve_v1, width: 1024}`` becomes an object.
+
+A variant registers itself where it is defined; nothing is imported because a config file names it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from lit_eve.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named variants of one kind.
+
+    Args:
+        kind: what the variants are, in words ("patch embedding"); used in error messages.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._variants: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Class or function decorator that adds a variant under ``name``."""
+
+        def add(variant: Callable[..., T]) -> Callable[..., T]:
+            if self._variants.get(name, variant) is not variant:
+                raise ConfigError(f"a {self.kind} named {name!r} is registered already")
+            self._variants[name] = variant
+            return variant
+
+        return add
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._variants
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._variants))
+
+    def __getitem__(self, name: str) -> Callable[..., T]:
+        if name not in self._variants:
+            raise ConfigError(f"unknown {self.kind} {name!r}; known: {', '.join(self)}")
+        return self._variants[name]
+
+    def check(self, spec: Mapping[str, Any], context: tuple[str, ...] = ()) -> None:
+        """Raise ConfigError unless ``spec`` names a variant and all its arguments exist (and the required ones are given).
+
+        Args:
+            spec: ``{"name": ..., **arguments}``.
+            context: names of the arguments that ``build`` will add by itself.
+        """
+        if "name" not in spec:
+            raise ConfigError(f"the {self.kind} needs a 'name'; known: {', '.join(self)}")
+        parameters = inspect.signature(self[spec["name"]]).parameters
+        allowed = [p for p in parameters if p not in context]
+        for key in spec:
+            if key != "name" and key not in allowed:
+                raise ConfigError(f"{self.kind} {spec['name']!r} has no argument {key!r}; it takes: {', '.join(allowed)}")
+        for key in allowed:
+            if parameters[key].default is inspect.Parameter.empty and key not in spec:
+                raise ConfigError(f"{self.kind} {spec['name']!r} needs the argument {key!r}")
+
+    def build(self, spec: Mapping[str, Any], **context: Any) -> T:
+        """Make the variant that ``spec`` names; ``context`` holds what the caller knows and a YAML does not.
+
+        Context that a variant does not ask for is dropped, so that variants declare only what they use.
+        """
+        self.check(spec, tuple(context))
+        variant = self[spec["name"]]
+        wanted = inspect.signature(variant).parameters
+        arguments = {key: value for key, value in spec.items() if key != "name"}
+        return variant(**{key: value for key, value in context.items() if key in wanted}, **arguments)
