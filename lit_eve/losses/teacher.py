@@ -1,0 +1,85 @@
+"""The frozen CLIP whose patch features supervise the decoder's hidden states (training only)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_eve.errors import CheckpointError, ConfigError
+
+
+class FrozenTeacher(nn.Module):
+    """A CLIP vision transformer that only ever answers: no gradients, always in eval mode, never in a state dict.
+
+    The layers behind the one that is read out are dropped, so that they cost neither memory nor time.
+
+    Args:
+        vision_model: a transformers ``CLIPVisionModel``.
+        select_layer: which hidden state to return, as in LLaVA and EVE (-2: the output of the last layer but one).
+    """
+
+    def __init__(self, vision_model: nn.Module, select_layer: int = -2) -> None:
+        super().__init__()
+        config = vision_model.config
+        depth = config.num_hidden_layers + 1 + select_layer if select_layer < 0 else select_layer
+        if not 0 <= depth <= config.num_hidden_layers:
+            raise ConfigError(
+                f"teacher layer {select_layer} does not exist: the teacher has {config.num_hidden_layers} layers"
+            )
+        self.width: int = config.hidden_size
+        self.image_size: int = config.image_size
+        self.patch_size: int = config.patch_size
+        vision_model.encoder.layers = vision_model.encoder.layers[:depth]
+        self.backbone = vision_model
+        self.requires_grad_(False)
+        super().train(False)
+        self.register_load_state_dict_post_hook(_forget_missing_keys)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights."""
+        return self.backbone.dtype
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        """Stays in eval mode whatever ``mode`` says."""
+        return self
+
+    def state_dict(self, *args: Any, destination: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Empty: the teacher is named by its folder, not saved with the student."""
+        return {} if destination is None else destination
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Patch features of normalised square images.
+
+        Args:
+            pixels: (N, 3, C, C) float, normalised with CLIP's mean and deviation.
+
+        Returns:
+            (N, (C / patch)^2, width): row-major patches, without the class token.
+        """
+        return self.backbone(pixels).last_hidden_state[:, 1:]
+
+
+def _forget_missing_keys(teacher: FrozenTeacher, incompatible: Any) -> None:
+    """The teacher's own keys are absent from every checkpoint by design: a strict load must not miss them."""
+    own = tuple(f"backbone.{name}" for name in teacher.backbone.state_dict())
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(own)]
+
+
+def load_teacher(path: str | Path, select_layer: int = -2, **kwargs: Any) -> FrozenTeacher:
+    """Load the vision half of a CLIP from a folder or hub name.
+
+    Raises:
+        CheckpointError: the folder or hub entry cannot be read as a CLIP.
+    """
+    from transformers import CLIPVisionModel
+
+    try:
+        vision_model = CLIPVisionModel.from_pretrained(path, **kwargs)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"teacher {str(path)!r} is no CLIP that can be loaded: {error}") from error
+    return FrozenTeacher(vision_model, select_layer)

@@ -1,0 +1,28 @@
+"""The encoder-free decoder: config, patch embeddings, splice, masks, the model, and weights of other layouts.
+
+Importing this package registers EVE with transformers' Auto classes, so that ``from_pretrained`` and ``pipeline`` find it.
+"""
+
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from lit_eve.models.attention import PACKED_SDPA
+from lit_eve.models.config import EveConfig
+from lit_eve.models.eve import EveForConditionalGeneration, EveOutput
+from lit_eve.models.loading import load
+from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, EveV1PatchEmbedding, ImageTokens
+from lit_eve.models.projector import PROJECTORS
+
+AutoConfig.register(EveConfig.model_type, EveConfig)
+AutoModelForImageTextToText.register(EveConfig, EveForConditionalGeneration)
+
+__all__ = [
+    "PACKED_SDPA",
+    "PATCH_EMBEDDINGS",
+    "PROJECTORS",
+    "EveConfig",
+    "EveForConditionalGeneration",
+    "EveOutput",
+    "EveV1PatchEmbedding",
+    "ImageTokens",
+    "load",
+]

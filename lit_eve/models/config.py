@@ -1,0 +1,61 @@
+"""EveConfig: everything that the architecture is, in one config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from lit_eve.processing.geometry import ImageGeometry
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class EveConfig(PreTrainedConfig):
+    """Configuration of :class:`~lit_eve.models.EveForConditionalGeneration`.
+
+    Args:
+        text_config: config of the decoder, any causal LM of transformers (a config, or a dict with its ``model_type``).
+        patch_embedding: ``{"name": ..., **arguments}`` of a registered patch embedding.
+        projector: ``{"name": ..., **arguments}`` of a registered projector.
+        geometry: fields of :class:`~lit_eve.processing.ImageGeometry`.
+        aligner: ``{"name": ..., **arguments}`` of a registered aligner that the model was trained with; None without one.
+        teacher: folder or hub name of the teacher that the aligner predicts; None without one.
+        teacher_layer: hidden state of the teacher that is predicted.
+        alignment_weight: factor of the alignment loss in the total loss.
+        image_token_id: id that marks an image slot in ``input_ids``. It may lie outside the vocabulary: the row is never
+            looked up. Default: the first id behind the vocabulary.
+        image_mean, image_std: normalisation of pixels in 0..1, per channel.
+    """
+
+    model_type = "lit_eve"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    patch_embedding: dict[str, Any] | None = None
+    projector: dict[str, Any] | None = None
+    geometry: dict[str, Any] | None = None
+    aligner: dict[str, Any] | None = None
+    teacher: str | None = None
+    teacher_layer: int = -2
+    alignment_weight: float = 1.0
+    image_token_id: int | None = None
+    image_mean: tuple[float, ...] | list[float] = CLIP_MEAN
+    image_std: tuple[float, ...] | list[float] = CLIP_STD
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # makes text_config a config
+        self.patch_embedding = dict(self.patch_embedding or {"name": "eve_v1"})
+        self.projector = dict(self.projector or {"name": "mlp_gelu"})
+        self.geometry = ImageGeometry(**(self.geometry or {})).to_dict()
+        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
+        if self.image_token_id is None:
+            self.image_token_id = self.text_config.vocab_size
+
+    @property
+    def image_geometry(self) -> ImageGeometry:
+        """The geometry as an object."""
+        return ImageGeometry(**self.geometry)

@@ -1,0 +1,376 @@
+"""The encoder-free vision-language model: patches go through a thin embedding straight into a decoder-only language model.
+
+Notation: B rows, T tokens per row, D width, V vocabulary, N images, P patches, C teacher image size, M supervised positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from lit_eve.errors import CheckpointError, ConfigError, LitEveError
+from lit_eve.losses import (
+    ALIGNERS,
+    FrozenTeacher,
+    load_teacher,
+    next_token_loss,
+    patch_alignment_loss,
+    target_positions_of,
+)
+from lit_eve.models.attention import PACKED_SDPA, packed_rows
+from lit_eve.models.config import EveConfig
+from lit_eve.models.generation import repeat_images
+from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens
+from lit_eve.models.projector import PROJECTORS
+from lit_eve.models.splice import ImageLayout, TeacherCells, splice
+from lit_eve.models.taps import hidden_state_taps
+
+ALIGNER_FILE = "aligner.safetensors"
+
+
+@dataclass
+class EveOutput(ModelOutput):
+    """Output of :class:`EveForConditionalGeneration`; what was not asked for is None."""
+
+    loss: Tensor | None = None  # 0-dim float32: language_loss + alignment_weight * alignment_loss
+    logits: Tensor | None = None  # (B, kept, V)
+    language_loss: Tensor | None = None  # 0-dim float32
+    alignment_loss: Tensor | None = None  # 0-dim float32, with a teacher only
+    num_correct: Tensor | None = None  # 0-dim int64: targets predicted right; in eval mode with labels
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def normalize_pixels(pixels: Tensor, mean: list[float], std: list[float], dtype: torch.dtype) -> Tensor:
+    """(x / 255 - mean) / std per channel: (rows, 3, n) uint8 -> the same in ``dtype``; the arithmetic is float32."""
+    scaled = pixels.float() / 255
+    for channel in range(3):  # scalars: no buffer that a cast to bf16 would round, no copy to the device
+        scaled[:, channel].sub_(mean[channel]).div_(std[channel])
+    return scaled.to(dtype)
+
+
+class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """EVE (arXiv 2406.11832): patch embedding, projector and any causal language model of transformers, taken as it is.
+
+    The aligner and the frozen teacher exist in training only, after :meth:`attach_teacher`. The aligner is saved beside the
+    model in ``aligner.safetensors``; the teacher is never saved.
+
+    Args:
+        config: the architecture.
+    """
+
+    config_class = EveConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: EveConfig) -> None:
+        super().__init__(config)
+        geometry = config.image_geometry
+        if config.text_config._attn_implementation in (None, "sdpa"):
+            config.text_config._attn_implementation = PACKED_SDPA
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.patch_embedding = PATCH_EMBEDDINGS.build(config.patch_embedding, geometry=geometry)
+        self.projector = PROJECTORS.build(
+            config.projector, input_size=self.patch_embedding.width, output_size=config.text_config.hidden_size
+        )
+        self.geometry = geometry
+        self.aligner: nn.Module | None = None
+        self.teacher: FrozenTeacher | None = None
+        self.post_init()
+
+    # ---- what transformers asks of a model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Torch's own initialisation, as upstream; the language model initialises itself.
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The decoder's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's token embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder's lm_head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's lm_head."""
+        self.language_model.set_output_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        """The language model without its head."""
+        return self.language_model.get_decoder()
+
+    # ---- the teacher
+
+    def attach_teacher(self, teacher: FrozenTeacher | str | Path, aligner: dict[str, Any] | None = None) -> None:
+        """Add the frozen teacher and the aligner that predicts it; the next forward returns ``alignment_loss``.
+
+        Args:
+            teacher: the teacher, or the folder or hub name of a CLIP.
+            aligner: ``{"name": ..., **arguments}``; default: the config's, else ``layerwise``.
+
+        Raises:
+            ConfigError: the teacher's image size or patch size is not the one of the geometry, or the aligner is unknown.
+            CheckpointError: there is no CLIP at that place.
+        """
+        if not isinstance(teacher, FrozenTeacher):
+            self.config.teacher = str(teacher)
+            teacher = load_teacher(teacher, self.config.teacher_layer, dtype=self.dtype)
+        geometry = self.geometry
+        for key, found in (("teacher_image_size", teacher.image_size), ("teacher_patch_size", teacher.patch_size)):
+            if getattr(geometry, key) != found:
+                raise ConfigError(
+                    f"geometry.{key} is {getattr(geometry, key)}, but the teacher was made for {found}: "
+                    "its grid would not lie on the student's"
+                )
+        self.config.aligner = dict(aligner or self.config.aligner or {"name": "layerwise"})
+        text_config = self.config.text_config
+        self.aligner = ALIGNERS.build(
+            self.config.aligner,
+            hidden_size=text_config.hidden_size,
+            num_layers=text_config.num_hidden_layers,
+            teacher_width=teacher.width,
+        ).to(device=self.device, dtype=self.dtype)
+        self.teacher = teacher.to(self.device)
+
+    def save_pretrained(self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
+        """Write a transformers folder that needs no teacher; an aligner goes into a file of its own beside the weights."""
+        weights = self.state_dict() if state_dict is None else state_dict
+        prefix = "aligner."
+        aligner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        weights = {key: value for key, value in weights.items() if not key.startswith(prefix)}
+        super().save_pretrained(save_directory, state_dict=weights, **kwargs)
+        if aligner and kwargs.get("is_main_process", True):
+            save_file({key: value.contiguous() for key, value in aligner.items()}, Path(save_directory, ALIGNER_FILE))
+
+    def load_aligner(self, folder: str | Path) -> None:
+        """Give the attached aligner the weights that were saved in ``folder``, if there are any.
+
+        Raises:
+            CheckpointError: they belong to another aligner.
+        """
+        path = Path(folder, ALIGNER_FILE)
+        if self.aligner is None or not path.exists():
+            return
+        try:
+            self.aligner.load_state_dict(load_file(path))
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} does not fit the aligner {self.config.aligner}: {error}") from error
+
+    # ---- forward
+
+    def embed_images(self, pixel_values: Tensor, image_of_token: Tensor, num_images: int) -> ImageTokens:
+        """Patches to tokens of the decoder's width.
+
+        Args:
+            pixel_values: (P, 3 * p * p) uint8, or float if normalised already.
+            image_of_token: (Q,) int64.
+            num_images: N.
+
+        Returns:
+            tokens (Q, D), classes (N, D) or None, split (D,) or None.
+        """
+        dtype = self.dtype
+        if pixel_values.dtype == torch.uint8:
+            patches = self._normalize(pixel_values.unflatten(1, (3, -1)), dtype).flatten(1)
+        else:
+            patches = pixel_values.to(dtype)
+        tokens, classes, split = self.patch_embedding(patches, image_of_token, num_images)
+        parts = [part for part in (tokens, classes, split[None] if split is not None else None) if part is not None]
+        projected = iter(self.projector(torch.cat(parts)).split([len(part) for part in parts]))
+        return ImageTokens(
+            next(projected),
+            next(projected) if classes is not None else None,
+            next(projected)[0] if split is not None else None,
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_hw: Tensor | None = None,
+        teacher_pixel_values: Tensor | None = None,
+        target_positions: Tensor | None = None,
+        num_targets: Tensor | int | None = None,
+        num_images: Tensor | int | None = None,
+        logits_to_keep: int | Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> EveOutput:
+        """Run the decoder over text and images; with labels, return the losses.
+
+        Args:
+            input_ids: (B, T) int64 with every image slot expanded to its number of tokens.
+            labels: (B, T) int64, not shifted, -100 where nothing is supervised.
+            position_ids: (B, T) int64; in packed rows they restart at every sample.
+            attention_mask: (B, T), 0 at padding; for batches that are padded instead of packed.
+            cu_seqlens: (S + 1,) int32, boundaries of the samples over the flattened B * T tokens, for packed rows.
+            pixel_values: (P, 3 * p * p) uint8 patches of all images, (0, 3 * p * p) without images.
+            image_grid_hw: (N, 2) int64, rows and columns in patches, in the order of the images' slots.
+            teacher_pixel_values: (N, 3, C, C) uint8, needed for the alignment loss.
+            target_positions: (M,) int64, see :func:`~lit_eve.losses.target_positions_of`, which is called if this is missing.
+            num_targets: what the summed language loss is divided by; default: M.
+            num_images: what the summed alignment loss is divided by; default: N.
+            logits_to_keep: logits of the last n positions (0: of all), or of these positions; default: none with labels, else
+                all.
+            inputs_embeds: (B, T, D) instead of ``input_ids``; without images.
+            past_key_values, use_cache: the KV cache of generation.
+            **kwargs: go to the decoder.
+
+        Raises:
+            LitEveError: image slots and images do not match, or an argument that the others need is missing.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise LitEveError("give either input_ids or inputs_embeds")
+        layout = None
+        if pixel_values is not None:
+            if image_grid_hw is None or input_ids is None:
+                raise LitEveError("pixel_values need image_grid_hw and input_ids")
+            layout = ImageLayout.of(
+                input_ids, image_grid_hw, len(pixel_values), self.geometry, self.config.image_token_id
+            )
+        if inputs_embeds is None:
+            inputs_embeds = self._embed_text(input_ids)  # (B, T, D)
+        if layout is not None:
+            images = self.embed_images(pixel_values, layout.image_of_token, len(image_grid_hw))
+            inputs_embeds = splice(inputs_embeds, layout, *images)
+
+        cells, taps = None, ()
+        if self.teacher is not None and labels is not None and layout is not None:
+            if teacher_pixel_values is None:
+                raise LitEveError("a teacher is attached, but the batch has no teacher_pixel_values")
+            cells, taps = TeacherCells.of(layout, image_grid_hw, self.geometry), self.aligner.taps
+
+        def at_cells(hidden: Tensor) -> Tensor:
+            """(B, T, D) -> (M, D): the mean over the image tokens of each teacher patch."""
+            return hidden.flatten(0, 1)[cells.positions].mean(1)
+
+        if cu_seqlens is not None:
+            if past_key_values is not None or attention_mask is not None:
+                raise LitEveError("packed rows (cu_seqlens) have neither an attention_mask nor a KV cache")
+            use_cache = False
+            if self.config.text_config._attn_implementation == PACKED_SDPA:
+                attention_mask, packed = packed_rows(cu_seqlens, *inputs_embeds.shape[:2])
+                kwargs |= packed
+        decoder = self.get_decoder()
+        with hidden_state_taps(decoder.layers if taps else (), taps, at_cells) as states:
+            outputs = decoder(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        hidden = outputs.last_hidden_state  # (B, T, D)
+
+        result = EveOutput(
+            past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+        if labels is not None:
+            self._add_language_loss(result, hidden, labels, target_positions, num_targets)
+            result.loss = result.language_loss
+        if cells is not None:
+            states[0], states[taps[0]] = at_cells(inputs_embeds), at_cells(hidden)
+            self._add_alignment_loss(result, [states[tap] for tap in taps], cells, teacher_pixel_values, num_images)
+            result.loss = result.loss + self.config.alignment_weight * result.alignment_loss
+        if logits_to_keep is None:
+            logits_to_keep = 0 if labels is None else None
+        if logits_to_keep is not None:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result.logits = self.get_output_embeddings()(hidden[:, keep])
+        return result
+
+    def _normalize(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        return normalize_pixels(pixels, self.config.image_mean, self.config.image_std, dtype)
+
+    def _embed_text(self, input_ids: Tensor) -> Tensor:
+        # Image slots may carry an id outside the vocabulary; their rows are overwritten.
+        embedding = self.get_input_embeddings()
+        return embedding(input_ids.masked_fill(input_ids == self.config.image_token_id, 0))
+
+    def _add_language_loss(
+        self,
+        result: EveOutput,
+        hidden: Tensor,
+        labels: Tensor,
+        positions: Tensor | None,
+        num_targets: Tensor | int | None,
+    ) -> None:
+        if positions is None:
+            positions = target_positions_of(labels)  # (M,)
+        targets = labels.flatten()[positions + 1]  # (M,)
+        head = self.get_output_embeddings()
+        loss = next_token_loss(hidden.flatten(0, 1)[positions], targets, head, count_correct=not self.training)
+        result.language_loss = loss.total / _at_least_one(len(positions) if num_targets is None else num_targets)
+        result.num_correct = loss.num_correct
+
+    def _add_alignment_loss(
+        self,
+        result: EveOutput,
+        features: list[Tensor],
+        cells: TeacherCells,
+        teacher_pixel_values: Tensor,
+        num_images: Tensor | int | None,
+    ) -> None:
+        count = len(teacher_pixel_values)
+        predictions = self.aligner(features)  # (M, K); runs without images too, so that all ranks do the same
+        if count:
+            pixels = self._normalize(teacher_pixel_values, self.teacher.dtype)
+            targets = self.teacher(pixels).flatten(0, 1)[cells.teacher_index]  # (M, K)
+        else:
+            targets = torch.zeros_like(predictions)
+        total = patch_alignment_loss(predictions, targets, cells.image_of_cell, count)
+        result.alignment_loss = total / _at_least_one(count if num_images is None else num_images)
+
+    # ---- generation
+
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
+        """Images enter with the prompt only; later steps find them in the KV cache."""
+        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for key in ("pixel_values", "image_grid_hw"):
+                inputs.pop(key, None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Beams and several samples per prompt repeat rows; patches are no rows and are repeated image by image."""
+        images = {key: kwargs.pop(key, None) for key in ("pixel_values", "image_grid_hw")}
+        if expand_size > 1 and images["pixel_values"] is not None:
+            images = repeat_images(
+                input_ids, **images, times=expand_size, geometry=self.geometry, image_token_id=self.config.image_token_id
+            )
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | {key: value for key, value in images.items() if value is not None}
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

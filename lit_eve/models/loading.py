@@ -1,0 +1,160 @@
+"""One loader for everyone: notebooks, evaluation, chat, demo and training."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from lit_eve.errors import CheckpointError
+from lit_eve.models import official
+from lit_eve.models.config import EveConfig
+from lit_eve.models.eve import EveForConditionalGeneration
+
+if TYPE_CHECKING:
+    from lit_eve.processing import EveProcessor
+
+ENTRY = "lit_eve"
+"""Key of a Lightning checkpoint under which :func:`describe` is stored."""
+
+
+def load(
+    path: str | Path,
+    *,
+    teacher: bool | str | Path = False,
+    tokenizer: str | Path | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> tuple[EveForConditionalGeneration, EveProcessor]:
+    """Load a model and its processor, ready for inference.
+
+    Args:
+        path: a folder saved by ``save_pretrained``; a run folder, whose ``model/`` is taken; an official EVE v1 checkpoint;
+            or a Lightning checkpoint (``*.ckpt``).
+        teacher: attach the frozen teacher and the trained aligner: True for the one that the config names, or its folder.
+        tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
+        dtype: floating type of the weights; "auto": as saved.
+        device: where the model goes.
+        **kwargs: for ``from_pretrained``, for example ``attn_implementation``.
+
+    Raises:
+        CheckpointError: ``path`` is none of these, its weights do not fit its config, or it has no tokenizer.
+    """
+    path = Path(path)
+    if path.suffix == ".ckpt":
+        config, weights, processor = _read_lightning(path)
+    else:
+        path = find_model_folder(path)
+        if official.is_official(read_json(path / "config.json")):
+            config, weights = official.read_config(path), official.read_weights(path)
+        else:
+            config, weights = EveConfig.from_pretrained(path), None
+        processor = _load_processor(path, config, tokenizer)
+    model, aligner = _build(path, config, weights, dtype=dtype, **kwargs)
+    if teacher:
+        if teacher is True and config.teacher is None:
+            raise CheckpointError(f"{path} was trained without a teacher; name the folder of one")
+        model.attach_teacher(config.teacher if teacher is True else teacher)
+        if aligner:
+            model.aligner.load_state_dict(aligner)
+        else:
+            model.load_aligner(path)
+    return model.to(device).eval(), processor
+
+
+def find_model_folder(path: Path) -> Path:
+    """``path``, or the ``model`` folder of the run in ``path``.
+
+    Raises:
+        CheckpointError: there is no config.json in either.
+    """
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    what = "is no folder" if not path.is_dir() else "holds no config.json, nor does its folder 'model'"
+    raise CheckpointError(f"{path} {what}: no run, transformers folder or official EVE checkpoint")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON file.
+
+    Raises:
+        CheckpointError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is no valid JSON: {error}") from error
+
+
+def describe(model: EveForConditionalGeneration, processor: EveProcessor) -> dict[str, Any]:
+    """What a Lightning checkpoint must hold besides the weights for :func:`load` to rebuild model and processor."""
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+    return {"config": model.config.to_json_string(use_diff=False), "processor": files}
+
+
+def _read_lightning(path: Path) -> tuple[EveConfig, dict[str, Tensor], EveProcessor]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if ENTRY not in checkpoint:
+        raise CheckpointError(f"{path} is no checkpoint of LitEve: it has no entry {ENTRY!r}")
+    entry = checkpoint[ENTRY]
+    config = EveConfig.from_dict(json.loads(entry["config"]))
+    prefix = "model."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in entry["processor"].items():
+            Path(folder, name).write_bytes(content)
+        processor = _load_processor(Path(folder), config, None)
+    return config, weights, processor
+
+
+def _build(
+    path: Path, config: EveConfig, weights: dict[str, Tensor] | None, **kwargs: Any
+) -> tuple[EveForConditionalGeneration, dict[str, Tensor]]:
+    """The model, and the weights of its aligner where they came with the others."""
+    prefix = "aligner."
+    aligner = {k.removeprefix(prefix): v for k, v in (weights or {}).items() if k.startswith(prefix)}
+    if weights is None:
+        source: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    else:
+        rest = {key: value for key, value in weights.items() if not key.startswith(prefix)}
+        source = {"pretrained_model_name_or_path": None, "state_dict": rest}
+    try:
+        model, info = EveForConditionalGeneration.from_pretrained(
+            **source, config=config, output_loading_info=True, **kwargs
+        )
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info.get(problem, ()))):
+            raise CheckpointError(f"{path}: {problem.replace('_', ' ')}: {', '.join(keys[:5])}{', ...' * (len(keys) > 5)}")
+    return model, aligner
+
+
+def _load_processor(folder: Path, config: EveConfig, tokenizer: str | Path | None) -> EveProcessor:
+    from lit_eve.processing import EveProcessor
+
+    if tokenizer is None and (folder / "processor_config.json").is_file():
+        return EveProcessor.from_pretrained(folder)
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{tokenizer or folder} holds no tokenizer; name one with tokenizer=...: {error}") from error
+    return EveProcessor(
+        loaded,
+        geometry=config.image_geometry,
+        image_token_id=config.image_token_id,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+    )
