@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+
+from lit_eve.models import EveForConditionalGeneration, official
+from tests.models import reference
+
+
+def load_official(teacher: bool = True, **kwargs) -> EveForConditionalGeneration:
+    """The reference weights in our layout."""
+    config = official.read_config(reference.WEIGHTS)
+    weights = official.read_weights(reference.WEIGHTS)
+    aligner = {key.removeprefix("aligner."): weights.pop(key) for key in list(weights) if key.startswith("aligner.")}
+    model = EveForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, **kwargs)
+    if teacher:
+        model.attach_teacher(config.teacher)
+        model.aligner.load_state_dict(aligner)
+    return model.train()
+
+
+@pytest.fixture
+def model() -> EveForConditionalGeneration:
+    return load_official()
