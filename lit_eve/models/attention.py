@@ -79,9 +79,7 @@ def packed_sdpa_attention(
         (B, T, h, d) and no attention weights.
     """
     if sample_lengths is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if kwargs.get("sliding_window") is not None and max(sample_lengths) > kwargs["sliding_window"]:
         raise NotImplementedError(f"{PACKED_SDPA} has no sliding window; choose another attention implementation")
     groups = getattr(module, "num_key_value_groups", 1)

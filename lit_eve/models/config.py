@@ -50,7 +50,7 @@ class EveConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)  # makes text_config a config
         self.patch_embedding = dict(self.patch_embedding or {"name": "eve_v1"})
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
-        self.geometry = ImageGeometry(**(self.geometry or {})).to_dict()
+        self.geometry = ImageGeometry.from_dict(self.geometry or {}).to_dict()
         self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
         if self.image_token_id is None:
             self.image_token_id = self.text_config.vocab_size
@@ -58,4 +58,4 @@ class EveConfig(PreTrainedConfig):
     @property
     def image_geometry(self) -> ImageGeometry:
         """The geometry as an object."""
-        return ImageGeometry(**self.geometry)
+        return ImageGeometry.from_dict(self.geometry)

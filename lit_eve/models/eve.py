@@ -29,7 +29,7 @@ from lit_eve.models.config import EveConfig
 from lit_eve.models.generation import repeat_images
 from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens
 from lit_eve.models.projector import PROJECTORS
-from lit_eve.models.splice import ImageLayout, TeacherCells, splice
+from lit_eve.models.splice import ImageLayout, TeacherCells, check, splice
 from lit_eve.models.taps import hidden_state_taps
 
 ALIGNER_FILE = "aligner.safetensors"
@@ -252,9 +252,10 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             if image_grid_hw is None or input_ids is None:
                 raise LitEveError("pixel_values need image_grid_hw and input_ids")
-            layout = ImageLayout.of(
-                input_ids, image_grid_hw, len(pixel_values), self.geometry, self.config.image_token_id
-            )
+            layout = ImageLayout.of(input_ids, image_grid_hw, len(pixel_values), self.geometry, self.config.image_token_id)
+        elif input_ids is not None:
+            no_slot = (input_ids != self.config.image_token_id).all()
+            check(no_slot, "input_ids hold image slots, but no images (pixel_values, image_grid_hw) came with them")
         if inputs_embeds is None:
             inputs_embeds = self._embed_text(input_ids)  # (B, T, D)
         if layout is not None:
@@ -269,7 +270,8 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         def at_cells(hidden: Tensor) -> Tensor:
             """(B, T, D) -> (M, D): the mean over the image tokens of each teacher patch."""
-            return hidden.flatten(0, 1)[cells.positions].mean(1)
+            chosen = hidden.flatten(0, 1).index_select(0, cells.positions.flatten())
+            return chosen.unflatten(0, cells.positions.shape).mean(1)
 
         if cu_seqlens is not None:
             if past_key_values is not None or attention_mask is not None:
@@ -327,7 +329,7 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             positions = target_positions_of(labels)  # (M,)
         targets = labels.flatten()[positions + 1]  # (M,)
         head = self.get_output_embeddings()
-        loss = next_token_loss(hidden.flatten(0, 1)[positions], targets, head, count_correct=not self.training)
+        loss = next_token_loss(hidden.flatten(0, 1).index_select(0, positions), targets, head, count_correct=not self.training)
         result.language_loss = loss.total / _at_least_one(len(positions) if num_targets is None else num_targets)
         result.num_correct = loss.num_correct
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lit_eve.models.splice import enumerate_segments
 from lit_eve.processing.geometry import ImageGeometry
 
 
@@ -35,8 +36,7 @@ def repeat_images(
     images_of_row = torch.bincount(row_of_image, minlength=len(input_ids)).tolist()
     images = torch.arange(len(image_grid_hw), device=image_grid_hw.device).split(images_of_row)
     order = torch.cat([row.repeat(times) for row in images])  # (times * N,)
-    patches = torch.arange(len(pixel_values), device=pixel_values.device).split(image_grid_hw.prod(1).tolist())
-    return {
-        "pixel_values": pixel_values[torch.cat([patches[image] for image in order.tolist()])],
-        "image_grid_hw": image_grid_hw[order],
-    }
+    patches = image_grid_hw.prod(1)  # (N,) of each image
+    repeated, offset = enumerate_segments(patches[order], times * len(pixel_values))
+    first_patch = (patches.cumsum(0) - patches)[order]  # (times * N,)
+    return {"pixel_values": pixel_values[first_patch[repeated] + offset], "image_grid_hw": image_grid_hw[order]}

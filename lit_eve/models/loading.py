@@ -131,9 +131,7 @@ def _build(
         rest = {key: value for key, value in weights.items() if not key.startswith(prefix)}
         source = {"pretrained_model_name_or_path": None, "state_dict": rest}
     try:
-        model, info = EveForConditionalGeneration.from_pretrained(
-            **source, config=config, output_loading_info=True, **kwargs
-        )
+        model, info = EveForConditionalGeneration.from_pretrained(**source, config=config, output_loading_info=True, **kwargs)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

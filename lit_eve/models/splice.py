@@ -43,7 +43,7 @@ class ImageLayout:
                 check runs on the device and surfaces at its next synchronisation.
         """
         grid = geometry.token_grid_of(image_grid_hw)  # (N, 2)
-        image, offset = _enumerate_segments(grid.prod(-1), num_patches // geometry.pool_size**2)  # (Q,), (Q,)
+        image, offset = enumerate_segments(grid.prod(-1), num_patches // geometry.pool_size**2)  # (Q,), (Q,)
         columns = grid[image, 1]  # (Q,)
         row, column = offset // columns, offset % columns
         slots = geometry.num_tokens_of_grid(image_grid_hw)  # (N,)
@@ -52,7 +52,7 @@ class ImageLayout:
         token_slot = first_slot[image] + int(geometry.class_token) + row * row_length + column  # (Q,)
 
         is_image = (input_ids == image_token_id).flatten()  # (B * T,)
-        _check(is_image.sum() == slots.sum(), "the number of image slots in input_ids is not what the images need")
+        check(is_image.sum() == slots.sum(), "the number of image slots in input_ids is not what the images need")
         # The inverse of the running count of slots; all text tokens write into the spare last place.
         size = len(is_image)
         position_of_slot = torch.zeros(size + 1, dtype=torch.long, device=input_ids.device)
@@ -80,7 +80,7 @@ class TeacherCells:
         k = geometry.tokens_per_teacher_patch
         grid = geometry.token_grid_of(image_grid_hw)  # (N, 2)
         cells = grid // k  # (N, 2)
-        image, offset = _enumerate_segments(cells.prod(-1), len(layout.token_position) // k**2)  # (M,), (M,)
+        image, offset = enumerate_segments(cells.prod(-1), len(layout.token_position) // k**2)  # (M,), (M,)
         columns = cells[image, 1]
         row, column = offset // columns, offset % columns
 
@@ -96,9 +96,7 @@ class TeacherCells:
         return cls(image, teacher_index, layout.token_position[token])
 
 
-def splice(
-    text_embeds: Tensor, layout: ImageLayout, tokens: Tensor, classes: Tensor | None, split: Tensor | None
-) -> Tensor:
+def splice(text_embeds: Tensor, layout: ImageLayout, tokens: Tensor, classes: Tensor | None, split: Tensor | None) -> Tensor:
     """Put the image tokens into their slots.
 
     Args:
@@ -121,7 +119,7 @@ def splice(
     return embeds.index_copy(0, positions, rows.to(embeds.dtype)).view(shape)
 
 
-def _enumerate_segments(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def enumerate_segments(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """For consecutive segments of ``counts`` (N,) elements: each element's segment and its offset there, (total,) each."""
     segments = torch.arange(len(counts), device=counts.device)
     segment = torch.repeat_interleave(segments, counts, output_size=total)
@@ -129,7 +127,8 @@ def _enumerate_segments(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     return segment, torch.arange(total, device=counts.device) - starts[segment]
 
 
-def _check(condition: Tensor, message: str) -> None:
+def check(condition: Tensor, message: str) -> None:
+    """Raise LitEveError(message) unless ``condition`` (0-dim bool) holds; off the CPU, without waiting for the device."""
     if condition.device.type == "cpu":
         if not condition:
             raise LitEveError(message)

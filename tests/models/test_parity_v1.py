@@ -44,7 +44,9 @@ def test_patch_tokens_and_projector(model, image):
     pixels = normalize_pixels(pixels, model.config.image_mean, model.config.image_std, torch.float32).flatten(1)
     before = in_order(model.patch_embedding(pixels, image_of_token, 1))
     assert_close(before, expected[f"{image}.before_projector"], rtol=0, atol=1e-5)
-    assert_close(in_order(model.embed_images(patches, image_of_token, 1)), expected[f"{image}.after_projector"], rtol=0, atol=1e-5)
+    assert_close(
+        in_order(model.embed_images(patches, image_of_token, 1)), expected[f"{image}.after_projector"], rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -93,7 +95,9 @@ def test_teacher_targets_and_predictions(model, name, monkeypatch):
     import lit_eve.models.eve as eve
 
     original = eve.patch_alignment_loss
-    monkeypatch.setattr(eve, "patch_alignment_loss", lambda *a: seen.update(zip(["pred", "target", "image"], a, strict=False)) or original(*a))
+    monkeypatch.setattr(
+        eve, "patch_alignment_loss", lambda *a: seen.update(zip(["pred", "target", "image"], a, strict=False)) or original(*a)
+    )
     model(**reference.padded_batch(name, *ids(model)))
     expected, images = reference.tensors(name), [i for i, image in enumerate(reference.SAMPLES[name]) if image]
     for count, index in enumerate(images):

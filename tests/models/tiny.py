@@ -1,0 +1,106 @@
+"""Tiny random models, and batches of random text with images at random places."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from lit_eve.losses import FrozenTeacher, target_positions_of
+from lit_eve.models import EveConfig, EveForConditionalGeneration
+
+VOCAB = 61
+GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "teacher_image_size": 64, "teacher_patch_size": 8}
+HD_GEOMETRY = {"image_size": 128, "patch_size": 4, "pool_size": 2, "teacher_image_size": 64, "teacher_patch_size": 8}
+COMMON = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+DECODERS = {
+    "llama": {"model_type": "llama", **COMMON},
+    "llama_gqa": {"model_type": "llama", **COMMON, "num_key_value_heads": 2},
+    "qwen2_tied": {"model_type": "qwen2", **COMMON, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", **COMMON, "num_key_value_heads": 2, "head_dim": 16},
+}
+
+
+def config(decoder: str = "llama", **kwargs) -> EveConfig:
+    fields = {"geometry": GEOMETRY, "patch_embedding": {"name": "eve_v1", "width": 16, "num_heads": 4}} | kwargs
+    return EveConfig(text_config=dict(DECODERS[decoder]), **fields)
+
+
+def teacher(width: int = 32) -> FrozenTeacher:
+    vision = CLIPVisionConfig(
+        hidden_size=width, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8
+    )
+    return FrozenTeacher(CLIPVisionModel(vision))
+
+
+def model(decoder: str = "llama", with_teacher: bool = False, seed: int = 0, **kwargs) -> EveForConditionalGeneration:
+    torch.manual_seed(seed)
+    model = EveForConditionalGeneration(config(decoder, **kwargs))
+    for parameter in model.parameters():  # larger than the usual initialisation, so that differences show
+        torch.nn.init.normal_(parameter, std=0.15)
+    if with_teacher:
+        model.attach_teacher(teacher(), {"name": "layerwise", "layer_interval": 2, "num_heads": 4})
+    return model
+
+
+def samples(model: EveForConditionalGeneration, images: list[int], seed: int = 0) -> list[dict[str, Tensor]]:
+    """One sample per entry, with so many images of random shapes at random places; half of the text is supervised."""
+    generator, geometry, out = torch.Generator().manual_seed(seed), model.geometry, []
+    cell, side = geometry.cell_size // geometry.patch_size, geometry.image_size // geometry.cell_size
+    draw = lambda low, high, *size: torch.randint(low, high, size, generator=generator)  # noqa: E731
+    for count in images:
+        grids = draw(1, side + 1, count, 2) * cell
+        pieces = [draw(3, VOCAB, 5)]
+        for grid in grids:
+            slots = int(geometry.num_tokens_of_grid(grid))
+            pieces += [torch.full((slots,), model.config.image_token_id), draw(3, VOCAB, int(draw(3, 9, 1)))]
+        ids = torch.cat(pieces)
+        supervised = (torch.rand(len(ids), generator=generator) < 0.5) & (ids != model.config.image_token_id)
+        supervised[0] = False
+        out.append(
+            {
+                "input_ids": ids,
+                "labels": torch.where(supervised, ids, -100),
+                "pixel_values": draw(0, 256, int(grids.prod(1).sum()), geometry.patch_dim).to(torch.uint8),
+                "image_grid_hw": grids,
+                "teacher_pixel_values": draw(0, 256, count, 3, 64, 64).to(torch.uint8),
+            }
+        )
+    return out
+
+
+def _images(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([row[key] for row in rows]) for key in ("pixel_values", "image_grid_hw", "teacher_pixel_values")}
+
+
+def padded(rows: list[dict[str, Tensor]], side: str = "right") -> dict[str, Tensor]:
+    length = max(len(row["input_ids"]) for row in rows)
+
+    def pad(x: Tensor, value: int) -> Tensor:
+        missing = length - len(x)
+        return torch.nn.functional.pad(x, (0, missing) if side == "right" else (missing, 0), value=value)
+
+    return {
+        "input_ids": torch.stack([pad(row["input_ids"], 0) for row in rows]),
+        "labels": torch.stack([pad(row["labels"], -100) for row in rows]),
+        "attention_mask": torch.stack([pad(torch.ones_like(row["input_ids"]), 0) for row in rows]),
+        **_images(rows),
+    }
+
+
+def packed(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """Each inner list becomes one row; the tail of a shorter row is a sample of its own, without labels."""
+    length = max(sum(len(sample["input_ids"]) for sample in row) for row in rows)
+    ids, labels, positions, lengths = [], [], [], []
+    for row in rows:
+        tail = length - sum(len(sample["input_ids"]) for sample in row)
+        padding = {"input_ids": torch.zeros(tail, dtype=torch.long), "labels": torch.full((tail,), -100)}
+        parts = [*row, padding] if tail else row
+        ids.append(torch.cat([part["input_ids"] for part in parts]))
+        labels.append(torch.cat([part["labels"] for part in parts]))
+        positions.append(torch.cat([torch.arange(len(part["input_ids"])) for part in parts]))
+        lengths += [len(part["input_ids"]) for part in parts]
+    batch = {"input_ids": torch.stack(ids), "labels": torch.stack(labels), "position_ids": torch.stack(positions)}
+    batch["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0).int()
+    batch["target_positions"] = target_positions_of(batch["labels"])
+    return batch | _images([sample for row in rows for sample in row])
