@@ -3,5 +3,29 @@
 from __future__ import annotations
 
 from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, ImageSource, image_size, load_image, patchify, teacher_canvas
+from lit_eve.processing.processor import EveProcessor
+from lit_eve.processing.sample import Message, Sample, parse_conversation
+from lit_eve.processing.templates import Dialogue, Segment, Template, templates
+from lit_eve.processing.tokenize import TextEncoder, Tokens
 
-__all__ = ["ImageGeometry"]
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "Dialogue",
+    "EveProcessor",
+    "ImageGeometry",
+    "ImageSource",
+    "Message",
+    "Sample",
+    "Segment",
+    "Template",
+    "TextEncoder",
+    "Tokens",
+    "image_size",
+    "load_image",
+    "parse_conversation",
+    "patchify",
+    "teacher_canvas",
+    "templates",
+]

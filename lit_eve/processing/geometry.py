@@ -2,9 +2,9 @@
 
     photo (any size) -> resized (whole teacher patches) -> patches -> pooling windows = tokens -> slots in the text
 
-The longest side becomes ``image_size``; the other keeps the aspect ratio, rounded *up* to whole teacher patches, so that
-the region the student sees and the region the teacher sees are one grid at two scales. Nothing is padded for the student;
-the teacher, which wants a square, sees its region in the middle of a canvas of the mean colour.
+The longest side becomes ``image_size``; the other keeps the aspect ratio, rounded *up* to whole teacher patches, so
+that the region the student sees and the one the teacher sees are the same grid at two scales. Nothing is padded for the
+student; the teacher, which wants a square, sees its region in the middle of a canvas of the mean colour.
 
 Widths come first in pixels (as in Pillow), rows come first in grids (as in tensors).
 """

@@ -32,9 +32,7 @@ def test_official_sizes(size):
         assert (rows * geometry.cell_size, cols * geometry.cell_size) == (top, left)
 
 
-@pytest.mark.parametrize(
-    "geometry", [ImageGeometry(), ImageGeometry(image_size=1344), NANO], ids=["672", "1344", "nano"]
-)
+@pytest.mark.parametrize("geometry", [ImageGeometry(), ImageGeometry(image_size=1344), NANO], ids=["672", "1344", "nano"])
 def test_many_images_at_once_equal_one_by_one(geometry):
     sizes = [case["wh"] for case in CASES["672"]]
     grids = np.array([geometry.patch_grid(*size) for size in sizes])

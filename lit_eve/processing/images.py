@@ -1,0 +1,187 @@
+"""A photo in any format becomes uint8 patches for the student, and a padded uint8 square for the CLIP teacher.
+
+Nothing is normalised here: ``(u8 / 255 - mean) / std`` is done by the model, on the device, so that a quarter of the bytes
+travel. Resampling is Pillow's bicubic on the whole photo, as upstream (EVEv1/eve/train/train.py): bit for bit the same pixels.
+
+Legend: H x W pooling windows, p side of a patch in pixels, P patches of an image, C side of the teacher's square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from os import PathLike, fspath
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+
+from lit_eve.errors import SampleError
+from lit_eve.processing.geometry import ImageGeometry
+
+ImageSource: TypeAlias = "bytes | str | PathLike[str] | Image.Image"
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+MAX_PIXELS = 89_478_485  # Pillow's own first warning level: 256 MB of RGB
+MAX_ASPECT_RATIO = 200.0
+
+_ORIENTATION_TAG = 0x0112
+# What the camera's orientation asks for (EXIF 2.3, section 4.6.4); 1, no change, is left out.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+def load_image(
+    source: ImageSource,
+    name: str | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_aspect_ratio: float = MAX_ASPECT_RATIO,
+) -> Image.Image:
+    """The upright RGB image behind ``source``; transparent pixels are seen over white.
+
+    Args:
+        source: the bytes of an image file, its path, or an image that is open already (which is left as it is).
+        name: what error messages call it, usually the key of the sample.
+        max_pixels: images of more pixels are refused before they are decoded.
+        max_aspect_ratio: images whose long side is more than this many times the short one are refused.
+
+    Raises:
+        SampleError: missing, truncated or no image at all, too large, or too narrow.
+    """
+    name = _name(source, name)
+    image, orientation = _open(source, name)
+    check_size(image.size, name, max_pixels, max_aspect_ratio)
+    try:
+        image = _to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError on broken files
+        raise SampleError(f"{name}: the image cannot be decoded: {error}") from error
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def image_size(
+    source: ImageSource,
+    name: str | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_aspect_ratio: float = MAX_ASPECT_RATIO,
+) -> tuple[int, int]:
+    """(width, height) that ``load_image`` would give, from the file's header alone.
+
+    Raises:
+        SampleError: as ``load_image``, except for pixels that turn out to be broken.
+    """
+    name = _name(source, name)
+    image, orientation = _open(source, name)
+    check_size(image.size, name, max_pixels, max_aspect_ratio)
+    width, height = image.size
+    return (height, width) if orientation in _SIDEWAYS else (width, height)
+
+
+def patchify(image: Image.Image, geometry: ImageGeometry) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The patches of an RGB image that the student sees, and their grid.
+
+    Each row is one patch, flattened as (channel, y, x), so that a convolution's weight reshaped to ``(out, 3 * p * p)``
+    applies. Rows are ordered window by window (row-major), and row-major inside a window, so that
+    ``patches.view(-1, pool * pool, 3 * p * p)`` are the pooling windows.
+
+    Returns:
+        uint8 (P, 3 * p * p), and (rows, columns) in patches.
+    """
+    pixels = np.asarray(image.resize(geometry.resized(*image.size), Image.Resampling.BICUBIC))
+    patches = rearrange(
+        pixels,
+        "(H i y) (W j x) c -> (H W i j) (c y x)",
+        i=geometry.pool_size,
+        j=geometry.pool_size,
+        y=geometry.patch_size,
+        x=geometry.patch_size,
+    )
+    return torch.from_numpy(np.ascontiguousarray(patches)), geometry.patch_grid(*image.size)
+
+
+def teacher_canvas(image: Image.Image, geometry: ImageGeometry, mean: Sequence[float] = CLIP_MEAN) -> torch.Tensor:
+    """The square that the CLIP teacher sees: the RGB image at the teacher's scale, in the middle of the mean colour.
+
+    Returns:
+        uint8 (3, C, C).
+    """
+    side = geometry.teacher_image_size
+    canvas = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    rows, cols = geometry.teacher_offset(*image.size)
+    offset = cols * geometry.teacher_patch_size, rows * geometry.teacher_patch_size
+    canvas.paste(image.resize(geometry.teacher_resized(*image.size), Image.Resampling.BICUBIC), offset)
+    return torch.from_numpy(rearrange(np.asarray(canvas), "y x c -> c y x").copy())
+
+
+def _name(source: ImageSource, name: str | None) -> str:
+    if name is not None:
+        return name
+    return fspath(source) if isinstance(source, str | PathLike) else "image"
+
+
+def _open(source: ImageSource, name: str) -> tuple[Image.Image, int]:
+    """The image with its header read, and its EXIF orientation."""
+    try:
+        if isinstance(source, Image.Image):
+            image = source
+        else:
+            image = Image.open(BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source)
+    except Exception as error:  # as above; FileNotFoundError and DecompressionBombError among them
+        raise SampleError(f"{name}: the image cannot be opened: {error}") from error
+    return image, _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns these upright by itself, and reports their size so
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode all pixels to look behind them
+        return 1
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block is no reason to lose the photo
+        return 1
+
+
+def check_size(size: tuple[int, int], name: str, max_pixels: int, max_aspect_ratio: float) -> None:
+    """Raise SampleError if an image of this (width, height) is empty, too large or too narrow."""
+    width, height = size
+    if min(size) < 1:
+        raise SampleError(f"{name}: the image of {width} x {height} pixels is empty")
+    if width * height > max_pixels:
+        raise SampleError(f"{name}: the image has {width} x {height} pixels, more than the limit of {max_pixels}")
+    if max(size) > max_aspect_ratio * min(size):
+        raise SampleError(
+            f"{name}: the image of {width} x {height} pixels is narrower than the limit of 1:{max_aspect_ratio:g}"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Grey images of more than 8 bits: 16-bit integers are scaled by 255 / 65535, floats in 0..1 by 255."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    if image.mode == "F":
+        scale = 255.0 if values.max() <= 1 else 1.0
+    else:  # "I" holds 16-bit files as well, and 8-bit ones that were widened
+        scale = 255 / 65535 if image.mode != "I" or values.max() > 255 else 1.0
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))

@@ -1,0 +1,204 @@
+"""Segments become token ids and labels.
+
+Texts between two images (or special tokens) are tokenised in one piece, as upstream does between images, and the
+tokenizer's own offsets say which token lies in a supervised part: no piece is ever tokenised twice.
+
+Sentencepiece vocabularies (LLaMA, Vicuna) begin a text with a space that is not there. transformers 5 leaves it out when the
+text has a space of its own; sentencepiece, and with it the tokenizers that these models were trained with, does not. Here it
+is always put, as there. After a special token it is put for ``legacy=True`` only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lit_eve.errors import ConfigError, SampleError
+from lit_eve.processing.templates import Segment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100
+
+
+@dataclass
+class Chunk:
+    """Segments that are tokenised together: a run of texts, one special token, or one image."""
+
+    kind: str
+    text: str = ""
+    spans: list[tuple[int, bool]] = field(default_factory=list)  # (characters, supervised) of each text in the run
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids and labels of one sample; -100 where nothing is supervised. ``images`` are the (start, end) of slots."""
+
+    input_ids: list[int]
+    labels: list[int]
+    images: list[tuple[int, int]]
+
+    def truncate(self, max_length: int | None) -> Tokens:
+        """The first ``max_length`` tokens.
+
+        Raises:
+            SampleError: an image would be cut, or everything that is supervised.
+        """
+        if max_length is None or len(self.input_ids) <= max_length:
+            return self
+        for index, (_, end) in enumerate(self.images, 1):
+            if end > max_length:
+                raise SampleError(
+                    f"image {index} of {len(self.images)} ends at token {end} and does not fit in {max_length} tokens"
+                )
+        labels = self.labels[:max_length]
+        if all(label == IGNORE for label in labels):
+            raise SampleError(f"nothing that is supervised lies in the first {max_length} of its {len(self.input_ids)} tokens")
+        return Tokens(self.input_ids[:max_length], labels, self.images)
+
+
+class TextEncoder:
+    """The tokenizer's vocabulary and rules for plain text: what looks like a special token is text like any other.
+
+    Args:
+        tokenizer: any fast tokenizer of transformers. It is copied, never changed.
+
+    Raises:
+        ConfigError: the tokenizer is not backed by the ``tokenizers`` library.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ConfigError(f"a fast tokenizer is needed, got {type(tokenizer).__name__}")
+        state = json.loads(backend.to_str())
+        state.update(truncation=None, padding=None, post_processor=None)
+        scheme = _dummy_prefix(state)
+        self._prefix_always = scheme == "always"
+        self._prefix = scheme is not None
+        if scheme is not None:
+            state["pre_tokenizer"]["prepend_scheme"] = "never"
+        self._tokenizer = Tokenizer.from_str(json.dumps(state))
+        self._tokenizer.encode_special_tokens = True
+        self._special_ids = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
+        self.begin = _begin(tokenizer)
+
+    def encode(self, segments: Iterable[Segment], image_lengths: Sequence[int], image_token_id: int, bos: bool) -> Tokens:
+        """Ids and labels of a prompt.
+
+        Args:
+            segments: from a template.
+            image_lengths: tokens of each image, in order.
+            image_token_id: what fills the slots.
+            bos: put the tokenizer's own beginning in front.
+
+        Raises:
+            SampleError: there are more or fewer places than images.
+        """
+        chunks = _chunks(segments)
+        lengths = iter(_matched(chunks, image_lengths))
+        input_ids: list[int] = list(self.begin) if bos else []
+        labels = [IGNORE] * len(input_ids)
+        images: list[tuple[int, int]] = []
+        for chunk, previous in zip(chunks, ["image", *(chunk.kind for chunk in chunks)], strict=False):
+            if chunk.kind == "image":
+                length = next(lengths)
+                images.append((len(input_ids), len(input_ids) + length))
+                input_ids += [image_token_id] * length
+                labels += [IGNORE] * length
+            elif chunk.kind == "special":
+                token = self._special_ids[chunk.text]
+                input_ids.append(token)
+                labels.append(token if chunk.spans[0][1] else IGNORE)
+            else:
+                ids, targets = self._encode_text(chunk, previous)
+                input_ids += ids
+                labels += targets
+        return Tokens(input_ids, labels, images)
+
+    def count(
+        self, prompts: Sequence[Sequence[Segment]], image_lengths: Sequence[Sequence[int]], bos: bool
+    ) -> list[int | SampleError]:
+        """The lengths that ``encode`` would give, all prompts at once; a SampleError stands where it would be raised."""
+        totals: list[int | SampleError] = []
+        texts: list[str] = []
+        owners: list[int] = []
+        for index, (segments, lengths) in enumerate(zip(prompts, image_lengths, strict=True)):
+            chunks = _chunks(segments)
+            try:
+                total = sum(_matched(chunks, lengths)) + (len(self.begin) if bos else 0)
+            except SampleError as error:
+                totals.append(error)
+                continue
+            previous = "image"
+            for chunk in chunks:
+                if chunk.kind == "special":
+                    total += 1
+                elif chunk.kind == "text":
+                    texts.append(self._prefix_of(previous) + chunk.text)
+                    owners.append(index)
+                previous = chunk.kind
+            totals.append(total)
+        for owner, encoding in zip(owners, self._tokenizer.encode_batch_fast(texts), strict=True):
+            totals[owner] += len(encoding)
+        return totals
+
+    def _prefix_of(self, previous: str) -> str:
+        """The space that is not there, in front of a text that follows a chunk of kind ``previous``."""
+        return " " if self._prefix and (previous == "image" or self._prefix_always) else ""
+
+    def _encode_text(self, chunk: Chunk, previous: str) -> tuple[list[int], list[int]]:
+        prefix = self._prefix_of(previous)
+        encoding = self._tokenizer.encode(prefix + chunk.text)
+        supervised = np.repeat([flag for _, flag in chunk.spans], [length for length, _ in chunk.spans])
+        if supervised.all() or not supervised.any():
+            return encoding.ids, encoding.ids if supervised[0] else [IGNORE] * len(encoding.ids)
+        offsets = np.array(encoding.offsets)  # (tokens, 2), in characters
+        # A token belongs to the part in which its last character lies; the prefix to that of the first character.
+        last = np.maximum(offsets[:, 1] - 1, offsets[:, 0]) - len(prefix)
+        ids = np.array(encoding.ids)
+        labels = np.where(supervised[last.clip(0, len(supervised) - 1)], ids, IGNORE)
+        return encoding.ids, labels.tolist()
+
+
+def _dummy_prefix(state: dict[str, Any]) -> str | None:
+    """When a sentencepiece vocabulary puts its prefix ("first", "always"); None for other tokenizers."""
+    rule = state.get("pre_tokenizer") or {}
+    if rule.get("type") != "Metaspace" or rule.get("split", True) or rule.get("prepend_scheme") == "never":
+        return None
+    return rule["prepend_scheme"]
+
+
+def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer itself puts in front of a text."""
+    encoding = tokenizer("a", return_special_tokens_mask=True)
+    text = next((i for i, special in enumerate(encoding["special_tokens_mask"]) if not special), 0)
+    return encoding["input_ids"][:text]
+
+
+def _chunks(segments: Iterable[Segment]) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    for segment in segments:
+        if not segment.text:
+            continue
+        if segment.kind != "text" or not chunks or chunks[-1].kind != "text":
+            chunks.append(Chunk(segment.kind))
+        chunks[-1].text += segment.text
+        chunks[-1].spans.append((len(segment.text), segment.supervised))
+    return chunks
+
+
+def _matched(chunks: Sequence[Chunk], image_lengths: Sequence[int]) -> Sequence[int]:
+    places = sum(chunk.kind == "image" for chunk in chunks)
+    if places != len(image_lengths):
+        raise SampleError(f"the text has {places} places for images (<image>), but there are {len(image_lengths)} images")
+    return image_lengths
+
+
+__all__ = ["IGNORE", "TextEncoder", "Tokens"]
