@@ -1,0 +1,50 @@
+# `make` lists the targets. Needed: make and Python 3.11 or newer; everything else is installed into .venv.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Threads that wait must not spin: where cores are shared that costs up to ten times the work.
+export OMP_WAIT_POLICY := PASSIVE
+# Two test processes, one thread each: the models of the tests are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup nano test test-slow test-all lint format clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make .venv and install everything into it, with the versions of constraints.txt
+
+nano: $(INSTALLED) ## train the miniature EVE, all three stages, into runs/nano; goes on where it was interrupted
+	$(BIN)/lit-eve nano --output runs/nano
+
+test: $(INSTALLED) ## run the tests; WORKERS=4 runs four at a time
+	$(PYTEST)
+
+test-slow: $(INSTALLED) ## run only what `make test` leaves out: whole trainings, and what needs a GPU where there is one
+	$(PYTEST) -m "slow or gpu"
+
+test-all: test test-slow ## run all tests
+
+lint: $(INSTALLED) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## repair style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv, caches and build leftovers; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo 'lit_eve needs Python 3.11 or newer. Name one: make test PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
