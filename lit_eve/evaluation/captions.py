@@ -1,0 +1,51 @@
+"""How well captions are predicted, token by token, when the words before are given (teacher forcing)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from lit_eve.evaluation.metrics import TokenAccuracy
+from lit_eve.losses import target_positions_of
+from lit_eve.models import EveForConditionalGeneration
+
+_INPUTS = (
+    "input_ids",
+    "labels",
+    "position_ids",
+    "cu_seqlens",
+    "attention_mask",
+    "target_positions",
+    "pixel_values",
+    "image_grid_hw",
+)
+
+
+@torch.no_grad()
+def token_accuracy(
+    model: EveForConditionalGeneration, batches: Collection[Mapping[str, Any]], *, progress: str | None = "captions"
+) -> dict[str, float]:
+    """Accuracy and mean loss over all supervised tokens.
+
+    Args:
+        model: in eval mode. A teacher that is attached is not run.
+        batches: batches as a datamodule makes them: a loader, or a list.
+        progress: title of the progress bar; None: no bar.
+
+    Returns:
+        ``{"accuracy": ..., "loss": ...}``.
+    """
+    metric = TokenAccuracy().to(model.device)
+    teacher, model.teacher = model.teacher, None
+    try:
+        for batch in track(batches, progress or "", disable=progress is None):
+            inputs = {key: batch[key].to(model.device) for key in _INPUTS if isinstance(batch.get(key), Tensor)}
+            output = model(**inputs, num_targets=1)  # divided by 1: a sum
+            metric.update(output.num_correct, len(target_positions_of(inputs["labels"])), output.language_loss)
+    finally:
+        model.teacher = teacher
+    return {name: float(value) for name, value in metric.compute().items()}

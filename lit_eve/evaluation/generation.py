@@ -1,0 +1,87 @@
+"""Answers to many questions: prompts of like length together, in left-padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.progress import track
+
+from lit_eve.processing.images import ImageSource
+from lit_eve.processing.sample import IMAGE_PLACEHOLDER, Sample
+from lit_eve.training.generation import generate_answers
+
+if TYPE_CHECKING:
+    from lit_eve.models import EveForConditionalGeneration
+    from lit_eve.processing import EveProcessor
+
+
+class Query(NamedTuple):
+    """Something to answer.
+
+    Args:
+        images: files, bytes or PIL images, in the order of their places.
+        question: a text, or a conversation that ends with the user's turn. Images whose places (``<image>``) are not in
+            the text stand before it.
+    """
+
+    images: Sequence[ImageSource]
+    question: str | Sequence[Mapping[str, Any]]
+
+    @property
+    def conversation(self) -> list[Mapping[str, Any]]:
+        """The messages, with a place for every image."""
+        if not isinstance(self.question, str):
+            return list(self.question)
+        if IMAGE_PLACEHOLDER in self.question or not self.images:
+            return [{"role": "user", "content": self.question}]
+        content = [*({"type": "image"} for _ in self.images), {"type": "text", "text": self.question}]
+        return [{"role": "user", "content": content}]
+
+
+def answer_all(
+    model: EveForConditionalGeneration,
+    processor: EveProcessor,
+    queries: Sequence[Query | tuple[Sequence[ImageSource], str]],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    template: str | Mapping[str, Any] | None = None,
+    progress: str | None = "answering",
+    **generation: Any,
+) -> list[str]:
+    """One answer per query, in their order.
+
+    Prompts are sorted by length, the longest first: little padding, and what does not fit in memory fails at once. How queries
+    are batched does not change greedy answers.
+
+    Args:
+        model: in eval mode.
+        queries: (images, question) pairs.
+        batch_size: prompts per call of ``generate``.
+        max_new_tokens: length of the longest answer.
+        template: how conversations are written, instead of the processor's own.
+        progress: title of the progress bar; None: no bar.
+        **generation: further arguments of ``generate``: ``do_sample=True, temperature=0.7``. Greedy without.
+
+    Raises:
+        SampleError: a query that cannot be used, named by its index.
+    """
+    queries = [Query(*query) for query in queries]
+    samples = [Sample(f"query {i}", query.conversation, query.images) for i, query in enumerate(queries)]
+    lengths = processor.count_tokens_batch(samples, template=template, with_labels=False)
+    for length in lengths:
+        if isinstance(length, Exception):
+            raise length
+    order = sorted(range(len(queries)), key=lambda index: -lengths[index])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    answers = [""] * len(queries)
+    for batch in track(batches, progress or "", disable=progress is None):
+        prompts = processor(
+            images=[list(queries[index].images) for index in batch],
+            conversation=[queries[index].conversation for index in batch],
+            template=template,
+        )
+        for index, answer in zip(batch, generate_answers(model, processor, prompts, max_new_tokens, **generation), strict=True):
+            answers[index] = answer
+    return answers

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lit_eve.errors import LitEveError
+from lit_eve.interpretation import AttentionRecorder, attend, image_maps, overlay
+from tests.tiny_model import make_tiny, scene_image
+
+QUESTION = "where is the red circle?"
+
+
+def test_maps_are_the_attention_at_the_slots_of_each_image() -> None:
+    model, processor = make_tiny()
+    inputs = processor(
+        images=[[scene_image(0), scene_image(1)], [], [scene_image(2)]],
+        conversation=[[{"role": "user", "content": "<image>" * count + QUESTION}] for count in (2, 0, 1)],
+    )
+    ids = inputs["input_ids"]
+    places = torch.arange(ids.numel()).view(ids.shape).float()  # "attention" that tells where it stands
+    behind = torch.cat([places, torch.full((3, 2), -1.0)], 1)  # keys of tokens that were generated
+    slot = (ids == model.config.image_token_id).flatten().nonzero().flatten().tolist()
+    maps = image_maps(behind, ids, inputs["image_grid_hw"], model.geometry, model.config.image_token_id)
+    assert len(maps) == 3
+    for found, grid in zip(maps, inputs["image_grid_hw"].tolist(), strict=True):
+        rows, columns = grid[0] // 2, grid[1] // 2
+        slot.pop(0)  # the class token
+        expected = [[slot.pop(0) for _ in range(columns + 1)][:-1] for _ in range(rows)]  # every row ends with a split token
+        assert found.tolist() == expected
+    assert not slot
+
+
+@pytest.mark.parametrize("decoder", ["llama", "qwen2", "qwen3"])
+def test_attention_of_an_answer(decoder: str) -> None:
+    model, processor = make_tiny(decoder)
+    image = scene_image(3)
+    result = attend(model, processor, [image], QUESTION, max_new_tokens=4)
+    rows, columns = model.geometry.token_grid(*image.size)
+    assert len(result.maps) == 1 and result.maps[0].shape == (len(result.tokens), rows, columns)
+    assert result.total().shape == (rows, columns) and 0 < result.total().sum() < 1
+    assert result.answer.split() == " ".join(result.tokens).split()
+    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
+    inputs = processor(conversation=[{"role": "user", "content": content}])
+    with AttentionRecorder(model) as recorder:
+        model(**inputs)
+    (expected,) = image_maps(
+        recorder.mean()[:, 0], inputs["input_ids"], inputs["image_grid_hw"], model.geometry, model.config.image_token_id
+    )
+    torch.testing.assert_close(result.maps[0][0], expected, atol=1e-6, rtol=1e-4)
+
+
+def test_attention_needs_an_image() -> None:
+    with pytest.raises(LitEveError, match="no image"):
+        attend(*make_tiny(), [], QUESTION)
+
+
+def test_the_brightest_spot_of_an_overlay_is_where_the_attention_is() -> None:
+    image = scene_image(0)
+    rows, columns = image.height // 8, image.width // 8
+    heat = torch.full((rows, columns), 0.01)
+    heat[rows - 1, 1] = 0.2
+    picture = overlay(image, heat, size=4 * max(image.size), opacity=1.0)
+    assert picture.mode == "RGB" and picture.size == (4 * image.width, 4 * image.height)
+    brightness = np.asarray(picture, float).sum(-1)
+    y, x = np.unravel_index(brightness.argmax(), brightness.shape)
+    assert (y // 32, x // 32) == (rows - 1, 1)
+    assert overlay(image, torch.zeros(rows, columns)).size == image.size

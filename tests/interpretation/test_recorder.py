@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, GptOssConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lit_eve.errors import LitEveError
+from lit_eve.interpretation import AttentionRecorder
+from lit_eve.models import PACKED_SDPA, EveConfig, EveForConditionalGeneration
+
+SIZE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "eos_token_id": 49,
+    "initializer_range": 0.5,  # large weights: attention far from uniform
+}
+DECODERS = {
+    "llama": LlamaConfig(**SIZE),
+    "qwen2": Qwen2Config(**SIZE),
+    "qwen3": Qwen3Config(**SIZE, head_dim=16),
+    "mistral window": MistralConfig(**SIZE, sliding_window=4),
+}
+TEXT = torch.tensor([[0, 0, 0, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8]])
+MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [1] * 8])
+
+
+def make_model(name: str = "llama") -> EveForConditionalGeneration:
+    torch.manual_seed(0)
+    config = EveConfig(
+        text_config=DECODERS[name].to_dict(),
+        patch_embedding={"name": "eve_v1", "width": 16},
+        geometry={"image_size": 32, "patch_size": 4, "teacher_image_size": 32, "teacher_patch_size": 8},
+        pad_token_id=0,
+        eos_token_id=49,
+    )
+    return EveForConditionalGeneration(config).eval()
+
+
+def eager_attentions(model: EveForConditionalGeneration, **inputs) -> list[torch.Tensor]:
+    """Attention weights of each layer (B, h, T, T) from transformers' eager implementation."""
+    before = model.config.text_config._attn_implementation
+    model.language_model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            return list(model.get_decoder()(**inputs, output_attentions=True).attentions)
+    finally:
+        model.language_model.set_attn_implementation(before)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("implementation", [PACKED_SDPA, "sdpa", "eager"])
+def test_probabilities_are_those_of_eager_attention_under_left_padding(name: str, implementation: str) -> None:
+    model = make_model(name)
+    expected = eager_attentions(model, input_ids=TEXT, attention_mask=MASK)
+    model.language_model.set_attn_implementation(implementation)
+    with torch.no_grad():
+        plain = model(TEXT, attention_mask=MASK).logits
+        with AttentionRecorder(model, rows=None) as recorder:
+            recorded = model(TEXT, attention_mask=MASK).logits
+    assert torch.equal(plain, recorded)
+    assert recorder.layers == [0, 1, 2]
+    real = MASK.bool()
+    for layer, weights in enumerate(expected):
+        found = recorder.calls(layer)[0]
+        assert found.shape == (2, 4, 8, 8)
+        torch.testing.assert_close(found.transpose(1, 2)[real], weights.transpose(1, 2)[real], atol=1e-6, rtol=1e-5)
+    assert expected[0].std() > 0.1  # not the uniform attention of small weights
+
+
+def test_only_the_chosen_layers_heads_and_rows_are_kept() -> None:
+    model = make_model()
+    weights = eager_attentions(model, input_ids=TEXT)
+    with AttentionRecorder(model, layers=[-1, 0], heads=[3, 1], rows=[2, -1]) as recorder:
+        model(TEXT)
+    assert sorted(recorder.layers) == [0, 2]
+    torch.testing.assert_close(recorder.calls(-1)[0], weights[2][:, [3, 1]][:, :, [2, 7]].detach())
+    torch.testing.assert_close(recorder.mean(), (weights[0] + weights[2])[:, [3, 1]][:, :, [2, 7]].mean(1).detach() / 2)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_generation_gives_one_call_per_token_with_the_whole_cache(name: str) -> None:
+    model = make_model(name)
+    with AttentionRecorder(model) as recorder:
+        tokens = model.generate(TEXT, attention_mask=MASK, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    read = tokens[:, :-1]  # the last token was never read
+    mask = torch.cat([MASK, torch.ones(2, 3, dtype=torch.long)], 1)
+    weights = eager_attentions(model, input_ids=read, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    calls = recorder.calls(1)
+    assert [call.shape[-1] for call in calls] == [8, 9, 10, 11]
+    for step, call in enumerate(calls):
+        torch.testing.assert_close(call[:, :, 0], weights[1][:, :, 7 + step, : 8 + step], atol=1e-6, rtol=1e-4)
+
+
+def test_packed_samples_do_not_see_each_other() -> None:
+    model = make_model()
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 0, 1]])
+    boundaries = torch.tensor([0, 3, 8, 14, 16], dtype=torch.int32)
+    with AttentionRecorder(model, rows=None) as recorder:
+        model(TEXT, position_ids=positions, cu_seqlens=boundaries)
+    for row, start, stop in [(0, 0, 3), (0, 3, 8), (1, 0, 6), (1, 6, 8)]:
+        weights = eager_attentions(model, input_ids=TEXT[row : row + 1, start:stop])
+        for layer in range(3):
+            found = recorder.calls(layer)[0][row, :, start:stop]
+            torch.testing.assert_close(found[..., start:stop], weights[layer][0], atol=1e-6, rtol=1e-5)
+            assert torch.allclose(found.sum(-1), torch.ones(())) and not found[..., :start].any()
+
+
+def test_recorders_leave_nothing_behind_even_when_they_overlap_or_fail() -> None:
+    model, other = make_model(), make_model()
+    before = ALL_ATTENTION_FUNCTIONS[PACKED_SDPA]
+    first, second, foreign = AttentionRecorder(model), AttentionRecorder(model), AttentionRecorder(other)
+    first.__enter__(), second.__enter__(), foreign.__enter__()
+    model(TEXT)
+    first.__exit__(None, None, None)
+    model(TEXT)
+    second.__exit__(None, None, None), foreign.__exit__(None, None, None)
+    assert len(first.calls(0)) == 1 and len(second.calls(0)) == 2
+    with pytest.raises(LitEveError, match="nothing was recorded"):
+        foreign.calls(0)
+    with pytest.raises(ZeroDivisionError), AttentionRecorder(model):
+        raise ZeroDivisionError
+    assert ALL_ATTENTION_FUNCTIONS[PACKED_SDPA] is before and not ALL_ATTENTION_FUNCTIONS._local_mapping
+
+
+def test_what_cannot_be_recorded_is_refused() -> None:
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, n_positions=16))
+    with pytest.raises(LitEveError, match="GPT2Model: its attention cannot be recorded"):
+        AttentionRecorder(gpt2)
+    for arguments in ({"layers": [3]}, {"heads": [4]}):
+        with pytest.raises(LitEveError, match=r"there is no (layer 3|head 4)"):
+            AttentionRecorder(make_model(), **arguments)
+    with pytest.raises(LitEveError, match="there is no row 8"), AttentionRecorder(make := make_model(), rows=8):
+        make(TEXT)
+    with pytest.raises(LitEveError, match="layer 1 is not recorded"):
+        AttentionRecorder(make_model(), layers=[0]).calls(1)
+
+
+def test_attention_sinks_are_refused() -> None:
+    from transformers import GptOssForCausalLM
+
+    config = GptOssConfig(**SIZE | {"num_hidden_layers": 1}, head_dim=8, num_local_experts=2, num_experts_per_tok=1)
+    model = GptOssForCausalLM._from_config(config, attn_implementation="eager")
+    with pytest.raises(LitEveError, match="GptOssAttention has attention sinks"), AttentionRecorder(model):
+        model(TEXT)

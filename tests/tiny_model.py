@@ -1,0 +1,50 @@
+"""A whole model of random weights, small enough for any test: nano's tokenizer and geometry, a decoder of your choice."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from transformers import AutoConfig
+
+from lit_eve.models import EveConfig, EveForConditionalGeneration
+from lit_eve.nano.scenes import draw, sample_scene
+from lit_eve.nano.tokenizer import make_tokenizer
+from lit_eve.processing import EveProcessor
+
+GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "teacher_image_size": 64, "teacher_patch_size": 8}
+
+
+def make_tiny(decoder: str = "llama", seed: int = 0) -> tuple[EveForConditionalGeneration, EveProcessor]:
+    """Model (in eval mode) and processor; weights large enough for answers that depend on the image."""
+    tokenizer = make_tokenizer()
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text_config = AutoConfig.for_model(
+        decoder,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        initializer_range=0.4,
+        **ids,
+    )
+    processor = EveProcessor(tokenizer, geometry=GEOMETRY, template="chat")
+    config = EveConfig(
+        text_config=text_config,
+        patch_embedding={"name": "eve_v1", "width": 32},
+        geometry=GEOMETRY,
+        image_token_id=processor.image_token_id,
+        **ids,
+    )
+    torch.manual_seed(seed)
+    model = EveForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(model.projector[-1].weight, std=0.5)
+    return model, processor
+
+
+def scene_image(seed: int = 0) -> Image.Image:
+    """A picture of the miniature world; other seeds, other sizes."""
+    return draw(sample_scene(f"tiny/{seed}"))
