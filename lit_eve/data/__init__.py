@@ -1,0 +1,16 @@
+"""Samples become batches: WebDataset shards, their index, packing as a pure plan, exact resume, a datamodule per stage."""
+
+from __future__ import annotations
+
+from lit_eve.data.datamodules import EveDataModule, FinetuneDataModule, PrealignDataModule, PretrainDataModule, Source
+from lit_eve.data.shards import ShardReader, ShardWriter
+
+__all__ = [
+    "EveDataModule",
+    "FinetuneDataModule",
+    "PrealignDataModule",
+    "PretrainDataModule",
+    "ShardReader",
+    "ShardWriter",
+    "Source",
+]

@@ -1,0 +1,284 @@
+"""One LightningDataModule per stage; what they take is what ``data:`` in a YAML may hold. They differ in defaults only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lit_eve.data.dataset import Collate, PackedDataset
+from lit_eve.data.lengths import SampleTable, load_table
+from lit_eve.data.loader import ExactResume, FitProgress, PackedLoader
+from lit_eve.data.plan import RowPlan, plan_epoch
+from lit_eve.data.shards import list_shards
+from lit_eve.data.skips import SkipLog
+from lit_eve.errors import ConfigError
+from lit_eve.processing import EveProcessor
+
+
+@dataclass
+class Source:
+    """One part of a training mixture.
+
+    Args:
+        path: a folder of shards (``*.tar``), a pattern, or a single shard.
+        weight: how often each of its samples is seen per epoch: 1 once, 2 twice, 0.5 every second epoch (half of the samples
+            in each). The share of a source is its weight times its number of samples.
+    """
+
+    path: str
+    weight: float = 1.0
+
+
+class EveDataModule(LightningDataModule):
+    """Packed rows from WebDataset shards, for training, validation and test.
+
+    Args:
+        train: shards to train on: a path, or a list of sources, each with a path and a weight.
+        validation: shards for validation, read in storage order, the same in every epoch. None: no validation.
+        test: shards for ``test``. None: those for validation.
+        template: how conversations are written: ``plain``, ``vicuna_v1``, ``eve_v1``, ``chat`` or another registered one, or
+            its name and arguments. None: the model's own.
+        max_tokens: tokens of a row. Samples are packed into rows, longer ones are cut.
+        rows: rows per device and micro-batch. The global batch is rows x devices x trainer.accumulate_grad_batches.
+        validation_rows: the same for validation and test. None: rows.
+        limit_samples: use so many samples for validation and test, evenly spread over the shards. None: all.
+        shuffle_window: None shuffles and packs over the whole epoch. A number (100000 or so, for disks that are slow at random
+            reads) does so within windows of about that many samples, which lie in few shards.
+        num_workers: processes per device that read and resize images.
+        index_workers: processes that index shards when they are seen for the first time.
+        seed: of the order of samples. The order depends on it and the epoch, and on nothing else.
+        max_bad_fraction: end the run when more than this share of the samples cannot be used. Those that cannot are skipped and
+            listed in ``skipped.jsonl`` in ``trainer.default_root_dir``.
+
+    Raises:
+        ConfigError: a value that makes no sense, a path without shards, or a shard that cannot be read; it names the key.
+    """
+
+    def __init__(
+        self,
+        train: str | list[Source] | None = None,
+        validation: str | None = None,
+        test: str | None = None,
+        template: str | dict[str, Any] | None = None,
+        max_tokens: int = 2048,
+        rows: int = 1,
+        validation_rows: int | None = None,
+        limit_samples: int | None = None,
+        shuffle_window: int | None = None,
+        num_workers: int = 4,
+        index_workers: int = 8,
+        seed: int = 0,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.sources = {
+            "train": [Source(train)] if isinstance(train, str) else list(train or []),
+            "validation": [Source(validation)] if validation else [],
+            "test": [Source(path)] if (path := test or validation) else [],
+        }
+        self.template = template
+        self.max_tokens = max_tokens
+        self.rows = rows
+        self.validation_rows = validation_rows
+        self.limit_samples = limit_samples
+        self.shuffle_window = shuffle_window
+        self.num_workers = num_workers
+        self.index_workers = index_workers
+        self.seed = seed
+        self.max_bad_fraction = max_bad_fraction
+        self.prepare_data_per_node = False  # one process indexes, into the folder that all of them read
+        self.processor: EveProcessor | None = None
+        self.uses_teacher = False
+        self._tables: dict[str, SampleTable] = {}
+        self._loaders: list[PackedLoader] = []
+        self._resumed: PackedLoader | None = None
+        self._check_values()
+
+    def attach(self, processor: EveProcessor, uses_teacher: bool = False) -> EveDataModule:
+        """Use this processor. Under a trainer it comes from the model (``processor``, ``uses_teacher``) by itself."""
+        self.processor = processor
+        self.uses_teacher = uses_teacher
+        return self
+
+    # ---- Lightning's hooks
+
+    def prepare_data(self) -> None:
+        """Index and count what is new, on one process, with progress bars."""
+        self._attach_model()
+        for split in self._splits(self.trainer.state.fn if self.trainer else None):
+            self._load(split, progress=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the indices; list the samples that are known to be unusable."""
+        self._attach_model()
+        for split in self._splits(stage):
+            table = self._tables[split] = self._load(split)
+            if len(table) == len(table.unusable):
+                reason = f": {table.unusable[0].reason}" if table.unusable else ""
+                raise ConfigError(f"data.{split}: none of its {len(table)} samples can be used{reason}")
+            if table.unusable:
+                skips = self._skips(table)
+                if self.trainer is None or self.trainer.is_global_zero:
+                    skips.list(table.unusable)
+                skips.judge()
+            cut = int((table.length > self.max_tokens).sum())
+            if cut:
+                rank_zero_warn(
+                    f"data.{split}: {cut} of {len(table)} samples are longer than data.max_tokens = {self.max_tokens} and "
+                    f"are cut (the longest has {table.length.max()})"
+                )
+        if stage == "fit" and self.trainer is not None and not any(isinstance(c, ExactResume) for c in self.trainer.callbacks):
+            self.trainer.callbacks.append(ExactResume(self._resume))
+
+    def train_dataloader(self) -> PackedLoader:
+        loader, self._resumed = self._resumed or self._train_loader(), None
+        return loader
+
+    def val_dataloader(self) -> PackedLoader | list[PackedLoader]:
+        return self._evaluation_loader("validation") if self.sources["validation"] else []
+
+    def test_dataloader(self) -> PackedLoader:
+        return self._evaluation_loader("test")
+
+    def teardown(self, stage: str) -> None:
+        """Stop worker processes."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+
+    # ---- parts
+
+    def plan(self, split: str, epoch: int = 0) -> RowPlan:
+        """The rows of an epoch, over all ranks; ``split`` is train, validation or test."""
+        table = self._tables[split]
+        if split == "train":
+            return plan_epoch(
+                table.length,
+                self.max_tokens,
+                sizes=table.source_sizes,
+                weights=[source.weight for source in self.sources["train"]],
+                seed=self.seed,
+                epoch=epoch,
+                shuffle_window=self.shuffle_window,
+            )
+        lengths = table.length
+        if self.limit_samples is not None and self.limit_samples < len(table):
+            chosen = np.zeros(len(table), bool)
+            chosen[np.linspace(0, len(table) - 1, self.limit_samples).round().astype(int)] = True
+            lengths = np.where(chosen, lengths, 0)
+        return plan_epoch(lengths, self.max_tokens, shuffle=False)
+
+    def _resume(self) -> PackedLoader:
+        self._resumed = self._train_loader()
+        return self._resumed
+
+    def _train_loader(self) -> PackedLoader:
+        frozen = self.trainer is not None and self.trainer.overfit_batches > 0  # the same batches again and again
+        progress = None if self.trainer is None else FitProgress(self.trainer)
+        loader = self._loader("train", self.rows, lambda epoch: self.plan("train", 0 if frozen else epoch), progress)
+        table, rows = self._tables["train"], loader.plan
+        rank_zero_info(
+            f"data.train: {len(table):,} samples, {len(rows.samples):,} of them per epoch in {len(rows):,} rows of "
+            f"{self.max_tokens} tokens ({rows.padding(table.length, self.max_tokens):.1%} padding), {len(loader):,} batches"
+        )
+        return loader
+
+    def _evaluation_loader(self, split: str) -> PackedLoader:
+        plan = self.plan(split)
+        return self._loader(split, self.validation_rows or self.rows, lambda epoch: plan, None)
+
+    def _loader(self, split: str, rows: int, plan: Callable[[int], RowPlan], progress: FitProgress | None) -> PackedLoader:
+        if split not in self._tables:
+            raise ConfigError(f"data.{split} is not set" if not self.sources[split] else "call setup() first")
+        table = self._tables[split]
+        processor = self.processor
+        ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {"rank": 0, "num_replicas": 1}
+        tokenizer = processor.tokenizer
+        loader = PackedLoader(
+            table,
+            plan,
+            PackedDataset(table.paths, processor, self.template, self.max_tokens, self.uses_teacher),
+            Collate(
+                self.max_tokens,
+                pad_token_id=next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0),
+                patch_dim=processor.geometry.patch_dim,
+                teacher_image_size=processor.geometry.teacher_image_size if self.uses_teacher else None,
+            ),
+            rows=rows,
+            rank=ranks["rank"],
+            world_size=ranks["num_replicas"],
+            num_workers=self.num_workers,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            skips=self._skips(table),
+            progress=progress,
+        )
+        self._loaders.append(loader)
+        return loader
+
+    def _skips(self, table: SampleTable) -> SkipLog:
+        path = None if self.trainer is None else Path(self.trainer.default_root_dir) / "skipped.jsonl"
+        return SkipLog(path, self.max_bad_fraction, known=len(table.unusable) / max(len(table), 1))
+
+    def _load(self, split: str, progress: bool = False) -> SampleTable:
+        sources = self.sources[split]
+        for source in sources:
+            try:
+                list_shards(source.path)
+            except ConfigError as error:
+                raise ConfigError(f"data.{split}: {error}") from None
+        paths = [source.path for source in sources]
+        return load_table(paths, self.processor, self.template, self.index_workers, progress)
+
+    def _splits(self, stage: str | None) -> list[str]:
+        stages = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": []}
+        splits = list(self.sources) if stage is None else stages[stage]
+        if stage is not None and splits and not self.sources[splits[0]]:
+            raise ConfigError(f"data.{splits[0]} is not set: there is nothing to {stage}")
+        return [split for split in splits if self.sources[split]]
+
+    def _attach_model(self) -> None:
+        if self.trainer is not None:
+            model = self.trainer.lightning_module
+            self.attach(model.processor, model.uses_teacher)
+        if self.processor is None:
+            raise ConfigError("the data needs a processor: give the datamodule to a trainer, or call attach(processor)")
+
+    def _check_values(self) -> None:
+        for key in ("max_tokens", "rows", "validation_rows", "limit_samples", "shuffle_window"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{key} must be at least 1, got {value}")
+        if self.num_workers < 0:
+            raise ConfigError(f"data.num_workers must be at least 0, got {self.num_workers}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(f"data.max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
+        for source in self.sources["train"]:
+            if not source.weight > 0:
+                raise ConfigError(f"data.train: the weight of {source.path} must be positive, got {source.weight}")
+
+
+class PrealignDataModule(EveDataModule):
+    """Stage 1, captions: ``template`` is plain unless the YAML says otherwise."""
+
+    def __init__(self, template: str | dict[str, Any] | None = "plain", **kwargs: Any) -> None:
+        super().__init__(template=template, **kwargs)
+
+
+class PretrainDataModule(EveDataModule):
+    """Stage 2, captions: ``template`` is plain unless the YAML says otherwise."""
+
+    def __init__(self, template: str | dict[str, Any] | None = "plain", **kwargs: Any) -> None:
+        super().__init__(template=template, **kwargs)
+
+
+class FinetuneDataModule(EveDataModule):
+    """Stage 3, conversations: ``template`` is the model's own unless the YAML says otherwise."""
+
+    def __init__(self, template: str | dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(template=template, **kwargs)

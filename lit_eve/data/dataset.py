@@ -1,0 +1,160 @@
+"""Rows of samples become a batch (keys and shapes: :class:`Collate`).
+
+Legend: B rows of T tokens, S samples and tail paddings, N images, P patches, p side of a patch, C side of the teacher's square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lit_eve.data.index import load_index
+from lit_eve.data.lengths import Skipped
+from lit_eve.data.shards import ShardReader
+from lit_eve.errors import SampleError
+from lit_eve.processing import EveProcessor
+from lit_eve.processing.processor import TemplateName
+
+IGNORE = -100
+Encoded = dict[str, Any]
+
+
+class PackedDataset(Dataset):
+    """Reads and encodes rows of samples.
+
+    It holds no index: an item is a row's references, (k, 4) shard, offset, size and length (``SampleTable.references``), so
+    that worker processes stay small however many samples there are.
+
+    Args:
+        paths: the shards.
+        processor: encodes a sample.
+        template: how conversations are written.
+        max_tokens: samples are cut after so many tokens.
+        with_teacher: add the teacher's pixels.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        processor: EveProcessor,
+        template: TemplateName | None,
+        max_tokens: int,
+        with_teacher: bool,
+    ) -> None:
+        self.reader = ShardReader(paths)
+        self.processor = processor
+        self.template = template
+        self.max_tokens = max_tokens
+        self.with_teacher = with_teacher
+
+    def __getitems__(self, rows: Sequence[np.ndarray]) -> list[list[Encoded | Skipped]]:
+        return [self[row] for row in rows]
+
+    def __getitem__(self, row: np.ndarray) -> list[Encoded | Skipped]:
+        return [self._encode(*reference) for reference in row.tolist()]
+
+    def _encode(self, shard: int, offset: int, size: int, length: int) -> Encoded | Skipped:
+        key = None
+        try:
+            sample = self.reader.read(shard, offset, size)
+            key = sample.key
+            encoded = self.processor.encode_sample(
+                sample,
+                template=self.template,
+                with_labels=True,
+                with_teacher=self.with_teacher,
+                max_length=self.max_tokens,
+            )
+            found = len(encoded["input_ids"])
+            if found > length:
+                raise SampleError(f"{key}: it has {found} tokens, but {length} were counted; count again (delete .lit_eve)")
+        except SampleError as error:
+            path = self.reader.paths[shard]
+            return Skipped(str(path), key or _key_at(path, offset), str(error))
+        return {**encoded, "key": key}
+
+
+def _key_at(path: Path, offset: int) -> str:
+    """The key of a sample that cannot be read any more."""
+    index = load_index(path) if path.exists() else None
+    return f"byte {offset}" if index is None else index.key(int(np.searchsorted(index.offset, offset)))
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Rows of encoded samples to tensors; no loop over tokens.
+
+        input_ids         (B, T) int64     samples one after the other, ``pad_token_id`` at the end of a row
+        labels            (B, T) int64     -100 = not supervised; not shifted. The first token of a sample is never supervised:
+                                           shifted labels would ask the sample before it to predict it
+        position_ids      (B, T) int64     restart at 0 in every sample, and in the padding
+        cu_seqlens        (S + 1,) int32   boundaries in the flattened B * T tokens; a tail of padding is a sample of its own
+        pixel_values      (P, 3 * p * p) uint8
+        image_grid_hw     (N, 2) int64     rows and columns in patches, in the order of the images' slots
+        teacher_pixel_values (N, 3, C, C) uint8, only with a teacher
+        num_targets, num_images  () int64  supervised tokens and images of this batch
+        sample_ids        list of str      keys of the samples
+        skipped           list of Skipped  samples that could not be used; nothing stands in their place
+
+    A batch without any usable sample has the same keys, with zero images and no labels.
+
+    Args:
+        max_tokens: T.
+        pad_token_id: what fills up a row.
+        patch_dim: 3 * p * p.
+        teacher_image_size: C, or None without a teacher.
+    """
+
+    max_tokens: int
+    pad_token_id: int
+    patch_dim: int
+    teacher_image_size: int | None = None
+
+    def __call__(self, rows: Sequence[Sequence[Encoded | Skipped]]) -> dict[str, Any]:
+        size = self.max_tokens
+        kept = [[sample for sample in row if not isinstance(sample, Skipped)] for row in rows]
+        samples = [sample for row in kept for sample in row]
+        input_ids = torch.full((len(rows), size), self.pad_token_id)  # (B, T)
+        labels = torch.full((len(rows), size), IGNORE)  # (B, T)
+        boundaries = [0]
+        for number, row in enumerate(kept):
+            end = 0
+            for sample in row:
+                start, end = end, end + len(sample["input_ids"])
+                input_ids[number, start:end] = sample["input_ids"]
+                labels[number, start:end] = sample["labels"]
+                labels[number, start] = IGNORE
+                boundaries.append(number * size + end)
+            if end < size:
+                boundaries.append((number + 1) * size)
+        cu_seqlens = torch.tensor(boundaries)  # (S + 1,)
+        restarts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())  # (B * T,) where the token's sample begins
+        batch = {
+            "input_ids": input_ids,
+            "labels": labels,
+            "position_ids": (torch.arange(len(rows) * size) - restarts).view(len(rows), size),
+            "cu_seqlens": cu_seqlens.int(),
+            "pixel_values": _cat(samples, "pixel_values", torch.uint8, self.patch_dim),
+            "image_grid_hw": _cat(samples, "image_grid_hw", torch.int64, 2),
+        }
+        if self.teacher_image_size is not None:
+            side = self.teacher_image_size
+            batch["teacher_pixel_values"] = _cat(samples, "teacher_pixel_values", torch.uint8, 3, side, side)
+        return {
+            **batch,
+            "num_targets": (labels != IGNORE).sum(),
+            "num_images": torch.tensor(len(batch["image_grid_hw"])),
+            "sample_ids": [sample["key"] for sample in samples],
+            "skipped": [sample for row in rows for sample in row if isinstance(sample, Skipped)],
+        }
+
+
+def _cat(samples: Sequence[Encoded], name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.cat([torch.empty(0, *shape, dtype=dtype), *(sample[name] for sample in samples)])

@@ -1,0 +1,203 @@
+"""How many tokens each sample takes, known before training: packing, the number of steps and cost estimates need it.
+
+Lengths depend on the tokenizer, the template and the image geometry. They are counted once per shard and such combination,
+without decoding an image, and kept beside the shard's index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from lit_eve.data.cache import array_to_strings, load_arrays, progress_bar, save_arrays, strings_to_array
+from lit_eve.data.index import ShardIndex, ensure_indices, index_shard, load_index
+from lit_eve.data.shards import ShardReader, check_images, list_shards, parse_text
+from lit_eve.errors import SampleError
+from lit_eve.processing import EveProcessor
+from lit_eve.processing.processor import TemplateName
+from lit_eve.processing.sample import Sample
+
+_BATCH = 2048  # samples that are tokenised at once
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that cannot be used: where it is and why."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """All samples of a mixture, by number: sources one after the other, their shards in order. 16 bytes per sample.
+
+    Args:
+        paths: the shards of all sources.
+        first_sample: (shards + 1,) int64; shard s holds the samples ``first_sample[s]`` to ``first_sample[s + 1]``.
+        offset: (samples,) int64; where each begins in its tar.
+        size: (samples,) int32; bytes.
+        length: (samples,) int32; tokens, 0 where the sample cannot be used.
+        source_sizes: samples per source.
+        unusable: the samples of length 0 and why.
+    """
+
+    paths: list[Path]
+    first_sample: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    length: np.ndarray
+    source_sizes: list[int]
+    unusable: list[Skipped]
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def references(self, samples: np.ndarray) -> np.ndarray:
+        """(k, 4) int64 shard, offset, size, length of samples: all that a worker process needs to read them."""
+        shard = np.searchsorted(self.first_sample, samples, side="right") - 1
+        return np.stack([shard, self.offset[samples], self.size[samples], self.length[samples]], axis=1).astype(np.int64)
+
+
+def fingerprint(processor: EveProcessor, template: TemplateName | None = None) -> str:
+    """Changes whenever lengths may: the tokenizer, the template with its code, the geometry and the limits on images."""
+    written = processor.template_of(template)
+    tokenizer = processor.tokenizer
+    facts = [
+        processor.geometry.to_dict(),
+        processor.template if template is None else template,
+        _source(type(written)),
+        processor.max_image_pixels,
+        processor.max_aspect_ratio,
+        getattr(tokenizer, "chat_template", None),
+        tokenizer.backend_tokenizer.to_str(),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=dict).encode()).hexdigest()[:16]
+
+
+@lru_cache
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # defined in a notebook's dead cell or the like
+        return kind.__qualname__
+
+
+def shard_lengths(
+    path: Path, processor: EveProcessor, template: TemplateName | None = None, mark: str | None = None
+) -> tuple[np.ndarray, list[Skipped]]:
+    """Tokens of each sample of a shard (int32; 0 = cannot be used), and why some cannot be used.
+
+    Args:
+        mark: the fingerprint, where the caller has it already.
+    """
+    name = f"tokens-{mark or fingerprint(processor, template)}"
+    arrays = load_arrays(path, name)
+    if arrays is None:
+        index = index_shard(path)
+        lengths, reasons = _count(index, processor, template)
+        bad = np.flatnonzero(lengths == 0)
+        arrays = {
+            "length": lengths,
+            "keys": strings_to_array([index.key(i) for i in bad]),
+            "reasons": strings_to_array([reasons[i] for i in bad]),
+        }
+        save_arrays(path, name, arrays)
+    bad_ones = zip(array_to_strings(arrays["keys"]), array_to_strings(arrays["reasons"]), strict=True)
+    return arrays["length"], [Skipped(str(path), key, reason) for key, reason in bad_ones]
+
+
+def _count(index: ShardIndex, processor: EveProcessor, template: TemplateName | None) -> tuple[np.ndarray, dict[int, str]]:
+    lengths = np.zeros(len(index), np.int32)
+    reasons: dict[int, str] = {}
+    reader = ShardReader([index.path])
+    samples: list[Sample] = []
+    sizes: list[Sequence[tuple[int, int]] | None] = []
+    numbers: list[int] = []
+
+    def flush() -> None:
+        counts = processor.count_tokens_batch(samples, sizes, template)
+        for number, count in zip(numbers, counts, strict=True):
+            if isinstance(count, SampleError):
+                reasons[number] = str(count)
+            else:
+                lengths[number] = count
+        for batch in (samples, sizes, numbers):
+            batch.clear()
+
+    for number, texts in enumerate(index.texts()):
+        try:
+            image_sizes = index.image_sizes(number)
+            if (0, 0) in image_sizes:  # rare; the image itself says what is wrong, or that these limits let it pass
+                sample = reader.read(0, int(index.offset[number]), int(index.size[number]))
+                image_sizes = None
+            else:
+                sample = parse_text(index.key(number), texts)
+                check_images(sample, len(image_sizes))
+        except SampleError as error:
+            reasons[number] = str(error)
+            continue
+        samples.append(sample)
+        sizes.append(image_sizes)
+        numbers.append(number)
+        if len(samples) == _BATCH:
+            flush()
+    flush()
+    return lengths, reasons
+
+
+def load_table(
+    sources: Sequence[str | Path],
+    processor: EveProcessor,
+    template: TemplateName | None = None,
+    processes: int = 1,
+    progress: bool = False,
+) -> SampleTable:
+    """The samples of several folders of shards; what is not indexed or counted yet is so now.
+
+    Args:
+        sources: folders, patterns or single tars.
+        processes: how many index at a time.
+        progress: show progress bars.
+
+    Raises:
+        ConfigError: a source without shards, or a shard that cannot be read.
+    """
+    shards = [list_shards(source) for source in sources]
+    paths = [path for source in shards for path in source]
+    ensure_indices(paths, processes, progress)
+    mark = fingerprint(processor, template)
+    missing = [path for path in paths if load_arrays(path, f"tokens-{mark}", only_check=True) is None]
+    with progress_bar("counting tokens", len(missing), progress and bool(missing)) as advance:
+        for path in missing:
+            shard_lengths(path, processor, template, mark)
+            advance()
+
+    offsets, sizes, lengths, unusable, counts = [], [], [], [], [0]
+    for path in paths:
+        index = load_index(path) or index_shard(path)
+        length, skipped = shard_lengths(path, processor, template, mark)
+        offsets.append(index.offset)
+        sizes.append(index.size.astype(np.int32))
+        lengths.append(length)
+        unusable += skipped
+        counts.append(len(index))
+    first_sample = np.cumsum(counts)
+    ends = np.cumsum([0, *map(len, shards)])
+    return SampleTable(
+        paths=paths,
+        first_sample=first_sample,
+        offset=np.concatenate(offsets),
+        size=np.concatenate(sizes),
+        length=np.concatenate(lengths),
+        source_sizes=[int(first_sample[b] - first_sample[a]) for a, b in zip(ends[:-1], ends[1:], strict=True)],
+        unusable=unusable,
+    )

@@ -1,0 +1,270 @@
+"""A loader that knows where it is: the same batches after a restart, with other workers, on another number of ranks.
+
+Its whole state is the epoch and the number of *rows* of that epoch which the optimizer has seen, counted over all ranks, up to
+the last finished step. So a checkpoint goes on exactly
+
+- with another number of workers: the plan is made here, workers read what they are told;
+- on another number of ranks, or with other accumulation, as long as rows x ranks x accumulation stays what it was;
+- when it was written in the middle of a step (an exception, a timer): that step is begun again, none of it is lost.
+
+Lightning counts batches by itself; :class:`ExactResume` brings its counters in line with the rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, Sampler
+
+from lit_eve.data.dataset import Collate, PackedDataset
+from lit_eve.data.lengths import SampleTable
+from lit_eve.data.plan import RowPlan, batch_rows, num_batches
+from lit_eve.data.skips import SkipLog
+from lit_eve.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+
+class Progress(Protocol):
+    """What the loader asks whoever trains."""
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches per optimizer step."""
+
+    def epoch_length(self, available: int) -> int:
+        """Micro-batches that are taken of an epoch."""
+
+    def done(self) -> int:
+        """Micro-batches of this epoch that are trained on; one that was handed out may have failed."""
+
+
+class FitProgress:
+    """Progress of ``trainer.fit``."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    @property
+    def accumulate(self) -> int:
+        return self.trainer.accumulate_grad_batches
+
+    def epoch_length(self, available: int) -> int:
+        return int(min(available, self.trainer.num_training_batches))
+
+    def done(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+
+
+class _Schedule(Sampler[list[np.ndarray]]):
+    """The references that go to the workers next; set anew for every pass over the loader."""
+
+    def __init__(self) -> None:
+        self.batches: Iterator[list[np.ndarray]] = iter(())
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        return self.batches
+
+
+class PackedLoader:
+    """Micro-batches of this rank, epoch after epoch (keys: :class:`lit_eve.data.dataset.Collate`).
+
+    It is no ``DataLoader``, so that Lightning leaves its sampling alone, but has one inside. Each micro-batch carries
+    ``num_targets`` and ``num_images`` of this rank's whole accumulation window: the loader gathers a window before it hands
+    out the first of it.
+
+    Args:
+        table: the samples.
+        plan: the rows of an epoch.
+        dataset: reads rows.
+        collate: makes a batch of them.
+        rows: rows per micro-batch and rank.
+        rank: which part of each global micro-batch is ours.
+        world_size: number of ranks.
+        num_workers: processes that read; 0 reads in this one.
+        pin_memory: page-locked batches, faster to copy to a GPU.
+        skips: counts and lists samples that cannot be used.
+        progress: whoever trains; None counts every batch that was handed out as done.
+    """
+
+    def __init__(
+        self,
+        table: SampleTable,
+        plan: Callable[[int], RowPlan],
+        dataset: PackedDataset,
+        collate: Collate,
+        *,
+        rows: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        skips: SkipLog | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.table = table
+        self.rows = rows
+        self.rank = rank
+        self.world_size = world_size
+        self.skips = skips
+        self.progress = progress
+        self.epoch = 0
+        self._make_plan = plan
+        self._planned: tuple[int, RowPlan] | None = None
+        self._start = (0, 0)  # epoch, batch
+        self._handed_out = 0
+        self._schedule = _Schedule()
+        self._reader = DataLoader(
+            dataset,
+            batch_sampler=self._schedule,
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+
+    # ---- size and place
+
+    @property
+    def plan(self) -> RowPlan:
+        """The rows of the current epoch."""
+        if self._planned is None or self._planned[0] != self.epoch:
+            self._planned = self.epoch, self._make_plan(self.epoch)
+        return self._planned[1]
+
+    def __len__(self) -> int:
+        """Micro-batches of the current epoch, the same on all ranks."""
+        return num_batches(len(self.plan), self.rows, self.world_size)
+
+    @property
+    def batch_sampler(self) -> Any:
+        """Lightning calls ``batch_sampler.sampler.set_epoch``; with ``sampler`` alone it would ask for more."""
+        return SimpleNamespace(sampler=self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._handed_out = 0
+
+    @property
+    def start(self) -> int:
+        """The micro-batch at which the current epoch begins; not 0 only in the epoch that a checkpoint was written in."""
+        epoch, batch = self._start
+        return batch if epoch == self.epoch else 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands: epoch, rows of all ranks, and what that is in batches of this run."""
+        length = self._epoch_length()
+        done = self.progress.done() if self.progress else self._handed_out
+        if done < length:
+            done -= done % self._accumulate()
+        rows = min(done * self.rows * self.world_size, len(self.plan))
+        return {"epoch": self.epoch, "rows": rows, "batches": done, "rows_of_epoch": len(self.plan)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where the state was taken.
+
+        Raises:
+            ConfigError: the state lies inside a global batch of this run.
+        """
+        self.set_epoch(state["epoch"])
+        if state["rows_of_epoch"] != len(self.plan):
+            log.warning(
+                "the data or its settings changed since the checkpoint (%d rows per epoch instead of %d): epoch %d goes on "
+                "after the same number of rows, but some samples may come twice or not at all",
+                len(self.plan),
+                state["rows_of_epoch"],
+                self.epoch,
+            )
+        global_rows = self.rows * self.world_size
+        batch, inside = divmod(state["rows"], global_rows)
+        if inside and state["rows"] < len(self.plan):
+            raise ConfigError(
+                f"the checkpoint stands after {state['rows']} rows of epoch {self.epoch}, no multiple of data.rows x ranks = "
+                f"{self.rows} x {self.world_size}; choose them so that rows x ranks x accumulation is what it was"
+            )
+        self._start = self.epoch, batch + bool(inside)
+        self._handed_out = batch + bool(inside)
+
+    # ---- batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch. Nothing is started before the first batch is asked for."""
+        start, length = self.start, self._epoch_length()
+        self._start = (0, 0)
+        self._handed_out = start
+        self._schedule.batches = (self._references(batch) for batch in range(start, length))
+        batches = iter(self._reader)
+        while start < length:
+            accumulate = self._accumulate()
+            end = min(start - start % accumulate + accumulate, length)  # of the window that this micro-batch lies in
+            window = [self._received(next(batches)) for _ in range(start, end)]
+            if end == length and self.skips is not None:
+                self.skips.judge()
+            totals = {name: sum(batch[name] for batch in window) for name in ("num_targets", "num_images")}
+            while window:
+                self._handed_out += 1
+                yield window.pop(0) | totals
+            start = end
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        self._reader._iterator = None
+
+    def _references(self, batch: int) -> list[np.ndarray]:
+        rows = batch_rows(batch, self.rows, self.rank, self.world_size)
+        return [self.table.references(self.plan.row(row)) for row in rows]
+
+    def _received(self, batch: Batch) -> Batch:
+        skipped = batch.pop("skipped")
+        if self.skips is not None:
+            self.skips.add(skipped, len(batch["sample_ids"]))
+        return batch
+
+    def _accumulate(self) -> int:
+        return self.progress.accumulate if self.progress else 1
+
+    def _epoch_length(self) -> int:
+        return self.progress.epoch_length(len(self)) if self.progress else len(self)
+
+
+class ExactResume(Callback):
+    """Brings Lightning's counters of a checkpoint in line with the place where the loader goes on.
+
+    They differ when a step is begun again, and when the number of ranks or the accumulation changed. It also hands the
+    loader its state in time: Lightning forgets to where ``estimated_stepping_batches`` was asked for before.
+
+    Args:
+        loader: gives the loader of this run, whose state is to be restored.
+    """
+
+    def __init__(self, loader: Callable[[], PackedLoader]) -> None:
+        self.loader = loader
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        loops = checkpoint.get("loops", {}).get("fit_loop")
+        states = loops["state_dict"].get("combined_loader") if loops else None
+        if trainer.state.fn != "fit" or not states:
+            return
+        loader = self.loader()
+        loader.load_state_dict(states[0])
+        progress = loops["epoch_loop.batch_progress"]
+        current, total = progress["current"], progress["total"]
+        again = current["processed"] != states[0]["batches"]
+        if not again and loader.start == current["processed"]:
+            return
+        # A checkpoint written in the hooks of a batch does not count it as completed; one that is begun again is no such
+        uncounted = 0 if again else current["processed"] - current["completed"]
+        step = loader.start - current["processed"]
+        for counter in (current, total):
+            counter["processed"] += step
+            counter["ready"] = counter["started"] = counter["processed"]
+            counter["completed"] = counter["processed"] - uncounted
