@@ -55,7 +55,8 @@ def load_image(
     Args:
         source: the bytes of an image file, its path, or an image that is open already (which is left as it is).
         name: what error messages call it, usually the key of the sample.
-        max_pixels: images of more pixels are refused before they are decoded.
+        max_pixels: images of more pixels are refused before they are decoded. Pillow's own limit, twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``, holds as well.
         max_aspect_ratio: images whose long side is more than this many times the short one are refused.
 
     Raises:
@@ -85,8 +86,10 @@ def image_size(
     """
     name = _name(source, name)
     image, orientation = _open(source, name)
-    check_size(image.size, name, max_pixels, max_aspect_ratio)
     width, height = image.size
+    if image is not source:
+        image.close()
+    check_size((width, height), name, max_pixels, max_aspect_ratio)
     return (height, width) if orientation in _SIDEWAYS else (width, height)
 
 
@@ -171,6 +174,8 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int, max_aspect_rat
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
+    if image.mode == "La":  # premultiplied grey; Pillow knows no way from here to RGBA
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

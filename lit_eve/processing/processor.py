@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -123,7 +122,7 @@ class EveProcessor(ProcessorMixin):
         with naming(sample.key):
             lengths = [self.geometry.num_tokens(*image.size) for image in images]
             add_bos = self.template_of(template).add_bos
-            tokens = self.encoder.encode(segments, lengths, self.image_token_id, add_bos).truncate(max_length)
+            tokens = self.encoder.encode(segments, lengths, add_bos).truncate(max_length, with_labels)
         features = {"input_ids": torch.tensor(tokens.input_ids)}
         if with_labels:
             features["labels"] = torch.tensor(tokens.labels)
@@ -250,7 +249,7 @@ class EveProcessor(ProcessorMixin):
             row_images = [self._load(fetch(source, name), name) for source, name in zip(row_sources, names, strict=True)]
             with naming(key):
                 lengths = [self.geometry.num_tokens(*image.size) for image in row_images]
-                rows.append(self.encoder.encode(prompt, lengths, self.image_token_id, bos).input_ids)
+                rows.append(self.encoder.encode(prompt, lengths, bos).input_ids)
             loaded += row_images
         features = self._pad(rows, padding not in (False, "do_not_pad"), padding_side)
         return BatchFeature(features | (self._patches(loaded) if loaded else {}), tensor_type=return_tensors)
@@ -309,9 +308,12 @@ class EveProcessor(ProcessorMixin):
         """The texts of rows of ids, image slots left out."""
         return [self.decode(ids, **kwargs) for ids in sequences]
 
-    def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """The text of one row of ids, image slots left out."""
-        ids = np.asarray(token_ids).reshape(-1)
+    def decode(self, token_ids: Any, **kwargs: Any) -> str | list[str]:
+        """The text of one row of ids (of a batch, a list), image slots left out."""
+        ids = torch.as_tensor(token_ids)
+        if ids.ndim > 1:
+            return self.batch_decode(ids, **kwargs)
+        ids = ids.reshape(-1)
         return self.tokenizer.decode(ids[ids != self.image_token_id].tolist(), **kwargs)
 
     def post_process_image_text_to_text(
@@ -343,7 +345,7 @@ class EveProcessor(ProcessorMixin):
     @cached_property
     def encoder(self) -> TextEncoder:
         """The tokenizer's rules for plain text, made on first use."""
-        return TextEncoder(self.tokenizer)
+        return TextEncoder(self.tokenizer, self.image_token_id)
 
     def template_of(self, template: TemplateName | None = None) -> Template:
         """The template behind a name (or dict), the processor's own by default."""

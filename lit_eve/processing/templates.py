@@ -113,16 +113,16 @@ class Dialogue:
     def render(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, generation_prompt: bool = False
     ) -> list[Segment]:
-        system: Sequence[Part] = (self.system,)
+        system: Sequence[Part] = (self.system,) if self.system else ()
         if messages[0].role == "system":
             system, messages = messages[0].parts, messages[1:]
         if messages and messages[0].role == "assistant":
             messages = messages[1:]
-        segments = [*segments_of(system), Segment(" ")]
+        segments = [*segments_of(system), Segment(" ")] if system else []
         expected = "user"
         for message in messages:
             if message.role != expected:
-                raise SampleError(f"a message of the {message.role} stands where one of the {expected} should")
+                raise SampleError(f"a message of role {message.role!r} stands where one of {expected!r} should")
             parts = image_first(message.parts)
             if message.role == "user":
                 segments += [Segment("USER: "), *segments_of(parts), Segment(" ")]
@@ -178,6 +178,15 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 _SLOT = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
+@dataclass(frozen=True)
+class Habits:
+    """What is the same in all conversations that a tokenizer's chat template writes."""
+
+    generation_prompt: str
+    trims: bool  # contents are stripped
+    specials: Mapping[str, tuple[bool, bool]]
+
+
 @templates.register("chat")
 class Chat:
     """The tokenizer's own chat template (``apply_chat_template``).
@@ -195,18 +204,18 @@ class Chat:
 
     def __init__(self, arguments: Mapping[str, Any] | None = None) -> None:
         self.arguments = dict(arguments or {})
-        self._habits: dict[str, tuple[str, bool]] = {}
+        self._habits: dict[str, Habits] = {}
 
     def render(
         self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, generation_prompt: bool = False
     ) -> list[Segment]:
-        prompt, trims = self._habits_of(tokenizer)
+        habits = self._habits_of(tokenizer)
+        prompt, specials = habits.generation_prompt, habits.specials
         contents = [{"role": message.role, "content": f"{_OPEN}{i}{_CLOSE}"} for i, message in enumerate(messages)]
         pieces = _SLOT.split(self._apply(tokenizer, contents, generation_prompt))
         order = [int(index) for index in pieces[1::2]]
         if order != list(range(len(messages))):
             raise SampleError("the tokenizer's chat template does not write every message once, in order")
-        specials = special_tokens(tokenizer)
         segments: list[Segment] = []
         after_answer = False
         for message, before in zip(messages, pieces[0::2], strict=False):
@@ -215,19 +224,21 @@ class Chat:
             opening = before[start + len(prompt) :] if start >= 0 else ""
             segments += _written(before.removesuffix(opening), specials, after_answer)
             segments += [Segment(segment.text, True, segment.kind) for segment in split_specials(opening, specials)]
-            segments += segments_of(_trim(message.parts) if trims else message.parts, is_answer)
+            segments += segments_of(_trim(message.parts) if habits.trims else message.parts, is_answer)
             after_answer = is_answer
         return segments + _written(pieces[-1], specials, after_answer)
 
-    def _habits_of(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
-        """The generation prompt of the tokenizer's template, and whether it strips the contents."""
+    def _habits_of(self, tokenizer: PreTrainedTokenizerBase) -> Habits:
         key = str(tokenizer.chat_template)
         if key not in self._habits:
             question = [{"role": "user", "content": f"{_OPEN}{_CLOSE}"}]
-            without = self._apply(tokenizer, question, False)
-            prompt = self._apply(tokenizer, question, True).removeprefix(without)
             spaced = [{"role": "user", "content": f" {_OPEN}{_CLOSE} "}]
-            self._habits[key] = prompt, self._apply(tokenizer, spaced, False) == without
+            without = self._apply(tokenizer, question, False)
+            self._habits[key] = Habits(
+                generation_prompt=self._apply(tokenizer, question, True).removeprefix(without),
+                trims=self._apply(tokenizer, spaced, False) == without,
+                specials=special_tokens(tokenizer),
+            )
         return self._habits[key]
 
     def _apply(self, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generation_prompt: bool) -> str:

@@ -44,11 +44,11 @@ class Tokens:
     labels: list[int]
     images: list[tuple[int, int]]
 
-    def truncate(self, max_length: int | None) -> Tokens:
+    def truncate(self, max_length: int | None, with_labels: bool = True) -> Tokens:
         """The first ``max_length`` tokens.
 
         Raises:
-            SampleError: an image would be cut, or everything that is supervised.
+            SampleError: an image would be cut, or (``with_labels``) everything that is supervised.
         """
         if max_length is None or len(self.input_ids) <= max_length:
             return self
@@ -58,7 +58,7 @@ class Tokens:
                     f"image {index} of {len(self.images)} ends at token {end} and does not fit in {max_length} tokens"
                 )
         labels = self.labels[:max_length]
-        if all(label == IGNORE for label in labels):
+        if with_labels and all(label == IGNORE for label in labels):
             raise SampleError(f"nothing that is supervised lies in the first {max_length} of its {len(self.input_ids)} tokens")
         return Tokens(self.input_ids[:max_length], labels, self.images)
 
@@ -68,12 +68,13 @@ class TextEncoder:
 
     Args:
         tokenizer: any fast tokenizer of transformers. It is copied, never changed.
+        image_token_id: what fills the slots of images; no text can contain it.
 
     Raises:
         ConfigError: the tokenizer is not backed by the ``tokenizers`` library.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ConfigError(f"a fast tokenizer is needed, got {type(tokenizer).__name__}")
@@ -84,18 +85,20 @@ class TextEncoder:
         self._prefix = scheme is not None
         if scheme is not None:
             state["pre_tokenizer"]["prepend_scheme"] = "never"
+        for token in state["added_tokens"]:
+            token["special"] |= token["id"] == image_token_id
         self._tokenizer = Tokenizer.from_str(json.dumps(state))
         self._tokenizer.encode_special_tokens = True
+        self.image_token_id = image_token_id
         self._special_ids = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
         self.begin = _begin(tokenizer)
 
-    def encode(self, segments: Iterable[Segment], image_lengths: Sequence[int], image_token_id: int, bos: bool) -> Tokens:
+    def encode(self, segments: Iterable[Segment], image_lengths: Sequence[int], bos: bool) -> Tokens:
         """Ids and labels of a prompt.
 
         Args:
             segments: from a template.
             image_lengths: tokens of each image, in order.
-            image_token_id: what fills the slots.
             bos: put the tokenizer's own beginning in front.
 
         Raises:
@@ -110,7 +113,7 @@ class TextEncoder:
             if chunk.kind == "image":
                 length = next(lengths)
                 images.append((len(input_ids), len(input_ids) + length))
-                input_ids += [image_token_id] * length
+                input_ids += [self.image_token_id] * length
                 labels += [IGNORE] * length
             elif chunk.kind == "special":
                 token = self._special_ids[chunk.text]
@@ -178,7 +181,7 @@ def _dummy_prefix(state: dict[str, Any]) -> str | None:
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that the tokenizer itself puts in front of a text."""
     encoding = tokenizer("a", return_special_tokens_mask=True)
-    text = next((i for i, special in enumerate(encoding["special_tokens_mask"]) if not special), 0)
+    text = next((i for i, special in enumerate(encoding["special_tokens_mask"]) if not special), None)
     return encoding["input_ids"][:text]
 
 
