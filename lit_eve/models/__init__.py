@@ -3,17 +3,20 @@
 Importing this package registers EVE with transformers' Auto classes, so that ``from_pretrained`` and ``pipeline`` find it.
 """
 
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lit_eve.models.attention import PACKED_SDPA
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration, EveOutput
+from lit_eve.models.linear_patches import LinearPatchEmbedding
 from lit_eve.models.loading import load
 from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, EveV1PatchEmbedding, ImageTokens
 from lit_eve.models.projector import PROJECTORS
+from lit_eve.processing import EveProcessor
 
 AutoConfig.register(EveConfig.model_type, EveConfig)
 AutoModelForImageTextToText.register(EveConfig, EveForConditionalGeneration)
+AutoProcessor.register(EveConfig, EveProcessor)
 
 __all__ = [
     "PACKED_SDPA",
@@ -24,5 +27,6 @@ __all__ = [
     "EveOutput",
     "EveV1PatchEmbedding",
     "ImageTokens",
+    "LinearPatchEmbedding",
     "load",
 ]

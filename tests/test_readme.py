@@ -1,0 +1,161 @@
+"""What the documents say is tried: commands, code blocks, quoted files, numbers and tables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DATA_FORMAT = (ROOT / "docs/data_format.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[tuple[str, str]]:
+    """(the line of text before it, code) of every code block in a language."""
+    found = re.findall(rf"([^\n]*)\n\n```{language}\n(.*?)```", text, flags=re.DOTALL)
+    assert found
+    return found
+
+
+def quoted_files() -> Iterator[tuple[str, str]]:
+    for language in ("python", "yaml"):
+        for before, code in blocks(README, language):
+            if named := re.match(r"The [^`]*`((?:lit_eve|experiments|tests)/[\w/]+\.\w+)`", before):
+                yield named[1], code
+
+
+def commands() -> list[list[str]]:
+    text = "\n".join(code for _, code in blocks(README, "sh"))
+    return [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines() if line]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder like the repository's after `make nano`, with a model of random weights in runs/nano/model."""
+    from tests.tiny_model import make_tiny
+
+    for part in make_tiny():
+        part.save_pretrained(tmp_path / "runs/nano/model")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ---- README
+
+
+def test_quoted_files_are_what_the_files_say():
+    quoted = dict(quoted_files())
+    assert len(quoted) == 3
+    for path, code in quoted.items():
+        assert code in (ROOT / path).read_text(), f"the README quotes {path} as it was"
+    assert quoted["lit_eve/models/linear_patches.py"] == (ROOT / "lit_eve/models/linear_patches.py").read_text()
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands(command, place, capsys):
+    if command[0] == "make":
+        assert subprocess.run(["make", "--dry-run", *command[1:]], cwd=ROOT, capture_output=True).returncode == 0
+    elif command[0] == ".venv/bin/lit-eve":
+        from lit_eve.cli import main
+
+        assert main(command[1:]) == 0
+        assert capsys.readouterr().out.strip()
+    else:
+        assert command[:2] == [".venv/bin/python", "train.py"], "no way to test this command"
+        config = print_config(*command[2:])
+        assert config["model"]["lr"] == 1e-3 and config["model"]["init_from"]
+
+
+def test_python_blocks(place):
+    from PIL import Image
+
+    quoted = [code for _, code in quoted_files()]
+    code = [code for _, code in blocks(README, "python") if code not in quoted]
+    assert len(code) == 2
+    for block in code:
+        names: dict = {}
+        exec(compile(block, "README.md", "exec"), names)
+        if "overlay" in names:
+            assert isinstance(names["overlay"]("docs/scene.png", names["seen"].total(), size=512), Image.Image)
+
+
+def test_variant_composes_with_a_stage():
+    config = print_config(
+        *("fit", "--config", "experiments/nano/1_prealign.yaml", "--config", "experiments/ablations/linear_patches.yaml")
+    )
+    assert config["model"]["patch_embedding"] == {"name": "linear", "width": 96}  # nothing of eve_v1 survives
+    assert config["model"]["aligner"] and config["trainer"]["default_root_dir"] == "runs/linear_patches"
+
+
+def test_variant_builds_and_trains(tmp_path):
+    from tests.training.world import make_batches, make_decoder, make_module, make_teacher
+
+    make_decoder(tmp_path / "decoder")
+    make_teacher(tmp_path / "teacher")
+    spec = yaml.safe_load((ROOT / "experiments/ablations/linear_patches.yaml").read_text())["model"]["patch_embedding"]
+    module = make_module(tmp_path, patch_embedding=spec)
+    module.configure_model()
+    (batch,) = make_batches(module, [[[[1]]]])
+    module.model(**{key: batch[key] for key in batch if key not in ("sample_ids", "num_padding")}).loss.backward()
+    assert type(module.model.patch_embedding).__name__ == "LinearPatchEmbedding"
+    assert all(p.grad is not None for p in module.model.patch_embedding.parameters())
+
+
+def test_parity_table_says_what_is_asserted():
+    from tests.models import test_parity_v1 as parity
+
+    asserted = dict(re.findall(r"^\| ([a-z]\w+ \w+|logits|gradients)[^|]* \| [^|]+ \| (1e-\d) \|$", README, flags=re.MULTILINE))
+    expected = {"both losses": parity.LOSS, "logits": parity.LOGITS, "gradients": parity.GRADIENT}
+    assert {name: float(value) for name, value in asserted.items()} == expected
+
+
+def print_config(*arguments: str) -> dict:
+    run = subprocess.run(
+        [sys.executable, "train.py", *arguments, "--print_config"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return yaml.safe_load(run.stdout)
+
+
+# ---- docs/data_format.md
+
+
+def test_data_format_examples(tmp_path, monkeypatch):
+    from lit_eve.data.shards import ShardReader, parse_text
+    from tests.tiny_model import make_tiny, scene_image
+
+    monkeypatch.chdir(tmp_path)
+    scene_image().save("cat.jpg")
+    ((_, example),) = blocks(DATA_FORMAT, "json")
+    sample = parse_text("cat_17", {"json": example.encode()})
+    assert sample.conversation[1]["value"] == "A cat." and sample.metadata["source"]
+    ((_, code),) = blocks(DATA_FORMAT, "python")
+    exec(compile(code, "data_format.md", "exec"), {})
+
+    from lit_eve.data import PretrainDataModule
+
+    (shard,) = Path("shards/captions").glob("*.tar")
+    assert ShardReader([shard]).read(0, 0, shard.stat().st_size).key == "cat_17"
+    _, processor = make_tiny()
+    data = PretrainDataModule(train="shards/captions", max_tokens=256, num_workers=0).attach(processor, uses_teacher=True)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    kept = sorted(re.sub(r"-[0-9a-f]{16}", "", path.name) for path in Path("shards/captions/.lit_eve").iterdir())
+    assert kept == ["shard-000000.index.npz", "shard-000000.tokens.npz"]
+    table = DATA_FORMAT[DATA_FORMAT.index("| key | shape and type") :]
+    rows = [row.split(" | ")[:2] for row in re.findall(r"^\| (`.*) \|$", table, flags=re.MULTILINE)]
+    documented = {name: kind for names, kind in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(documented) == set(batch)
+    for name, kind in documented.items():
+        if dtype := re.search(r"u?int\d+", kind):
+            assert str(batch[name].dtype) == f"torch.{dtype[0]}", name
+            assert batch[name].dim() == len([part for part in re.match(r"\((.*?)\)", kind)[1].split(",") if part.strip()]), name
