@@ -1,0 +1,205 @@
+"""The words of the miniature world: captions, questions with balanced answers, and text documents.
+
+A question is only worth asking when its answer cannot be guessed. Two rules see to that: a question's words tell nothing
+(colours and shapes are interchangeable; "is there a red cross?" is asked where there are red shapes and crosses), and a
+`Ledger` admits a question only while its answer is not ahead of the other answers, over all questions of its type and over all
+questions of the very same words.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from lit_eve.nano.scenes import COLOURS, HORIZONTAL, SHAPES, SIZES, VERTICAL, Scene, Thing
+
+PLACES = tuple(f"{vertical} {horizontal}" for vertical in VERTICAL for horizontal in HORIZONTAL)
+ANSWERS: dict[str, tuple[str, ...]] = {
+    "exist": ("yes", "no"),
+    "count": ("1", "2", "3", "4"),
+    "count_by_attribute": ("0", "1", "2", "3"),
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "relation": ("left", "right", "above", "below"),
+    "place": PLACES,
+}
+TYPES = tuple(ANSWERS)
+USER, ASSISTANT, END = "USER:", "ASSISTANT:", "</s>"  # the chat format
+FAMILIES = (("exist", "count", "count_by_attribute"), ("colour", "shape", "size", "relation", "place"))
+"""The second family's questions speak of things that are there, which would answer those of the first."""
+PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene, its type (a key of `ANSWERS`) and its answer (one of the type's)."""
+
+    type: str
+    text: str
+    answer: str
+
+
+def describe(thing: Thing) -> str:
+    return f"{thing.size} {thing.colour} {thing.shape}"
+
+
+def caption(scene: Scene) -> str:
+    """All things in reading order, the place first: "top left a small red circle, middle centre a large blue cross"."""
+    return ", ".join(f"{scene.place(thing)} a {describe(thing)}" for thing in scene.things)
+
+
+def questions(scene: Scene, type: str) -> Iterator[Question]:
+    """Every question of one type that this scene answers without doubt."""
+    things = scene.things
+    if type == "exist":
+        colours, shapes = {t.colour for t in things}, {t.shape for t in things}
+        pairs = {(t.colour, t.shape) for t in things}
+        for colour in COLOURS:
+            yield Question(type, f"is there a {colour} shape?", _yes(colour in colours))
+        for shape in SHAPES:
+            yield Question(type, f"is there a {shape}?", _yes(shape in shapes))
+        for colour in colours:
+            for shape in shapes:
+                yield Question(type, f"is there a {colour} {shape}?", _yes((colour, shape) in pairs))
+    elif type == "count":
+        yield Question(type, "how many shapes are there?", str(len(things)))
+    elif type == "count_by_attribute":
+        for attribute, values in (("colour", COLOURS), ("shape", SHAPES), ("size", SIZES)):
+            present = Counter(getattr(thing, attribute) for thing in things)
+            for value in values:
+                if present[value] <= 3:
+                    name = PLURALS[value] if attribute == "shape" else f"{value} shapes"
+                    yield Question(type, f"how many {name} are there?", str(present[value]))
+    elif type == "relation":
+        yield from _relations(scene)
+    else:
+        for name, thing in _unique(things, "shape"):
+            if type == "colour":
+                yield Question(type, f"what colour is the {name}?", thing.colour)
+        for name, thing in _unique(things, "colour"):
+            if type == "shape":
+                yield Question(type, f"what is the {name}?", thing.shape)
+        for attribute in ("shape", "colour"):
+            for name, thing in _unique(things, attribute):
+                if type == "size":
+                    yield Question(type, f"how large is the {name}?", thing.size)
+                elif type == "place":
+                    yield Question(type, f"where is the {name}?", scene.place(thing))
+
+
+def _relations(scene: Scene) -> Iterator[Question]:
+    """Two things alone, in one row or one column: each named by its colour or its shape."""
+    if len(scene.things) != 2:
+        return
+    colours = {thing: name for name, thing in _unique(scene.things, "colour")}
+    shapes = {thing: name for name, thing in _unique(scene.things, "shape")}
+    first, second = scene.things
+    for thing, other in ((first, second), (second, first)):
+        if thing.row == other.row:
+            answer = "left" if thing.column < other.column else "right"
+        elif thing.column == other.column:
+            answer = "above" if thing.row < other.row else "below"
+        else:
+            return
+        for name, reference in ((colours.get(thing), shapes.get(other)), (shapes.get(thing), colours.get(other))):
+            if name and reference:
+                yield Question("relation", f"seen from the {reference}, where is the {name}?", answer)
+
+
+def _unique(things: Iterable[Thing], attribute: str) -> Iterator[tuple[str, Thing]]:
+    """The things that one attribute alone names: ("circle", thing), ("red shape", thing)."""
+    values = Counter(getattr(thing, attribute) for thing in things)
+    for thing in things:
+        value = getattr(thing, attribute)
+        if values[value] == 1:
+            yield (value if attribute == "shape" else f"{value} shape"), thing
+
+
+def _yes(truth: bool) -> str:
+    return "yes" if truth else "no"
+
+
+class Ledger:
+    """Keeps the answers of a set of questions balanced while the set is made.
+
+    Args:
+        slack: how far an answer may run ahead of the rarest answer of its type, and of its very question. 1 is the
+            strictest; more lets more scenes pass.
+    """
+
+    def __init__(self, slack: int = 1) -> None:
+        self.slack = slack
+        self.asked: Counter[str] = Counter()
+        self._answers: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def admits(self, question: Question) -> bool:
+        return all(
+            self._answers[key][question.answer] < self.slack + min(self._answers[key][a] for a in ANSWERS[question.type])
+            for key in (question.type, question.text)
+        )
+
+    def add(self, question: Question) -> None:
+        self.asked[question.type] += 1
+        for key in (question.type, question.text):
+            self._answers[key][question.answer] += 1
+
+
+def ask(scene: Scene, rng: random.Random, ledger: Ledger, turns: int = 1) -> list[Question]:
+    """Up to ``turns`` different questions, of the types asked least so far.
+
+    All are of one family, so that an earlier turn gives no later answer away. Returns fewer (or none) where the ledger admits
+    no question: skip such a scene.
+    """
+    asked: list[Question] = []
+    candidates: dict[str, list[Question]] = {}
+    types = TYPES
+    while len(asked) < turns:
+        for type in sorted(types, key=lambda name: (ledger.asked[name], rng.random())):
+            if type not in candidates:
+                candidates[type] = list(questions(scene, type))
+                rng.shuffle(candidates[type])
+            question = next((q for q in candidates[type] if q not in asked and ledger.admits(q)), None)
+            if question is not None:
+                break
+        else:
+            break
+        ledger.add(question)
+        asked.append(question)
+        types = next(family for family in FAMILIES if question.type in family)
+    rng.shuffle(asked)
+    return asked
+
+
+def facts(scene: Scene, rng: random.Random) -> str:
+    """The scene in terse words, things and their attributes in any order: "large red top left circle; ..."."""
+    phrases = []
+    for thing in scene.things:
+        words = [thing.size, thing.colour, thing.shape, scene.place(thing)]
+        rng.shuffle(words)
+        phrases.append(" ".join(words))
+    rng.shuffle(phrases)
+    return "; ".join(phrases)
+
+
+def grid(scene: Scene) -> str:
+    """The scene cell by cell in reading order, a dot for an empty one and a semicolon after each row: words in image order."""
+    things = {(thing.row, thing.column): describe(thing) for thing in scene.things}
+    cells = [[things.get((row, column), ".") for column in range(scene.columns)] for row in range(scene.rows)]
+    return " ".join(" ".join(row) + ";" for row in cells)
+
+
+def document(scene: Scene, asked: Iterable[Question], rng: random.Random) -> str:
+    """What the language model reads before it ever sees an image: the scene in words, its caption, questions and answers."""
+    view = facts(scene, rng) if rng.random() < 0.5 else grid(scene)
+    turns = "".join(f"{USER} {question.text} {ASSISTANT} {question.answer}{END}" for question in asked)
+    return f"{view}\n{caption(scene)}\n{turns}"
+
+
+def vocabulary() -> list[str]:
+    """Every word of captions, questions, answers and facts, sorted."""
+    texts = [word for answers in ANSWERS.values() for word in answers]
+    texts += [*PLURALS.values(), "a the is there shape shapes how many are what colour where large seen from"]
+    return sorted({word for text in texts for word in text.split()})

@@ -1,0 +1,176 @@
+"""The miniature world's CLIP, trained contrastively on scenes and their captions: the teacher of the patch alignment."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, seed_everything
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from lit_eve.nano.fit import adamw, fit
+from lit_eve.nano.progress import is_done, mark_done, write_atomically
+from lit_eve.nano.tokenizer import make_tokenizer
+from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, teacher_canvas
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """The teacher and its training.
+
+    Args:
+        image_size, patch_size: of its square images, in pixels.
+        width, layers, heads, feed_forward: size of the vision transformer; the text transformer has ``text_layers``.
+        projection: width of the space that images and captions share.
+        steps, batch, lr: length of the training, pairs per step, peak learning rate.
+        seed: of the initial weights and of the order of the pairs.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    image_size: int = 64
+    patch_size: int = 8
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    feed_forward: int = 256
+    text_layers: int = 2
+    projection: int = 64
+    steps: int = 400
+    batch: int = 64
+    lr: float = 1.5e-3
+    seed: int = 0
+    checkpoint_every: int = 100
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        """The geometry under which `teacher_canvas` makes this teacher's squares."""
+        return ImageGeometry(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            pool_size=1,
+            teacher_image_size=self.image_size,
+            teacher_patch_size=self.patch_size,
+        )
+
+
+class LitTeacher(LightningModule):
+    """CLIP's symmetric contrastive loss over the pairs of a batch."""
+
+    def __init__(self, settings: TeacherSettings, tokenizer: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        shape = {
+            "hidden_size": settings.width,
+            "intermediate_size": settings.feed_forward,
+            "num_attention_heads": settings.heads,
+            "projection_dim": settings.projection,
+        }
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        text = {"num_hidden_layers": settings.text_layers, "vocab_size": len(tokenizer), "max_position_embeddings": 64, **ids}
+        vision = {
+            "num_hidden_layers": settings.layers,
+            "image_size": settings.image_size,
+            "patch_size": settings.patch_size,
+        }
+        self.model = CLIPModel(
+            CLIPConfig(text_config=shape | text, vision_config=shape | vision, projection_dim=settings.projection)
+        )
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, batch: dict[str, Tensor], return_loss: bool = False) -> Any:
+        """CLIP's output for ``pixels`` (B, 3, C, C) uint8 and ``input_ids``, ``attention_mask`` (B, T)."""
+        pixels = (batch["pixels"] / 255 - self.mean) / self.std
+        return self.model(batch["input_ids"], pixels, batch["attention_mask"], return_loss=return_loss)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self(batch, return_loss=True).loss
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return adamw(self, self.settings.lr, self.settings.steps)
+
+
+class Pairs:
+    """Images and captions from shards of captioned images; batch number i is a pure function of i."""
+
+    def __init__(self, folder: Path, tokenizer: Any, settings: TeacherSettings) -> None:
+        self.tokenizer, self.settings = tokenizer, settings
+        self.images: list[bytes] = []
+        self.captions: list[str] = []
+        for path in sorted(folder.glob("*.tar")):
+            with tarfile.open(path) as tar:
+                files = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
+            for name in sorted(name for name in files if name.endswith(".json")):
+                self.captions.append(json.loads(files[name])["conversations"][-1]["value"] + tokenizer.eos_token)
+                self.images.append(files[name.removesuffix(".json") + ".png"])
+
+    def __call__(self, index: int) -> dict[str, Tensor]:
+        """Batch ``index`` of the training: every pair once per epoch, in another order each time."""
+        per_epoch = len(self.images) // self.settings.batch
+        order = list(range(len(self.images)))
+        random.Random(f"{self.settings.seed}/{index // per_epoch}").shuffle(order)
+        start = index % per_epoch * self.settings.batch
+        return self.batch(order[start : start + self.settings.batch])
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """``pixels`` (B, 3, C, C) uint8, ``input_ids`` and ``attention_mask`` (B, T)."""
+        squares = [teacher_canvas(Image.open(io.BytesIO(self.images[i])), self.settings.geometry) for i in indices]
+        text = self.tokenizer([self.captions[i] for i in indices], padding=True, return_tensors="pt")
+        return {"pixels": torch.stack(squares), "input_ids": text.input_ids, "attention_mask": text.attention_mask}
+
+
+@torch.no_grad()
+def retrieval(module: LitTeacher, pairs: Pairs, batch: int = 128) -> float:
+    """How many of the images find their own caption first among all captions of ``pairs``, 0 to 1."""
+    module.eval()
+    chunks = [range(start, min(start + batch, len(pairs.images))) for start in range(0, len(pairs.images), batch)]
+    outputs = [module(pairs.batch(chunk)) for chunk in chunks]
+    images, texts = (torch.cat([getattr(output, name) for output in outputs]) for name in ("image_embeds", "text_embeds"))
+    return (images @ texts.T).argmax(1).eq(torch.arange(len(images))).float().mean().item()
+
+
+def train_teacher(run_dir: str | Path, settings: TeacherSettings = TeacherSettings()) -> Path:
+    """Train on ``run_dir/data/pretrain`` and save to ``run_dir/teacher``, for `CLIPModel` and `CLIPVisionModel`.
+
+    Goes on from its last checkpoint; does nothing when it is done.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the folder holds a teacher made with other settings.
+    """
+    folder, data = Path(run_dir) / "teacher", Path(run_dir) / "data"
+    if is_done(folder, settings):
+        return folder
+    seed_everything(settings.seed, verbose=False)
+    tokenizer = make_tokenizer()
+    module = LitTeacher(settings, tokenizer)
+    fit(module, Pairs(data / "pretrain", tokenizer, settings), settings.steps, folder, settings.checkpoint_every)
+    module.cpu().model.save_pretrained(folder)
+    side = settings.image_size
+    preprocessor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": side, "width": side},
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        **dict.fromkeys(("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
+    }
+    write_atomically(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    found = retrieval(module, Pairs(data / "test_captions", tokenizer, settings))
+    mark_done(folder, settings, {"retrieval_at_1": found})
+    return folder

@@ -1,0 +1,53 @@
+"""The tokenizer of the miniature world: one token per word."""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from lit_eve.nano.language import ASSISTANT, USER, vocabulary
+
+SPECIAL = ("<unk>", "<s>", "<pad>", "</s>", "<image>")  # CLIP takes the id 2 of an end token for a known mistake: </s> is 3
+CHAT_TEMPLATE = """\
+{{- bos_token }}
+{%- macro text(content) %}
+    {%- if content is string %}{{ content }}{% else %}
+        {%- for part in content %}{{ '<image>\\n' if part.type == 'image' else part.text }}{% endfor %}
+    {%- endif %}
+{%- endmacro %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- 'ASSISTANT: ' }}
+        {%- generation %}{{ text(message.content) }}{{ eos_token }}{% endgeneration %}
+    {%- else %}
+        {{- 'USER: ' }}{{ text(message.content) }}{{ ' ' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over `language.vocabulary`, lower-cased, unknown words as ``<unk>``.
+
+    Texts begin with ``<s>``; the newline (the end of a caption) and the two roles of the chat template are one token each.
+    Decoding puts one space between words and none before punctuation.
+    """
+    words = [*SPECIAL, "\n", USER, ASSISTANT, "?", ",", ".", ";", *vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
+    tokenizer.decoder = decoders.WordPiece(prefix="<never>", cleanup=True)  # joins by spaces, none before punctuation
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words.index("<s>"))])
+    tokenizer.add_special_tokens([AddedToken(word, normalized=False) for word in SPECIAL])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("\n", USER, ASSISTANT)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=["<image>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )

@@ -1,0 +1,142 @@
+"""make_world: the miniature world's data sets, in the formats that real data has.
+
+Two are files of text documents, all others are shards of samples in LLaVA's conversation format with PNG images:
+
+    text, validation_text               documents for the language model
+    prealign, pretrain                  captions
+    finetune                            questions, several turns per image
+    validation_captions, test_captions
+    validation_questions, test_questions
+                                        one question per image, with its ``type`` and ``answer`` as metadata
+
+No layout of a validation or test scene occurs in any training set.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from lit_eve.data.shards import ShardWriter
+from lit_eve.errors import ConfigError
+from lit_eve.nano.language import Ledger, Question, ask, caption, document
+from lit_eve.nano.progress import is_done, mark_done, write_atomically
+from lit_eve.nano.scenes import Scene, SceneSpec, png, scenes
+
+HELD_OUT = ("test_questions", "test_captions", "validation_questions", "validation_captions", "validation_text")
+TRAINING = ("text", "finetune", "pretrain", "prealign")
+CAPTIONS = ("prealign", "pretrain", "validation_captions", "test_captions")
+DOCUMENTS = "documents.jsonl"
+TRAINING_SLACK = 8  # how far an answer may run ahead of the others in a training set; see Ledger
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """How much of the miniature world to make.
+
+    Args:
+        seed: another seed, another world.
+        scenes: what the scenes are drawn from.
+        text: documents for the language model.
+        prealign, pretrain: captioned images for the first two stages.
+        finetune: images with questions for the third stage.
+        turns: questions per image in ``finetune``; validation and test have one, as earlier turns would give hints.
+        validation: samples of each validation set.
+        test: samples of each test set.
+        workers: processes that draw.
+    """
+
+    seed: int = 0
+    scenes: SceneSpec = field(default_factory=SceneSpec)
+    text: int = 32000
+    prealign: int = 4800
+    pretrain: int = 16000
+    finetune: int = 19200
+    turns: int = 4
+    validation: int = 256
+    test: int = 1024
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("text", "prealign", "pretrain", "finetune", "turns", "validation", "test", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def size(self, name: str) -> int:
+        """How many samples a data set holds."""
+        return getattr(self, name.split("_")[0])
+
+
+def make_world(run_dir: str | Path, settings: WorldSettings = WorldSettings()) -> Path:
+    """Write the data sets that are missing under ``run_dir/data`` and return that folder.
+
+    Raises:
+        ConfigError: a data set is there already, made with other settings.
+    """
+    data = Path(run_dir) / "data"
+    missing = [name for name in (*HELD_OUT, *TRAINING) if not is_done(data / name, settings)]
+    if not missing:
+        return data
+    held_out = frozenset(scene.layout for name in HELD_OUT for scene, _ in chosen(name, settings))
+    jobs = [(data / name, name, settings, frozenset() if name in HELD_OUT else held_out) for name in reversed(missing)]
+    if settings.workers == 1:
+        for job in jobs:
+            _make(*job)
+    else:
+        with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
+            for finished in [pool.submit(_make, *job) for job in jobs]:
+                finished.result()
+    return data
+
+
+def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset) -> None:
+    """Write one data set."""
+    samples = chosen(name, settings, forbidden)
+    if name.endswith("text"):
+        rng = random.Random(f"{name}/{settings.seed}")
+        lines = (json.dumps({"text": document(scene, asked, rng)}) for scene, asked in samples)
+        write_atomically(folder / DOCUMENTS, "\n".join(lines) + "\n")
+    else:
+        with ShardWriter(folder) as shards:
+            for index, (scene, asked) in enumerate(samples):
+                shards.write(_record(f"{name}-{index:06d}", scene, asked), [png(scene)])
+    mark_done(folder, settings)
+
+
+def chosen(name: str, settings: WorldSettings, forbidden: Collection[tuple] = ()) -> Iterator[tuple[Scene, list[Question]]]:
+    """The scenes of a data set and the questions asked about them (none in sets of captions).
+
+    Args:
+        name: one of `HELD_OUT` or `TRAINING`.
+        settings: the world's.
+        forbidden: layouts that are left out.
+    """
+    ledger = Ledger(slack=1 if name in HELD_OUT else TRAINING_SLACK)
+    turns = 0 if name in CAPTIONS else 1 if name in HELD_OUT else settings.turns
+    rng = random.Random(f"questions/{name}/{settings.seed}")
+    found = 0
+    for scene in scenes(name, settings.seed, settings.scenes):
+        if scene.layout in forbidden:
+            continue
+        asked = ask(scene, rng, ledger, turns) if turns else []
+        if turns and not asked:
+            continue
+        yield scene, asked
+        found += 1
+        if found == settings.size(name):
+            return
+
+
+def _record(key: str, scene: Scene, asked: list[Question]) -> dict[str, Any]:
+    """A sample in LLaVA's format; where there is one question, its type and answer become metadata."""
+    turns = [(question.text, question.answer) for question in asked] or [("", caption(scene))]
+    turns[0] = f"<image>\n{turns[0][0]}".strip(), turns[0][1]
+    conversation = [{"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)]
+    metadata = {"type": asked[0].type, "answer": asked[0].answer} if len(asked) == 1 else {}
+    return {"id": key, "conversations": conversation, **metadata}

@@ -1,0 +1,119 @@
+"""Captions, questions and their balance."""
+
+import random
+import re
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from lit_eve.nano.blind import blind_accuracy
+from lit_eve.nano.language import ANSWERS, FAMILIES, TYPES, Ledger, Question, ask, caption, document, facts, grid, questions
+from lit_eve.nano.scenes import Scene, Thing, scenes
+
+RED_CIRCLE = Thing("circle", "red", "small", row=0, column=0)
+BLUE_CROSS = Thing("cross", "blue", "large", row=0, column=3)
+BLUE_CIRCLE = Thing("circle", "blue", "small", row=1, column=1)
+
+
+def scene_of(*things: Thing) -> Scene:
+    return Scene(64, 32, (0, 0), (255, 255, 255), things)
+
+
+def answers(scene: Scene, type: str) -> dict[str, str]:
+    return {question.text: question.answer for question in questions(scene, type)}
+
+
+def test_caption_names_the_place_first_in_reading_order():
+    scene = scene_of(RED_CIRCLE, BLUE_CROSS)
+    assert caption(scene) == "top left a small red circle, top right a large blue cross"
+    assert grid(scene) == "small red circle . . large blue cross; . . . .;"
+
+
+def test_facts_hold_every_attribute_once():
+    words = facts(scene_of(RED_CIRCLE, BLUE_CROSS), random.Random(0)).replace(";", "").split()
+    assert " ".join(sorted(words)) == "blue circle cross large left red right small top top"
+
+
+def test_answers_are_true():
+    scene = scene_of(RED_CIRCLE, BLUE_CROSS, BLUE_CIRCLE)
+    assert answers(scene, "exist")["is there a red circle?"] == "yes"
+    assert answers(scene, "exist")["is there a red cross?"] == "no"
+    assert answers(scene, "exist")["is there a green shape?"] == "no"
+    assert answers(scene, "count") == {"how many shapes are there?": "3"}
+    counts = answers(scene, "count_by_attribute")
+    assert counts["how many blue shapes are there?"] == "2"
+    assert counts["how many circles are there?"] == "2"
+    assert counts["how many small shapes are there?"] == "2"
+    assert counts["how many crosses are there?"] == "1"
+    assert counts["how many black shapes are there?"] == "0"
+    # only what one attribute names without doubt is asked about
+    assert answers(scene, "colour") == {"what colour is the cross?": "blue"}
+    assert answers(scene, "shape") == {"what is the red shape?": "circle"}
+    assert answers(scene, "size") == {"how large is the cross?": "large", "how large is the red shape?": "small"}
+    assert answers(scene, "place") == {"where is the cross?": "top right", "where is the red shape?": "top left"}
+    assert answers(scene, "relation") == {}
+
+
+def test_relations_between_two_things_of_one_row_or_column():
+    scene = scene_of(RED_CIRCLE, BLUE_CROSS)
+    assert answers(scene, "relation") == {
+        "seen from the cross, where is the red shape?": "left",
+        "seen from the blue shape, where is the circle?": "left",
+        "seen from the circle, where is the blue shape?": "right",
+        "seen from the red shape, where is the cross?": "right",
+    }
+    column = scene_of(RED_CIRCLE, Thing("cross", "blue", "large", row=1, column=0))
+    assert answers(column, "relation")["seen from the circle, where is the blue shape?"] == "below"
+    assert answers(column, "relation")["seen from the cross, where is the red shape?"] == "above"
+    assert answers(scene_of(RED_CIRCLE, Thing("cross", "blue", "large", row=1, column=2)), "relation") == {}
+    assert answers(scene_of(RED_CIRCLE, BLUE_CIRCLE), "relation") == {}
+
+
+def test_every_answer_is_one_of_its_types():
+    for scene in islice(scenes("a", 0), 200):
+        for type in TYPES:
+            assert {question.answer for question in questions(scene, type)} <= set(ANSWERS[type])
+
+
+def test_a_ledger_keeps_answers_level():
+    ledger = Ledger(slack=1)
+    yes, no = (Question("exist", "is there a circle?", answer) for answer in ("yes", "no"))
+    assert ledger.admits(yes)
+    ledger.add(yes)
+    assert not ledger.admits(yes)
+    assert not ledger.admits(Question("exist", "is there a cross?", "yes")), "over the whole type, too"
+    assert ledger.admits(no)
+
+
+@pytest.mark.parametrize("turns", [1, 4])
+def test_asked_questions_are_balanced(turns):
+    ledger, rng, asked = Ledger(slack=2), random.Random(0), []
+    for scene in islice(scenes("a", 0), 3000):
+        chosen = ask(scene, rng, ledger, turns)
+        assert len(set(chosen)) == len(chosen) <= turns
+        assert any({question.type for question in chosen} <= set(family) for family in FAMILIES)
+        asked += chosen
+    assert max(ledger.asked.values()) < 2.5 * min(ledger.asked.values())
+    for type in TYPES:
+        counts = Counter(question.answer for question in asked if question.type == type)
+        assert set(counts) == set(ANSWERS[type])
+        assert max(counts.values()) - min(counts.values()) <= 2
+
+
+def test_documents_hold_the_words_of_images_captions_and_chat():
+    scene = scene_of(RED_CIRCLE)
+    text = document(scene, [Question("count", "how many shapes are there?", "1")], random.Random(0))
+    view, words, chat = text.split("\n")
+    assert " ".join(sorted(re.findall(r"\w+", view))) in ("circle left red small top", "circle red small")
+    assert words == "top left a small red circle"
+    assert chat == "USER: how many shapes are there? ASSISTANT: 1</s>"
+
+
+def test_blind_accuracy_is_the_best_guess_by_words_or_type():
+    def exist(text: str, answer: str, times: int) -> list[Question]:
+        return [Question("exist", text, answer)] * times
+
+    assert blind_accuracy([*exist("a?", "yes", 3), *exist("a?", "no", 1)]) == {"exist": 0.75, "all": 0.75}
+    by_words = [*exist("a?", "yes", 2), *exist("b?", "no", 2)]
+    assert blind_accuracy(by_words)["exist"] == 1.0

@@ -1,0 +1,117 @@
+"""The language model and the teacher: trained for a few steps, saved for transformers, gone on with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, CLIPVisionModel
+
+from lit_eve.losses.teacher import load_teacher
+from lit_eve.nano import fit as fit_module
+from lit_eve.nano.language_model import Documents, LanguageModelSettings, train_language_model
+from lit_eve.nano.progress import read_settings, results_of
+from lit_eve.nano.teacher import Pairs, TeacherSettings, train_teacher
+from lit_eve.nano.tokenizer import make_tokenizer
+from lit_eve.nano.world import WorldSettings, make_world
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "nano"
+WORLD = WorldSettings(text=64, prealign=4, pretrain=24, finetune=4, validation=16, test=16, workers=1)
+LANGUAGE_MODEL = LanguageModelSettings(width=32, layers=1, heads=2, feed_forward=32, steps=6, batch=8, checkpoint_every=2)
+TEACHER = TeacherSettings(
+    width=32, layers=2, heads=2, feed_forward=32, text_layers=1, projection=16, steps=6, batch=8, checkpoint_every=2
+)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("run"), WORLD).parent
+
+
+@pytest.fixture
+def other_run_dir(run_dir, tmp_path):
+    (tmp_path / "data").symlink_to(run_dir / "data")
+    return tmp_path
+
+
+def kill_after(monkeypatch, steps: int) -> None:
+    """Batch number ``steps`` never comes: the process dies there."""
+    honest = fit_module.Steps.__iter__
+
+    def dying(self):
+        for batch in honest(self):
+            if self.seen > steps:
+                raise SystemExit("killed")
+            yield batch
+
+    monkeypatch.setattr(fit_module.Steps, "__iter__", dying)
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "result"),
+    [(train_language_model, LANGUAGE_MODEL, "answer_accuracy"), (train_teacher, TEACHER, "retrieval_at_1")],
+)
+def test_a_killed_training_ends_with_the_same_weights(run_dir, other_run_dir, monkeypatch, train, settings, result):
+    folder = train(run_dir, settings)
+    assert 0 <= results_of(folder)[result] <= 1
+    with monkeypatch.context() as patch:
+        kill_after(patch, 5)
+        with pytest.raises(SystemExit):
+            train(other_run_dir, settings)
+    again = train(other_run_dir, settings)
+    weights, others = (load_file(path / "model.safetensors") for path in (folder, again))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    train(run_dir, settings)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before, "what is done is not done again"
+
+
+def test_language_model_loads_with_transformers_and_answers(run_dir):
+    folder = train_language_model(run_dir, LANGUAGE_MODEL)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert model.config.vocab_size == len(tokenizer)
+    prompt = tokenizer("USER: is there a circle? ASSISTANT:", return_tensors="pt")
+    assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] > prompt.input_ids.shape[1]
+    assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_language_model_learns_from_every_token_but_padding(run_dir):
+    documents = Documents(run_dir / "data" / "text", make_tokenizer(), batch=8)
+    assert sum(len(batch) for batch in documents.batches) == WORLD.text
+    batch = documents(0)
+    padding = batch["labels"] == -100
+    assert torch.equal(batch["input_ids"][~padding], batch["labels"][~padding])
+    assert (batch["input_ids"][padding] == documents.pad_token_id).all()
+    assert torch.equal(documents(1)["input_ids"], Documents(run_dir / "data" / "text", make_tokenizer(), 8)(1)["input_ids"])
+
+
+def test_teacher_loads_as_clip_and_as_the_models_teacher(run_dir):
+    folder = train_teacher(run_dir, TEACHER)
+    vision, info = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    pixels = torch.randn(2, 3, 64, 64)
+    whole = CLIPModel.from_pretrained(folder)
+    assert torch.equal(vision(pixels).last_hidden_state, whole.vision_model(pixels).last_hidden_state)
+    assert load_teacher(folder)(pixels).shape == (2, 64, TEACHER.width)
+    assert (folder / "preprocessor_config.json").exists()
+
+
+def test_teacher_sees_every_pair_once_per_epoch(run_dir):
+    pairs = Pairs(run_dir / "data" / "pretrain", make_tokenizer(), replace(TEACHER, batch=8))
+    first = torch.cat([pairs(step)["pixels"] for step in range(3)])
+    second = torch.cat([pairs(step)["pixels"] for step in range(3, 6)])
+    assert first.shape == (24, 3, 64, 64) and first.dtype == torch.uint8
+    assert len(first.flatten(1).unique(dim=0)) == 24
+    assert not torch.equal(first, second)
+    assert torch.equal(first.flatten(1).unique(dim=0), second.flatten(1).unique(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("world", WorldSettings), ("0_language_model", LanguageModelSettings), ("0_teacher", TeacherSettings)],
+)
+def test_shipped_settings_can_be_read(name, settings):
+    assert isinstance(read_settings(settings, EXPERIMENTS / f"{name}.yaml"), settings)
