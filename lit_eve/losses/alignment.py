@@ -60,10 +60,7 @@ class LayerwiseAligner(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Predict the teacher: (M, D) per tap, in the order of ``taps`` -> (M, K)."""
         projected = torch.stack(
-            [
-                projection(norm(tap))
-                for projection, norm, tap in zip(self.projections, self.norms, features, strict=True)
-            ],
+            [projection(norm(tap)) for projection, norm, tap in zip(self.projections, self.norms, features, strict=True)],
             dim=1,
         )  # (M, taps, K)
         heads = rearrange(projected, "m t (h k) -> m h t k", h=self.num_heads)
