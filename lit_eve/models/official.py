@@ -82,7 +82,7 @@ def read_config(folder: Path) -> EveConfig:
         )
     projector = config.get("mm_projector_type", "linear")
     depth = 1 if projector == "linear" else int(re.fullmatch(r"mlp(\d+)x_gelu", projector)[1])
-    text = {key: value for key, value in config.items() if not key.startswith(_NOT_OF_LLAMA)}
+    text = {key: value for key, value in config.items() if value is not None and not key.startswith(_NOT_OF_LLAMA)}
     teacher = config.get("mm_vision_tower_clip")
     return EveConfig(
         text_config=LlamaConfig(**text),
