@@ -23,6 +23,16 @@ def test_every_variant_has_a_row():
 
 
 @variants
+def test_initialises_every_parameter(spec):
+    """Models are built on the meta device: whatever no reset_parameters reaches stays arbitrary memory."""
+    model = tiny.model(patch_embedding=spec)
+    for parameter in model.patch_embedding.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    model.patch_embedding.apply(model._init_weights)
+    assert all(parameter.isfinite().all() for parameter in model.patch_embedding.parameters())
+
+
+@variants
 def test_trains(spec):
     model = tiny.model(patch_embedding=spec)
     model(**tiny.packed([tiny.samples(model, [2, 0, 1])])).loss.backward()
