@@ -90,6 +90,12 @@ def test_dependencies_are_declared_and_pinned():
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
+def test_conda_environment_has_the_pinned_torch():
+    pinned = re.search(r"^torch==([\d.]+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)[1]
+    conda = re.search(r"pytorch-gpu=([\d.]+)", (ROOT / "environment.yml").read_text())[1]
+    assert f"{pinned}.".startswith(f"{conda}.")
+
+
 # ---- documents
 
 
