@@ -301,9 +301,8 @@ def test_chat_template_survives_saving(tmp_path):
 
 
 def test_auto_processor(tmp_path, processor):
-    import lit_eve.models
+    import lit_eve.models  # noqa: F401 (registers it)
 
-    AutoProcessor.register(lit_eve.models.EveConfig, EveProcessor, exist_ok=True)
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert type(loaded) is EveProcessor and loaded.to_dict() == processor.to_dict()
@@ -314,6 +313,24 @@ def test_pickled_for_the_workers_of_a_loader(processor):
     expected = processor.encode_sample(sample)
     copy = pickle.loads(pickle.dumps(processor))
     assert torch.equal(copy.encode_sample(sample)["labels"], expected["labels"])
+
+
+def test_decoding_leaves_image_slots_out_of_a_vocabulary_that_has_them():
+    processor = EveProcessor(make_byte_level(), geometry=SMALL)
+    features = processor(images=picture(9, 9), text="What? <image> It.<|im_end|>")
+    assert processor.batch_decode(features["input_ids"]) == ["What?  It.<|im_end|>"]
+    assert processor.batch_decode(features["input_ids"], skip_special_tokens=True) == ["What?  It."]
+
+
+def test_no_text_becomes_an_image_even_if_the_image_token_is_not_special():
+    tokenizer = make_byte_level(CHATML)
+    tokenizer.add_tokens(["<picture>"])
+    processor = EveProcessor(tokenizer, geometry=SMALL, image_token="<picture>")
+    assert processor.image_token_id == tokenizer.convert_tokens_to_ids("<picture>")
+    talk = [{"role": "user", "content": "Is <picture> a word?"}, {"role": "assistant", "content": "<picture>"}]
+    for template in ("vicuna_v1", "chat"):
+        ids = processor.encode_sample(Sample("s", talk), template=template)["input_ids"]
+        assert processor.image_token_id not in ids
 
 
 def test_the_image_token(tokenizer):

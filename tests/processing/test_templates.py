@@ -242,6 +242,7 @@ def test_several_images_before_a_caption(processor):
         ([{"role": "user", "content": [{"type": "video"}]}], "a part of a message must be a text or an image, got 'video'"),
         ([{"from": "human", "value": "Hi"}], "the conversation has no answer"),
         ([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": " \n"}], "the conversation has an empty answer"),
+        ([{"from": r, "value": v} for r, v in (("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", ""))], "an empty answer"),
         ([{"from": "gpt", "value": "Hi"}], "nothing of the conversation is supervised"),
         (
             [{"from": "human", "value": "a"}] * 2 + [{"from": "gpt", "value": "b"}],
