@@ -1,0 +1,61 @@
+"""Is a checkpoint one of this architecture? If not, say in which keys it differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lit_eve.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from lit_eve.models import EveForConditionalGeneration
+
+# Keys that say nothing about the weights.
+_IRRELEVANT = ("transformers_version", "_name_or_path", "architectures", "dtype", "teacher", "use_cache")
+_SHOWN = 6
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Keys of two nested mappings whose values differ, as "a.b: 1 -> 2", sorted."""
+    old, new = flatten(old), flatten(new)
+    missing = object()
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+
+
+def check_architecture(checkpoint: Mapping[str, Any], model: EveForConditionalGeneration) -> None:
+    """Compare the config and the weights of a Lightning checkpoint with those of ``model``.
+
+    Raises:
+        CheckpointError: they differ, or it is no checkpoint of LitEve.
+    """
+    from lit_eve.models.loading import ENTRY
+
+    if ENTRY not in checkpoint:
+        raise CheckpointError(f"this is no checkpoint of LitEve: it has no entry {ENTRY!r}")
+    saved = json.loads(checkpoint[ENTRY]["config"])
+    current = json.loads(model.config.to_json_string(use_diff=False))
+    keys = [line for line in differences(saved, current) if line.split(":")[0].split(".")[-1] not in _IRRELEVANT]
+    if keys:
+        raise CheckpointError(f"the checkpoint is of another architecture (checkpoint -> this run): {_some(keys)}")
+
+    shapes = {f"model.{key}": tuple(value.shape) for key, value in model.state_dict().items()}
+    weights = {key: tuple(value.shape) for key, value in checkpoint.get("state_dict", shapes).items()}
+    if keys := differences(weights, shapes):
+        raise CheckpointError(f"the checkpoint's weights are of another shape (checkpoint -> this run): {_some(keys)}")
+
+
+def _some(lines: list[str]) -> str:
+    return "; ".join(lines[:_SHOWN]) + (f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else "")

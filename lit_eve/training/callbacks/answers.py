@@ -1,0 +1,55 @@
+"""What the model says about a few validation images, in TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_eve.data import EveDataModule
+from lit_eve.processing import Sample, load_image
+from lit_eve.training.generation import generate_answers, split_answer
+
+_SIDE = 336  # of the logged images, in pixels
+
+
+class SampleAnswers(Callback):
+    """At each validation, answer a few validation samples and log question, answer and expected answer with the images.
+
+    Args:
+        num_samples: how many samples, the same ones each time; 0 turns this off.
+        max_new_tokens: length of the longest answer.
+    """
+
+    def __init__(self, num_samples: int = 4, max_new_tokens: int = 48) -> None:
+        self.num_samples, self.max_new_tokens = num_samples, max_new_tokens
+        self._samples: Sequence[Sample] | None = None
+        self._shown = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Answer on all ranks, as a sharded model needs; log on the first."""
+        data = trainer.datamodule
+        if trainer.sanity_checking or not self.num_samples or not isinstance(data, EveDataModule) or not trainer.loggers:
+            return
+        if self._samples is None:
+            self._samples = data.samples("validation", self.num_samples)
+        template = data.template
+        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        for index, sample in enumerate(self._samples):
+            prompt, images, expected = split_answer(sample)
+            inputs = pl_module.processor(conversation=prompt, images=images, template=template)
+            (answer,) = generate_answers(pl_module.model, pl_module.processor, inputs, self.max_new_tokens)
+            if not trainer.is_global_zero:
+                continue
+            question = pl_module.processor.apply_chat_template(prompt, template=template, add_generation_prompt=True)
+            text = "\n\n".join(f"**{k}** {v}" for k, v in {"prompt": question, "answer": answer, "expected": expected}.items())
+            for board in boards:
+                board.add_text(f"answers/{index}", text.replace("<", "&lt;"), trainer.global_step)
+                if not self._shown:
+                    for number, image in enumerate(images):
+                        thumbnail = load_image(image, sample.key)
+                        thumbnail.thumbnail((_SIDE, _SIDE))
+                        board.add_image(f"answers/{index}/image_{number}", np.asarray(thumbnail), dataformats="HWC")
+        self._shown = True

@@ -1,0 +1,97 @@
+"""Checkpoints that survive a kill at any moment, and the search for the one to go on from."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+FOLDER = "checkpoints"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write beside the target, then rename: under its final name a file is always whole.
+
+    Lightning's own goes through a buffer in memory and, depending on where temporary files live, a copy that a kill can cut
+    in two.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save ``checkpoint`` to the local file ``path``; what stood there stays until the new file is complete."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Save the run every N optimizer steps and at its end, to resume from.
+
+    Args:
+        every_n_steps: optimizer steps between checkpoints.
+        keep: how many of the newest checkpoints stay; -1 keeps all.
+    """
+
+    def __init__(self, every_n_steps: int = 500, keep: int = 1) -> None:
+        super().__init__(
+            filename="step{step:08.0f}",
+            auto_insert_metric_name=False,
+            monitor="step",
+            mode="max",
+            save_top_k=keep,
+            every_n_train_steps=every_n_steps,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save below the run's folder."""
+        self.dirpath = os.path.join(trainer.default_root_dir, FOLDER)
+        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero and stage == "fit":
+            for part in Path(self.dirpath).glob(".*.part"):
+                part.unlink()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A resumed run has saved its first step already."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the run, wherever it falls."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def find_checkpoint(folder: str | Path) -> Path | None:
+    """The newest whole checkpoint in the run folder ``folder``; None if there is none.
+
+    A checkpoint is a file, or the folder of a sharded one. What cannot be read to its end is passed over.
+    """
+    candidates = [path for path in Path(folder, FOLDER).glob("*.ckpt") if _is_whole(path)]
+    return max(candidates, key=step_of, default=None)
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step that a checkpoint's name tells; -1 if it tells none."""
+    match = re.search(r"step=?(\d+)", path.stem)
+    return int(match[1]) if match else -1
+
+
+def _is_whole(path: Path) -> bool:
+    if path.is_dir():  # torch.distributed.checkpoint writes its metadata last, Lightning meta.pt after it
+        return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
+    return zipfile.is_zipfile(path)  # the directory of a zip is its end

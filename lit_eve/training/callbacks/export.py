@@ -1,0 +1,33 @@
+"""The model as a transformers folder, at the end of a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+
+class ExportModel(Callback):
+    """Write ``<run>/model`` when the run ends: config, weights, processor and, with a teacher, ``aligner.safetensors``.
+
+    The folder appears as a whole: it is written beside its place and renamed.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export; a run that was interrupted does not come here."""
+        if trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        target = Path(trainer.default_root_dir, "model")
+        part, old = target.with_name(".model.part"), target.with_name(".model.old")
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        pl_module.model.save_pretrained(part)
+        pl_module.processor.save_pretrained(part)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(part, target)
+        shutil.rmtree(old, ignore_errors=True)
+        rank_zero_info(f"model exported to {target}")

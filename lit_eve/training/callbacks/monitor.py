@@ -1,0 +1,71 @@
+"""Scalars of the training: losses of the global batch, gradient norm, learning rates, speed, padding, skipped samples."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_eve.data import EveDataModule
+from lit_eve.training.distributed import sum_over_ranks
+
+COUNTS = ("tokens", "padding", "images")
+
+
+class TrainingMonitor(Callback):
+    """Log one line of scalars per optimizer step, at the trainer's ``log_every_n_steps``.
+
+    ``train/loss``, ``train/language_loss`` and ``train/alignment_loss`` are those of the global batch, over micro-batches and
+    ranks; ``train/gradient_norm`` is the norm before clipping. ``speed/*`` and ``data/padding`` count all ranks since the
+    last line. Everything stays on the device until a line is due, so that no step waits for it.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._step = trainer.global_step
+        self._losses: dict[str, Tensor] = {}
+        self._restart()
+
+    def _restart(self) -> None:
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        """Add up this micro-batch; log when it completes an optimizer step."""
+        for name in ("language_loss", "alignment_loss"):
+            if name in outputs:
+                self._losses[name] = self._losses.get(name, 0.0) + outputs[name]
+        padding = int(batch["num_padding"])
+        self._counts["tokens"] += batch["input_ids"].numel() - padding
+        self._counts["padding"] += padding
+        self._counts["images"] += len(batch["image_grid_hw"])
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        losses, self._losses = self._losses, {}
+        if self._step % trainer.log_every_n_steps:
+            return
+        self._log(trainer, pl_module, losses)
+        self._restart()
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, losses: dict[str, Tensor]) -> None:
+        seconds = time.perf_counter() - self._start
+        values = torch.stack([*losses.values(), *torch.tensor(list(self._counts.values()), device=pl_module.device)])
+        values = sum_over_ranks(values.double()).tolist()
+        named = dict(zip((*losses, *COUNTS), values, strict=True))
+        weight = pl_module.model.config.alignment_weight
+        loss = named["language_loss"] + weight * named.get("alignment_loss", 0.0)
+        pl_module.log("train/loss", loss, prog_bar=True)
+        pl_module.log_dict({f"train/{name}": named[name] for name in losses})
+        pl_module.log("train/gradient_norm", pl_module.gradient_norm)
+        pl_module.log_dict({f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups})
+        pl_module.log("speed/tokens_per_second", named["tokens"] / seconds, prog_bar=True)
+        pl_module.log("speed/images_per_second", named["images"] / seconds)
+        pl_module.log("data/padding", named["padding"] / (named["tokens"] + named["padding"]))
+        if isinstance(trainer.datamodule, EveDataModule):
+            pl_module.log("data/skipped", float(trainer.datamodule.num_skipped))

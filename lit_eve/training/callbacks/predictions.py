@@ -1,0 +1,35 @@
+"""The answers of ``train.py predict`` as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_eve.training.distributed import gather_objects
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Write ``<run>/predictions.jsonl``: one line per sample, from all ranks."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: list[Any], batch_indices: list[Any]
+    ) -> None:
+        """Collect what all ranks answered; write it on the first."""
+        rows = [row for rank in gather_objects(predictions) for batch in rank for row in batch]
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir, "predictions.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        os.replace(part, path)
+        rank_zero_info(f"{len(rows)} answers written to {path}")

@@ -1,0 +1,63 @@
+"""Progress where there is no terminal: one line per log interval."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+
+
+class LineProgress(ProgressBar):
+    """Print the progress bar's numbers as lines, for log files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed = 0
+        self.enable()
+
+    def enable(self) -> None:
+        """Print from now on."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Stay silent from now on (the trainer does this on all ranks but the first)."""
+        self._enabled = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The line of the step before, whose numbers are complete now."""
+        self._print_step(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same; validation may come between two steps."""
+        self._print_step(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The line of the last step."""
+        self._print_step(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One line per validation."""
+        if not trainer.sanity_checking:
+            self.print(f"step {trainer.global_step}  {self._numbers('val')}")
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print, unless disabled."""
+        if self._enabled:
+            print(*args, **kwargs, flush=True)
+
+    def _print_step(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step != self._printed and step % trainer.log_every_n_steps == 0 and (numbers := self._numbers("train", "speed")):
+            self.print(f"step {step}/{trainer.estimated_stepping_batches:g}  {numbers}")
+            self._printed = step
+
+    def _numbers(self, *groups: str) -> str:
+        metrics = {key: float(value) for key, value in self.trainer.progress_bar_metrics.items()}
+        return "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key.split("/")[0] in groups)
+
+
+def progress_callback() -> Callback:
+    """A rich progress bar on a terminal, lines elsewhere."""
+    return RichProgressBar(leave=True) if sys.stdout.isatty() else LineProgress()

@@ -1,0 +1,272 @@
+"""LitEve, the LightningModule: build, step, log, configure optimizers. What trains is in stages.py, the losses in the model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor
+from torch.nn import ModuleDict, Parameter
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from lit_eve.training.architecture import check_architecture
+from lit_eve.training.callbacks.monitor import TrainingMonitor
+from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
+from lit_eve.training.distributed import sum_over_ranks
+from lit_eve.training.generation import generate_answers, split_answer
+from lit_eve.training.optimizer import build_optimizer, parameter_groups
+from lit_eve.training.stages import Stage, get_stage, print_stage
+
+if TYPE_CHECKING:
+    from lit_eve.models import EveForConditionalGeneration, EveOutput
+    from lit_eve.processing import EveProcessor, ImageGeometry, Sample
+
+# transformers and the model are imported where they are used: `train.py fit --help` reads this file.
+
+_MODEL_KEYS = (
+    *("input_ids", "labels", "position_ids", "cu_seqlens", "target_positions"),
+    *("pixel_values", "image_grid_hw", "teacher_pixel_values"),
+)
+
+
+class LitEve(LightningModule):
+    """Train an encoder-free vision-language model.
+
+    Args:
+        init_from: start from these weights: the run folder of an earlier stage, a Lightning checkpoint, a transformers folder
+            or an official EVE checkpoint. The architecture is the one found there; values given below replace single keys.
+        decoder: start a new model around this causal language model: a transformers folder or hub name.
+        patch_embedding: the patch embedding by name, with its arguments, as in {name: eve_v1, width: 1024}.
+        projector: the projector by name, with its arguments, as in {name: mlp_gelu, depth: 2}.
+        geometry: sizes of images and patches, the fields of ImageGeometry, as in {image_size: 672, patch_size: 14}.
+        teacher: folder or hub name of the CLIP whose patch features are aligned to; null trains without alignment loss.
+        aligner: the aligner by name, with its arguments, as in {name: layerwise, layer_interval: 4}.
+        teacher_layer: hidden state of the teacher that is aligned to; null: -2, or that of init_from.
+        alignment_weight: factor of the alignment loss in the total loss; null: 1, or that of init_from.
+        template: how the model is talked to (vicuna_v1, chat, ...); null: vicuna_v1, or that of init_from.
+        stage: what trains, at which rate: prealign, pretrain, finetune, or a stage of your own (see
+            `--model.stage.help`).
+        lr: peak learning rate; null takes the stage's.
+        warmup: steps of linear warm-up, or their fraction of all steps if below 1; null takes the stage's.
+        lr_floor: learning rate at the end of the cosine, as a fraction of the peak.
+        weight_decay: AdamW's weight decay on matrices; vectors and embedding tables have none.
+        betas: AdamW's coefficients of the running averages.
+        eps: AdamW's term in the denominator.
+        gradient_checkpointing: recompute the decoder's layers in the backward pass, for less memory.
+        max_new_tokens: length of the answers that `predict` generates.
+
+    Raises:
+        ConfigError: a key, name or value that does not exist or does not fit; raised before anything is loaded.
+    """
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        decoder: str | None = None,
+        patch_embedding: dict[str, Any] | None = None,
+        projector: dict[str, Any] | None = None,
+        geometry: dict[str, Any] | None = None,
+        teacher: str | None = None,
+        aligner: dict[str, Any] | None = None,
+        teacher_layer: int | None = None,
+        alignment_weight: float | None = None,
+        template: str | dict[str, Any] | None = None,
+        stage: Literal["prealign", "pretrain", "finetune"] | Stage = "pretrain",
+        lr: float | None = None,
+        warmup: float | None = None,
+        lr_floor: float = 0.0,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        gradient_checkpointing: bool = False,
+        max_new_tokens: int = 64,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="stage")
+        self.stage = get_stage(stage, lr, warmup)
+        self.hparams["stage"] = asdict(self.stage)
+        from lit_eve.training.blueprint import Blueprint
+
+        self.blueprint = Blueprint(
+            init_from=init_from,
+            decoder=decoder,
+            patch_embedding=patch_embedding,
+            projector=projector,
+            geometry=geometry,
+            teacher=teacher,
+            aligner=aligner,
+            teacher_layer=teacher_layer,
+            alignment_weight=alignment_weight,
+            template=template,
+        )
+        self.lr_floor, self.weight_decay, self.betas, self.eps = lr_floor, weight_decay, betas, eps
+        self.gradient_checkpointing, self.max_new_tokens = gradient_checkpointing, max_new_tokens
+        self.model: EveForConditionalGeneration | None = None
+        self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        # Averages of an evaluation, over batches and ranks; float64 counts tokens exactly.
+        names = ("language_loss", "alignment_loss", "token_accuracy")
+        self.metrics = ModuleDict({name: MeanMetric().set_dtype(torch.float64) for name in names})
+
+    # ---- build
+
+    @property
+    def processor(self) -> EveProcessor:
+        """Tokenizer, templates and image geometry of the model; there before its weights are loaded."""
+        return self.blueprint.processor
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        """Image sizes of the model."""
+        return self.blueprint.config.image_geometry
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the alignment loss is on, so that batches must hold the teacher's pixels."""
+        return self.blueprint.teacher is not None
+
+    def configure_model(self) -> None:
+        """Build the model once; set what trains."""
+        if self.model is not None:
+            return
+        self.model = self.blueprint.build().train()
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for name, parameter in self._student().items():
+            parameter.requires_grad_(self._rates[name] is not None)
+
+    def _student(self) -> dict[str, Parameter]:
+        """Parameters by name, the teacher's left out: no stage may train them."""
+        return {name: p for name, p in self.model.named_parameters() if not name.startswith("teacher.")}
+
+    @cached_property
+    def _rates(self) -> dict[str, float | None]:
+        return self.stage.rates(self._student())
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over the stage's groups, warm-up and cosine over the steps of the run."""
+        optimizer, scheduler = build_optimizer(
+            parameter_groups(self.model, self._rates, self.weight_decay),
+            total=self.trainer.estimated_stepping_batches,
+            warmup=self.stage.warmup,
+            floor=self.lr_floor,
+            betas=self.betas,
+            eps=self.eps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every run has: scalars of the training, and an end to it where the loss is not finite."""
+        return [TrainingMonitor(), NonFiniteGuard()]
+
+    def on_fit_start(self) -> None:
+        """Print what trains."""
+        if self.trainer.is_global_zero:
+            sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+            print_stage(self.stage, sizes, self._rates)
+
+    # ---- train
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Seed the random numbers of this batch, so that a resumed run draws the same ones (dropout, masking)."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(hash((seed, batches, self.global_rank)))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Losses of one micro-batch, weighted by the supervised tokens and the images of the global batch.
+
+        The model divides its sums by the counts of all ranks and micro-batches. Lightning then divides the loss by the
+        accumulated batches, and data parallelism averages gradients over ranks: the factor takes both back.
+        """
+        counts = torch.stack([batch["num_targets"], batch["num_images"]])  # (2,) of this rank's accumulation window
+        output = self._forward(batch, *sum_over_ranks(counts))
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        parts = {"language_loss": output.language_loss, "alignment_loss": output.alignment_loss}
+        return {"loss": output.loss * factor, **{key: x.detach() for key, x in parts.items() if x is not None}}
+
+    def _forward(self, batch: dict[str, Any], num_targets: Tensor | int, num_images: Tensor | int) -> EveOutput:
+        inputs = {key: batch[key] for key in _MODEL_KEYS if key in batch}
+        return self.model(**inputs, num_targets=num_targets, num_images=num_images)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and keep the norm that the gradient had before."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.gradient_norm = get_total_norm(gradients)
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm)
+
+    # ---- validate, test, predict
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Both losses and the token accuracy, weighted over batches and ranks as in one big batch."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/loss, val/language_loss, val/alignment_loss and val/token_accuracy."""
+        self._log_metrics("val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The same as in validation, on the test split."""
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the same as in validation under test/."""
+        self._log_metrics("test")
+
+    def predict_step(self, batch: list[Sample], batch_idx: int) -> list[dict[str, str]]:
+        """Answer samples, greedily: ``id``, ``answer``, and the ``expected`` answer of the sample, for each."""
+        prompts, images, expected = zip(*map(split_answer, batch), strict=True)
+        inputs = self.processor(conversation=list(prompts), images=[list(row) for row in images])
+        answers = generate_answers(self.model, self.processor, inputs, self.max_new_tokens)
+        return [
+            {"id": sample.key, "answer": answer, "expected": wanted}
+            for sample, answer, wanted in zip(batch, answers, expected, strict=True)
+        ]
+
+    def _evaluate(self, batch: dict[str, Any]) -> None:
+        sums = self._forward(batch, num_targets=1, num_images=1)  # divided by 1: sums
+        parts = {
+            "language_loss": (sums.language_loss, batch["num_targets"]),
+            "token_accuracy": (sums.num_correct, batch["num_targets"]),
+            "alignment_loss": (sums.alignment_loss, batch["num_images"]),
+        }
+        for name, (total, count) in parts.items():
+            if total is not None:
+                self.metrics[name].update(total.double() / count.clamp(min=1), weight=count)
+
+    def _log_metrics(self, prefix: str) -> None:
+        values = {name: metric.compute() for name, metric in self.metrics.items() if metric.update_called}
+        if "language_loss" in values:
+            weight = self.model.config.alignment_weight if "alignment_loss" in values else 0.0
+            values["loss"] = values["language_loss"] + weight * values.get("alignment_loss", 0.0)
+        self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, prog_bar=True)
+        for metric in self.metrics.values():
+            metric.reset()
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add config and processor, so that the checkpoint can be loaded on its own."""
+        from lit_eve.models.loading import ENTRY, describe
+
+        checkpoint[ENTRY] = describe(self.model, self.processor)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another architecture, naming what differs."""
+        check_architecture(checkpoint, self.model)

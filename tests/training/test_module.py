@@ -1,0 +1,237 @@
+"""LitEve: the loss of the global batch however it is cut, frozen parts, evaluation, and runs that must stop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch.multiprocessing import ProcessRaisedException
+from torch.testing import assert_close
+
+from lit_eve.errors import CheckpointError, ConfigError
+from lit_eve.training import Rule, Stage
+from lit_eve.training.callbacks import NonFiniteError
+from tests.training import world as micro
+
+# Two optimizer steps; the samples of a step have very different numbers of images and targets, and one has no image.
+ROWS = [[[2, 0], [1]], [[0], [0, 0]], [[1, 1, 1], [3]], [[0, 1], [2]]]
+LAST = [[[1], [1]], [[0], [2]]]
+
+
+class Recorder(Callback):
+    """Gradients before each optimizer step, and the losses that are logged."""
+
+    def __init__(self, path=None):
+        self.gradients, self.losses, self.path = [], [], path
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        named = pl_module.model.named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    def on_train_end(self, trainer, pl_module):
+        if self.path and trainer.is_global_zero:
+            torch.save((self.gradients, float(trainer.callback_metrics["train/loss"])), self.path)
+
+
+def joined(micros):
+    return [row for micro in micros for row in micro]
+
+
+def run(world, tmp_path, windows, shards=1, **kwargs):
+    """Train over windows of micro-batches; with two shards, each rank takes every other micro-batch."""
+    module = micro.make_module(world)
+    module.configure_model()
+    path = tmp_path / "recorded.pt"
+    batches = micro.make_batches(module, windows)
+    if shards == 2:
+        batches = [_shard(batches[i : i + 2]) for i in range(0, len(batches), 2)]
+    trainer = micro.trainer(tmp_path, callbacks=[Recorder(path)], gradient_clip_val=1e9, **kwargs)
+    trainer.fit(module, Sharded(batches, shards))
+    return torch.load(path)
+
+
+def _shard(pair):
+    """Two micro-batches for two ranks; each rank counts its own targets and images."""
+    for batch in pair:
+        batch["num_targets"] = torch.tensor(len(batch["target_positions"]))
+        batch["num_images"] = torch.tensor(len(batch["image_grid_hw"]))
+    return pair
+
+
+class Sharded(torch.utils.data.DataLoader):
+    """A loader over batches, or over tuples of batches of which each rank takes its own."""
+
+    def __init__(self, batches, shards):
+        def own(items):
+            rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+            return items[0][rank] if shards > 1 else items[0]
+
+        super().__init__(batches, batch_size=1, collate_fn=own)
+
+
+@pytest.fixture(scope="module")
+def one_big_batch(world, tmp_path_factory):
+    windows = [[joined(ROWS)], [joined(LAST)]]
+    return run(world, tmp_path_factory.mktemp("big"), windows)
+
+
+def same(result, expected):
+    assert len(result[0]) == len(expected[0]) == 2
+    for step, wanted in zip(result[0], expected[0], strict=True):
+        assert step.keys() == wanted.keys()
+        for name in wanted:
+            assert_close(step[name], wanted[name], rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+    assert result[1] == pytest.approx(expected[1], abs=1e-5)
+
+
+def test_accumulation_gives_the_gradient_of_one_big_batch(world, tmp_path, one_big_batch):
+    """The last window is shorter than the others: the epoch ends in the middle of it."""
+    same(run(world, tmp_path, [ROWS, LAST], accumulate_grad_batches=4), one_big_batch)
+
+
+def test_two_ranks_give_the_gradient_of_one_big_batch(world, tmp_path, one_big_batch):
+    windows = [[joined(ROWS[:2]), joined(ROWS[2:])], LAST]
+    same(run(world, tmp_path, windows, shards=2, devices=2, strategy="ddp_fork"), one_big_batch)
+
+
+@pytest.mark.parametrize("stage", ["prealign", "pretrain", "finetune"])
+def test_what_is_frozen_does_not_move_and_the_rest_does(world, tmp_path, stage):
+    module = micro.make_module(world, stage=stage)
+    module.configure_model()
+    before = {name: p.detach().clone() for name, p in module.model.named_parameters()}
+    micro.trainer(tmp_path).fit(module, micro.loader(micro.make_batches(module, [[joined(ROWS)]] * 3)))
+    moved = {name for name, p in module.model.named_parameters() if not torch.equal(p, before[name])}
+    frozen = ("teacher.", "language_model.") if stage == "prealign" else ("teacher.",)
+    expected = {name for name in before if not name.startswith(frozen)}
+    assert moved == expected
+
+
+def test_a_stage_of_ones_own(world, tmp_path):
+    rules = [Rule(r"language_model\.model\.layers\.1\.", lr=1e-3), Rule("projector")]
+    module = micro.make_module(world, stage=Stage("mine", 1e-2, rules), lr=None)
+    module.configure_model()
+    trainer = micro.trainer(tmp_path)
+    trainer.fit(module, micro.loader(micro.make_batches(module, [[joined(ROWS)]])))
+    rates = {g["initial_lr"]: g["param_names"] for g in trainer.optimizers[0].param_groups}
+    assert rates.keys() == {1e-3, 1e-2}
+    assert all(name.startswith("language_model.model.layers.1.") for name in rates[1e-3])
+    assert all(name.startswith("projector.") for name in rates[1e-2])
+
+
+def test_evaluation_weighs_batches_by_their_tokens_and_images(world, tmp_path):
+    module = micro.make_module(world)
+    module.configure_model()
+    trainer = micro.trainer(tmp_path)
+    split = trainer.validate(module, micro.loader(micro.make_batches(module, [[m] for m in ROWS])), verbose=False)[0]
+    whole = trainer.validate(module, micro.loader(micro.make_batches(module, [[joined(ROWS)]])), verbose=False)[0]
+    assert split == pytest.approx(whole, abs=1e-6)
+    assert split["val/loss"] == pytest.approx(split["val/language_loss"] + split["val/alignment_loss"])
+    batch = micro.make_batches(module, [[joined(ROWS)]])[0]
+    output = module.eval()._forward(batch, None, None)
+    assert whole["val/language_loss"] == pytest.approx(output.language_loss.item(), abs=1e-5)
+    assert whole["val/token_accuracy"] == pytest.approx(output.num_correct.item() / batch["num_targets"].item())
+    tested = trainer.test(module, micro.loader(micro.make_batches(module, [[m] for m in ROWS])), verbose=False)[0]
+    assert tested["test/loss"] == pytest.approx(split["val/loss"])
+
+
+def test_without_a_teacher_there_is_no_alignment(world, tmp_path):
+    module = micro.make_module(world, teacher=None, aligner=None)
+    module.configure_model()
+    trainer = micro.trainer(tmp_path)
+    trainer.fit(module, *[micro.loader(micro.make_batches(module, [[joined(ROWS)]]))] * 2)
+    assert not module.uses_teacher and "val/alignment_loss" not in trainer.callback_metrics
+    assert trainer.callback_metrics["train/loss"] == trainer.callback_metrics["train/language_loss"]
+
+
+def test_scalars_that_a_run_logs(world, tmp_path):
+    module = micro.make_module(world, stage=Stage("mine", 1e-2, [Rule("projector", lr=1e-3), Rule(".*")]), lr=None)
+    module.configure_model()
+    trainer = micro.trainer(tmp_path, gradient_clip_val=1e-3, callbacks=[recorder := Recorder()])
+    trainer.fit(module, micro.loader(micro.make_batches(module, [[joined(ROWS)]])))
+    metrics = trainer.callback_metrics
+    losses = {f"train/{name}" for name in ("loss", "language_loss", "alignment_loss", "gradient_norm")}
+    speed = {"speed/tokens_per_second", "speed/images_per_second", "data/padding"}
+    assert losses | speed | {"lr/lr 0.01", "lr/lr 0.001"} <= metrics.keys()
+    norm = torch.stack([g.norm() for g in recorder.gradients[0].values()]).norm()
+    assert metrics["train/gradient_norm"] == pytest.approx(norm.item(), rel=1e-5), "the norm before clipping"
+
+
+# ---- runs that must stop
+
+
+class Poison(Callback):
+    """Breaks the weights before one batch, on one rank."""
+
+    def __init__(self, batch, rank=0):
+        self.batch, self.rank = batch, rank
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == self.batch and trainer.global_rank == self.rank:
+            with torch.no_grad():
+                next(pl_module.model.projector.parameters()).fill_(float("nan"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_samples(world, tmp_path):
+    module = micro.make_module(world)
+    module.configure_model()
+    batches = micro.make_batches(module, [[m] for m in ROWS])
+    trainer = micro.trainer(tmp_path, callbacks=[Poison(2)])
+    with pytest.raises(NonFiniteError, match=r"language loss in epoch 0, batch 2, rank 0 is nan, samples: sample-2-0"):
+        trainer.fit(module, micro.loader(batches))
+    assert trainer.global_step == 3
+
+
+def test_one_bad_rank_stops_all_and_is_named_by_all(world, tmp_path):
+    """The first rank's own numbers are fine, yet it stops too, with the other's samples in the message."""
+    module = micro.make_module(world)
+    module.configure_model()
+    batches = micro.make_batches(module, [[m] for m in ROWS])
+    pairs = [_shard(batches[:2]), _shard(batches[2:])]
+    trainer = micro.trainer(tmp_path, callbacks=[Poison(1, rank=1)], devices=2, strategy="ddp_fork")
+    with pytest.raises(ProcessRaisedException, match="language loss in epoch 0, batch 1, rank 1 is nan, samples: sample-3-0"):
+        trainer.fit(module, Sharded(pairs, 2))
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(world, tmp_path):
+    module = micro.make_module(world)
+    module.configure_model()
+    next(module.model.projector.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteError, match="gradient norm in epoch 0, batch 0, rank 0 is (inf|nan), samples: sample-0-0"):
+        micro.trainer(tmp_path).fit(module, micro.loader(micro.make_batches(module, [[m] for m in ROWS])))
+
+
+# ---- keys that do not fit
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder": None}, "either model.init_from .* or model.decoder"),
+        ({"init_from": "runs/a"}, "either model.init_from .* or model.decoder"),
+        ({"patch_embedding": {"name": "eve_v1", "widht": 3}}, "model.patch_embedding: .*'widht'"),
+        ({"patch_embedding": {"name": "eve_v11"}}, "model.patch_embedding: .*'eve_v11'"),
+        ({"projector": {"name": "mlp_gelu", "dept": 3}}, "model.projector: .*'dept'"),
+        ({"aligner": {"name": "layerwise", "interval": 3}}, "model.aligner: .*'interval'"),
+        ({"geometry": {"image_sise": 64}}, "model.geometry has no key image_sise"),
+        ({"geometry": {"image_size": 60}}, "geometry.image_size = 60 must be a multiple"),
+        ({"teacher": None}, "model.aligner needs model.teacher"),
+        ({"stage": "prelign"}, "unknown stage 'prelign'"),
+    ],
+)
+def test_settings_that_cannot_be_meant(world, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        micro.make_module(world, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder": "nowhere/at_all"}, "model.decoder: 'nowhere/at_all'"),
+        ({"decoder": None, "init_from": "/nowhere"}, "model.init_from: there is no '/nowhere'"),
+        ({"teacher": "/nowhere"}, "teacher '/nowhere'"),
+    ],
+)
+def test_folders_that_are_not_there(world, settings, message):
+    module = micro.make_module(world, **settings)
+    with pytest.raises(CheckpointError, match=message):
+        module.configure_model()

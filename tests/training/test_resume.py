@@ -1,0 +1,190 @@
+"""A run that is killed and called again is the run that was never killed, step by step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from safetensors.torch import load_file
+
+import lit_eve
+from lit_eve.errors import CheckpointError
+from lit_eve.training.callbacks import AtomicCheckpointIO, find_checkpoint
+from lit_eve.training.cli import EveCLI
+from tests.training import world as micro
+
+LOSSES = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm", "lr/lr 0.0015")
+
+
+@pytest.fixture(scope="module")
+def stage1(world, tmp_path_factory):
+    """The run folder of a finished stage 1."""
+    run = tmp_path_factory.mktemp("runs") / "1_prealign"
+    EveCLI(args=micro.arguments(world, run))
+    return run
+
+
+def stage2(world, stage1, run, *more, **overrides):
+    settings = {"model.init_from": stage1, "trainer.accumulate_grad_batches": 2} | overrides
+    return [*micro.arguments(world, run, "2_pretrain", **settings), *more]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, stage1, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "2_pretrain"
+    EveCLI(args=stage2(world, stage1, run))
+    return run
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_path, saving):
+    run = tmp_path / "2_pretrain"
+    kill = "--trainer.callbacks+=tests.training.killer.KillAt"
+    arguments = stage2(world, stage1, run, kill, "--trainer.callbacks.step=6", f"--trainer.callbacks.saving={saving}")
+    killed = subprocess.run(
+        [sys.executable, "train.py", *arguments],
+        cwd=micro.ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (run / "model").exists()
+    assert find_checkpoint(run).name == "step00000004.ckpt"
+    assert len(list((run / "checkpoints").glob(".*.part"))) == saving
+
+    EveCLI(args=stage2(world, stage1, run))
+    for tag in LOSSES:
+        expected = micro.scalars(uninterrupted, tag)
+        assert len(expected) == 10
+        assert micro.scalars(run, tag) == expected, tag
+    for tag in ("val/loss", "val/token_accuracy"):
+        assert micro.scalars(run, tag) == micro.scalars(uninterrupted, tag)
+    for file in ("model.safetensors", "aligner.safetensors"):
+        ours, theirs = load_file(run / "model" / file), load_file(uninterrupted / "model" / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert not list((run / "checkpoints").glob(".*.part"))
+
+
+def test_a_finished_run_called_again_changes_nothing(world, stage1, tmp_path):
+    run = tmp_path / "2_pretrain"
+    EveCLI(args=stage2(world, stage1, run))
+    weights, checkpoint = load_file(run / "model" / "model.safetensors"), find_checkpoint(run)
+    cli = EveCLI(args=stage2(world, stage1, run))
+    assert cli.trainer.global_step == 10
+    assert find_checkpoint(run) == checkpoint
+    again = load_file(run / "model" / "model.safetensors")
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+def test_the_end_is_saved_and_holds_no_teacher(uninterrupted):
+    """10 steps with a checkpoint every 4: the last one is the end."""
+    checkpoints = [path.name for path in (uninterrupted / "checkpoints").iterdir()]
+    assert checkpoints == ["step00000010.ckpt"]
+    checkpoint = torch.load(uninterrupted / "checkpoints" / checkpoints[0], weights_only=True)
+    keys = checkpoint["state_dict"].keys()
+    assert any(key.startswith("model.aligner.") for key in keys)
+    assert not any("teacher" in key for key in keys)
+    names = [name for group in checkpoint["optimizer_states"][0]["param_groups"] for name in group["param_names"]]
+    assert names and not any("teacher" in name for name in names)
+
+
+def test_a_checkpoint_loads_on_its_own(uninterrupted):
+    model, processor = lit_eve.load(find_checkpoint(uninterrupted))
+    exported, _ = lit_eve.load(uninterrupted)
+    for (name, ours), theirs in zip(model.state_dict().items(), exported.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert processor.geometry == model.geometry
+
+
+def test_a_checkpoint_of_another_architecture(world, uninterrupted, tmp_path):
+    module = micro.make_module(world, projector={"name": "mlp_gelu", "depth": 3})
+    with pytest.raises(CheckpointError, match=r"another architecture .*projector.depth: 2 -> 3"):
+        micro.trainer(tmp_path).validate(module, micro.loader([]), ckpt_path=find_checkpoint(uninterrupted), verbose=False)
+
+
+def test_weights_of_another_shape_are_named(world, uninterrupted, tmp_path):
+    """A config that says the same and weights that do not, as after a change of the code."""
+    broken = tmp_path / "step00000010.ckpt"
+    checkpoint = torch.load(find_checkpoint(uninterrupted), weights_only=True)
+    checkpoint["state_dict"]["model.projector.0.weight"] = torch.zeros(3)
+    del checkpoint["state_dict"]["model.projector.0.bias"]
+    torch.save(checkpoint, broken)
+    module = micro.make_module(
+        world, decoder=None, init_from=str(uninterrupted), patch_embedding=None, geometry=None, aligner=None
+    )
+    with pytest.raises(CheckpointError, match=r"projector.0.bias: None -> \(32,\); model.projector.0.weight: \(3,\) ->"):
+        micro.trainer(tmp_path).validate(module, micro.loader([]), ckpt_path=broken, verbose=False)
+
+
+def test_a_stage_does_not_resume_another_one(world, uninterrupted, tmp_path):
+    module = micro.make_module(
+        world, decoder=None, init_from=str(uninterrupted), patch_embedding=None, geometry=None, aligner=None, stage="prealign"
+    )
+    module.configure_model()
+    batches = micro.make_batches(module, [[[[1]]]] * 12)
+    with pytest.raises(CheckpointError, match="cannot resume: the checkpoint trained other parameters.*language_model"):
+        micro.trainer(tmp_path).fit(module, micro.loader(batches), ckpt_path=find_checkpoint(uninterrupted))
+
+
+# ---- files
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    io, path = AtomicCheckpointIO(), tmp_path / "checkpoints" / "step00000001.ckpt"
+    io.save_checkpoint({"step": torch.tensor(1)}, path)
+
+    def full_disk(state, file):
+        file.write(b"PK")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("lit_eve.training.callbacks.checkpoint.torch.save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        io.save_checkpoint({"step": torch.tensor(2)}, path)
+    assert io.load_checkpoint(path)["step"] == 1
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+    io, folder = AtomicCheckpointIO(), tmp_path / "checkpoints"
+    for step in (4, 8, 12):
+        io.save_checkpoint({"step": torch.tensor(step)}, folder / f"step{step:08d}.ckpt")
+    whole = (folder / "step00000012.ckpt").read_bytes()
+    (folder / "step00000012.ckpt").write_bytes(whole[: len(whole) // 2])
+    (folder / ".step00000016.ckpt.part").write_bytes(whole)
+    (folder / "last.ckpt").symlink_to("gone.ckpt")
+    sharded = folder / "step00000020.ckpt"
+    sharded.mkdir()
+    (sharded / "meta.pt").touch()
+    assert find_checkpoint(tmp_path).name == "step00000008.ckpt"
+    (sharded / ".metadata").touch()
+    assert find_checkpoint(tmp_path) == sharded
+
+
+class Draws(Callback):
+    """Random numbers that each step would use."""
+
+    def __init__(self):
+        self.drawn = {}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.drawn[trainer.global_step] = torch.rand(1).item()
+
+
+def test_random_numbers_of_a_step_do_not_depend_on_where_the_run_began(world, tmp_path):
+    module = micro.make_module(world)
+    module.configure_model()
+    batches = micro.make_batches(module, [[[[1]]]] * 4)
+    drawn = []
+    for noise in (0, 5):
+        torch.rand(noise)  # whatever was drawn before: a sampled answer, a validation
+        micro.trainer(tmp_path, callbacks=[draws := Draws()]).fit(module, micro.loader(batches))
+        drawn.append(draws.drawn)
+    assert drawn[0] == drawn[1] and len(set(drawn[0].values())) == 4
