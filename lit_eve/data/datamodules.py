@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader
 
-from lit_eve.data.dataset import Collate, PackedDataset
+from lit_eve.data.dataset import Collate, PackedDataset, StoredSamples
 from lit_eve.data.lengths import SampleTable, load_table
 from lit_eve.data.loader import ExactResume, FitProgress, PackedLoader
 from lit_eve.data.plan import RowPlan, plan_epoch
-from lit_eve.data.shards import list_shards
+from lit_eve.data.shards import ShardReader, list_shards
 from lit_eve.data.skips import SkipLog
 from lit_eve.errors import ConfigError
 from lit_eve.processing import EveProcessor
@@ -152,7 +153,30 @@ class EveDataModule(LightningDataModule):
             loader.close()
         self._loaders.clear()
 
+    def predict_dataloader(self) -> DataLoader:
+        """Samples of the test split as they are stored, in lists of ``validation_rows``; the model makes prompts of them."""
+        return DataLoader(
+            self.samples("test", self.limit_samples),
+            batch_size=self.validation_rows or self.rows,
+            collate_fn=list,
+            num_workers=self.num_workers,
+        )
+
     # ---- parts
+
+    @property
+    def num_skipped(self) -> int:
+        """Samples that could not be used so far: known from the indices, or found while this process was reading."""
+        known = sum(len(table.unusable) for table in self._tables.values())
+        return known + sum(loader.skips.bad for loader in self._loaders)
+
+    def samples(self, split: str, count: int | None = None) -> StoredSamples:
+        """So many samples of train, validation or test as they are stored, spread evenly; None: all that can be used."""
+        table = self._tables[split]
+        usable = np.flatnonzero(table.length)
+        if count is not None and count < len(usable):
+            usable = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)]
+        return StoredSamples(ShardReader(table.paths), table.references(usable))
 
     def plan(self, split: str, epoch: int = 0) -> RowPlan:
         """The rows of an epoch, over all ranks; ``split`` is train, validation or test."""
@@ -236,7 +260,7 @@ class EveDataModule(LightningDataModule):
         return load_table(paths, self.processor, self.template, self.index_workers, progress)
 
     def _splits(self, stage: str | None) -> list[str]:
-        stages = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": []}
+        stages = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}
         splits = list(self.sources) if stage is None else stages[stage]
         if stage is not None and splits and not self.sources[splits[0]]:
             raise ConfigError(f"data.{splits[0]} is not set: there is nothing to {stage}")

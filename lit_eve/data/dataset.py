@@ -19,7 +19,7 @@ from lit_eve.data.index import load_index
 from lit_eve.data.lengths import Skipped
 from lit_eve.data.shards import ShardReader
 from lit_eve.errors import SampleError
-from lit_eve.processing import EveProcessor
+from lit_eve.processing import EveProcessor, Sample
 from lit_eve.processing.processor import TemplateName
 
 IGNORE = -100
@@ -87,6 +87,27 @@ def _key_at(path: Path, offset: int) -> str:
     return f"byte {offset}" if index is None else index.key(int(np.searchsorted(index.offset, offset)))
 
 
+class StoredSamples(Dataset):
+    """Samples as they are stored, conversation and images, for whoever makes prompts of them.
+
+    Args:
+        reader: reads the shards.
+        references: (n, 4) shard, offset, size and length (``SampleTable.references``).
+    """
+
+    def __init__(self, reader: ShardReader, references: np.ndarray) -> None:
+        self.reader = reader
+        self.references = references
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not index < len(self):
+            raise IndexError(index)
+        return self.reader.read(*self.references[index, :3].tolist())
+
+
 @dataclass(frozen=True)
 class Collate:
     """Rows of encoded samples to tensors; no loop over tokens.
@@ -100,6 +121,7 @@ class Collate:
         image_grid_hw     (N, 2) int64     rows and columns in patches, in the order of the images' slots
         teacher_pixel_values (N, 3, C, C) uint8, only with a teacher
         num_targets, num_images  () int64  supervised tokens and images of this batch
+        num_padding       int              tokens of this batch that belong to no sample
         sample_ids        list of str      keys of the samples
         skipped           list of Skipped  samples that could not be used; nothing stands in their place
 
@@ -151,6 +173,7 @@ class Collate:
             **batch,
             "num_targets": (labels != IGNORE).sum(),
             "num_images": torch.tensor(len(batch["image_grid_hw"])),
+            "num_padding": input_ids.numel() - sum(len(sample["input_ids"]) for sample in samples),
             "sample_ids": [sample["key"] for sample in samples],
             "skipped": [sample for row in rows for sample in row if isinstance(sample, Skipped)],
         }
