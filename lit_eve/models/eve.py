@@ -90,6 +90,8 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.geometry = geometry
         self.aligner: nn.Module | None = None
         self.teacher: FrozenTeacher | None = None
+        if config.image_token_id < config.text_config.vocab_size:  # it marks the place of an image: nothing to be written
+            self.generation_config.suppress_tokens = [config.image_token_id]
         self.post_init()
 
     # ---- what transformers asks of a model

@@ -70,3 +70,19 @@ def test_a_query_that_cannot_be_used_is_named() -> None:
 
 def test_nothing_to_answer() -> None:
     assert answer_all(*make_tiny(), []) == []
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_the_image_token_is_never_written(reloaded: bool, tmp_path) -> None:
+    """It would be taken for the place of an image in the next step."""
+    model, processor = make_tiny()
+    prompt = processor(conversation=[{"role": "user", "content": QUESTIONS[0]}])
+    with torch.no_grad():  # make it the likeliest token
+        state = model.get_decoder()(prompt["input_ids"]).last_hidden_state[0, -1]
+        model.get_output_embeddings().weight[processor.image_token_id] = 100 * state
+        assert model(**prompt).logits[0, -1].argmax() == processor.image_token_id
+    if reloaded:
+        model.save_pretrained(tmp_path)
+        model = type(model).from_pretrained(tmp_path)
+    written = model.generate(**prompt, max_new_tokens=4, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert len(written) and not (written == processor.image_token_id).any()

@@ -1,0 +1,50 @@
+"""The ``lit-eve`` command.
+
+A subcommand is a module with ``add_arguments(parser)`` and ``run(args)``, and a line in ``COMMANDS``; it is imported when it
+is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lit_eve import __version__
+from lit_eve.errors import LitEveError
+
+COMMANDS = {
+    "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
+    "nano": ("lit_eve.nano.pipeline", "train and evaluate a miniature EVE from nothing, on any machine"),
+}
+USAGE_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Returns:
+        The exit code: 0, or 2 when something given to lit_eve cannot be used; that is said in one line, without a traceback.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="lit-eve", description="Encoder-free vision-language models on PyTorch Lightning.")
+    parser.add_argument("--version", action="version", version=f"lit-eve {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (module, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name in argv[:1]:
+            import_module(module).add_arguments(subparser)
+    args = parser.parse_args(argv)
+    try:
+        import_module(COMMANDS[args.command][0]).run(args)
+    except LitEveError as error:
+        print(f"lit-eve {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""``lit-eve chat``: ask a model about images in the terminal, once or in a conversation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from lit_eve.errors import LitEveError
+
+if TYPE_CHECKING:
+    from lit_eve.demo.session import ChatSession
+
+HELP = """\
+/image PATH   show an image with the next question
+/reset        forget the conversation and its images
+/help         this list
+/quit         leave (also Ctrl-D)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``lit-eve chat`` takes."""
+    parser.add_argument("question", nargs="?", help="answer this and leave; without it, a conversation starts")
+    parser.add_argument(
+        "--model", required=True, help="run folder, transformers folder, Lightning checkpoint, or official EVE checkpoint"
+    )
+    parser.add_argument("--image", action="append", default=[], metavar="PATH", help="may be given several times")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="length of the longest answer (%(default)s)"
+    )
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="(%(default)s)")
+    sampling = parser.add_argument_group("sampling", "the likeliest token is taken unless one of these is given")
+    sampling.add_argument("--temperature", type=float, metavar="T", help="flattens (above 1) or sharpens the distribution")
+    sampling.add_argument("--top-p", type=float, metavar="P", help="only from the likeliest tokens that share this probability")
+    sampling.add_argument("--top-k", type=int, metavar="K", help="only from the K likeliest tokens")
+    sampling.add_argument("--seed", type=int, help="same seed, same answers")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Answer the question, or talk until the user leaves."""
+    _check(args)
+    from lit_eve.processing.images import load_image
+
+    images = [load_image(path) for path in args.image]  # before the model: a wrong path should not cost minutes
+    session = _open(args)
+    for image in images:
+        session.add_image(image)
+    if args.question is not None:
+        _answer(session, args.question)
+    else:
+        _talk(session)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before the model is loaded."""
+    for name, low, high in (("temperature", 0, float("inf")), ("top_p", 0, 1), ("top_k", 0, float("inf"))):
+        value = getattr(args, name)
+        if value is not None and not low < value <= high:
+            bound = f" and at most {high}" if high == 1 else ""
+            raise LitEveError(f"--{name.replace('_', '-')} must be above {low}{bound}, got {value}")
+    if args.max_new_tokens < 1:
+        raise LitEveError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    if args.question is not None and not args.question.strip():
+        raise LitEveError("the question is empty")
+
+
+def _open(args: argparse.Namespace) -> ChatSession:
+    import torch
+
+    import lit_eve
+    from lit_eve.demo.session import ChatSession
+
+    if args.seed is not None:
+        torch.manual_seed(args.seed)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(args.device or accelerator or "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LitEveError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
+    model, processor = lit_eve.load(args.model, device=device, dtype=args.dtype)
+    sampling = {key: value for key in ("temperature", "top_p", "top_k") if (value := getattr(args, key)) is not None}
+    if sampling or args.seed is not None:
+        sampling["do_sample"] = True
+    return ChatSession(model, processor, args.max_new_tokens, **sampling)
+
+
+def _answer(session: ChatSession, question: str) -> None:
+    """Print the answer while it is generated."""
+    from transformers import TextStreamer
+
+    session.ask(question, TextStreamer(session.processor.tokenizer, skip_prompt=True, skip_special_tokens=True))
+
+
+def _talk(session: ChatSession) -> None:
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401 - line editing and history in input()
+        print("Ask about the image, or type /help.\n")
+    while True:
+        try:
+            line = input("you: " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        try:
+            if line.startswith("/"):
+                if not _command(session, line):
+                    return
+            elif line:
+                _answer(session, line)
+        except LitEveError as error:
+            print(f"error: {error}")
+        except KeyboardInterrupt:
+            print("\n(stopped; this turn is forgotten)")
+
+
+def _command(session: ChatSession, line: str) -> bool:
+    """Do what a line that begins with a slash says; False to leave."""
+    name, _, argument = line.partition(" ")
+    if name == "/quit":
+        return False
+    if name == "/image" and argument.strip():
+        image = session.add_image(argument.strip())
+        print(f"({argument.strip()}: {image.width} x {image.height}, comes with your next question)")
+    elif name == "/reset":
+        session.reset()
+        print("(a new conversation)")
+    else:
+        if name != "/help":
+            print(f"unknown command {line!r}")
+        print(HELP, end="")
+    return True

@@ -1,0 +1,76 @@
+"""A conversation with a model about images, turn by turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from lit_eve.errors import LitEveError
+from lit_eve.processing.images import ImageSource, load_image
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
+    from lit_eve.models import EveForConditionalGeneration
+    from lit_eve.processing import EveProcessor
+
+
+class ChatSession:
+    """The turns so far, and the images that come with the next one.
+
+    Args:
+        model: in eval mode.
+        processor: the model's; its template writes the conversation.
+        max_new_tokens: length of the longest answer.
+        **generation: further arguments of ``generate``: ``do_sample``, ``temperature``, ``top_p``...
+    """
+
+    def __init__(
+        self, model: EveForConditionalGeneration, processor: EveProcessor, max_new_tokens: int = 256, **generation: Any
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.generation = {"max_new_tokens": max_new_tokens, "do_sample": False, **generation}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget turns and images."""
+        self.messages: list[dict[str, Any]] = []
+        self.waiting: list[Image.Image] = []
+
+    def add_image(self, image: ImageSource) -> Image.Image:
+        """Show an image with the next question.
+
+        Raises:
+            SampleError: it cannot be read.
+        """
+        loaded = load_image(image)
+        self.waiting.append(loaded)
+        return loaded
+
+    @torch.inference_mode()
+    def ask(self, question: str, streamer: BaseStreamer | None = None) -> str:
+        """Answer, with all turns before in mind; a turn that fails or is interrupted is forgotten, its images stay.
+
+        Args:
+            question: what the user says.
+            streamer: gets the tokens as they are generated (transformers' ``TextStreamer``).
+
+        Raises:
+            LitEveError: the question is empty, or the conversation has grown longer than the decoder's context.
+        """
+        if not question.strip():
+            raise LitEveError("the question is empty")
+        content = [*({"type": "image", "image": image} for image in self.waiting), {"type": "text", "text": question}]
+        messages = [*self.messages, {"role": "user", "content": content}]
+        inputs = self.processor(conversation=messages).to(self.model.device)
+        length = inputs["input_ids"].shape[1]
+        room = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if room is not None and length >= room:
+            raise LitEveError(f"the conversation has {length} tokens, but the decoder reads {room}: reset it")
+        output = self.model.generate(**inputs, streamer=streamer, **self.generation)
+        answer = self.processor.decode(output[0, length:], skip_special_tokens=True).strip()
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        self.waiting = []
+        return answer

@@ -1,0 +1,268 @@
+"""``lit-eve nano``: from nothing to a trained, evaluated miniature EVE, in steps that survive any interruption.
+
+    world -> language_model, teacher -> 1_prealign -> 2_pretrain -> 3_finetune -> model -> evaluation -> report
+
+A stage is run by what ``train.py fit`` calls, with the YAML that a researcher would pass to it. It runs in this process:
+nothing goes on training when this process is killed, and torch is imported once. Hence on one device; the others would be
+idle anyway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lit_eve
+from lit_eve.errors import ConfigError, LitEveError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lit_eve.nano.steps import Journal, Step
+
+RUN = "runs/nano"
+CONFIG = Path(lit_eve.__file__).parents[1] / "experiments" / "nano"
+METRICS = "metrics.json"
+STAGES = ("1_prealign", "2_pretrain", "3_finetune")
+
+# torch is imported where it is used: `lit-eve nano --help` reads this file.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``lit-eve nano`` takes."""
+    parser.add_argument("--output", type=Path, default=Path(RUN), metavar="FOLDER", help="everything goes there (%(default)s)")
+    parser.add_argument("--config", type=Path, metavar="FOLDER", help="other YAML files than those of experiments/nano")
+    parser.add_argument("--redo", metavar="STEP", help="make this step and all that depend on it again, for example 3_finetune")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what is not done yet, and print the result."""
+    run_pipeline(args.output, args.config, args.redo)
+
+
+def run_pipeline(output: Path, config: Path | None = None, redo: str | None = None) -> dict[str, Any]:
+    """Make every step that is not done.
+
+    Args:
+        output: folder of the run.
+        config: folder of YAML files; paths in them that begin with ``runs/nano`` mean ``output``.
+        redo: first forget this step and those that depend on it.
+
+    Returns:
+        What is in ``output/metrics.json``.
+
+    Raises:
+        ConfigError: a YAML file that is missing or cannot be used, or a step that was made with other settings; raised before
+            anything is made.
+    """
+    from rich.console import Console
+
+    from lit_eve.nano.progress import write_atomically
+    from lit_eve.nano.steps import Journal, dependents
+
+    console = Console(highlight=False)
+    journal = Journal(output / "steps")
+    steps = make_steps(output, _default_config() if config is None else config, journal)
+    if redo is not None:
+        journal.forget(dependents(steps, redo))
+    done = {step.name for step in steps if journal.is_done(step)}
+    for step in steps:
+        if step.name in STAGES and step.name not in done:
+            check_stage(step.name, step.settings)
+    for number, step in enumerate(steps, 1):
+        title = rf"\[{number}/{len(steps)}] {step.title}"
+        if step.name in done:
+            console.print(f"{title} [dim](done, {journal.seconds(step):.0f} s)[/]")
+        else:
+            console.rule(f"[bold]{title}[/]", align="left", style="dim")
+            journal.run(step)
+    seconds = {step.name: journal.seconds(step) for step in steps}
+    results = json.loads((output / "evaluation" / "results.json").read_text())
+    metrics = {**results, "seconds": {**seconds, "total": round(sum(seconds.values()), 2)}, **environment()}
+    write_atomically(output / METRICS, json.dumps(metrics, indent=2) + "\n")
+    _print_results(console, output, metrics)
+    return metrics
+
+
+def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
+    """The steps of a run, in their order; reads all YAML files.
+
+    Raises:
+        ConfigError: a file is missing, or holds a key or value that the world, language model or teacher does not know.
+    """
+    from lit_eve.nano.language_model import LanguageModelSettings, train_language_model
+    from lit_eve.nano.progress import read_settings
+    from lit_eve.nano.steps import Step
+    from lit_eve.nano.teacher import TeacherSettings, train_teacher
+    from lit_eve.nano.world import WorldSettings, make_world
+
+    files = ("world", "0_language_model", "0_teacher", *STAGES)
+    if missing := [f"{name}.yaml" for name in files if not (config / f"{name}.yaml").is_file()]:
+        raise ConfigError(f"--config: the folder {config} lacks {', '.join(missing)}")
+    steps: list[Step] = []
+
+    def add(
+        name: str, title: str, work: Callable[[], Any], *after: Step, settings: Any = None, folder: str | None = None
+    ) -> Step:
+        steps.append(Step(name, title, output / (folder or name), settings or {}, work, after))
+        return steps[-1]
+
+    def add_own(name: str, title: str, kind: type, work: Callable[..., Any], *after: Step, file: str, **kwargs: Any) -> Step:
+        settings = read_settings(kind, config / file)
+        return add(name, title, partial(work, output, settings), *after, settings=asdict(settings), **kwargs)
+
+    world = add_own("world", "make the miniature world", WorldSettings, make_world, file="world.yaml", folder="data")
+    language_model = add_own(
+        "language_model",
+        "train the language model on text",
+        LanguageModelSettings,
+        train_language_model,
+        world,
+        file="0_language_model.yaml",
+    )
+    teacher = add_own("teacher", "train the teacher", TeacherSettings, train_teacher, world, file="0_teacher.yaml")
+    last = language_model
+    for number, name in enumerate(STAGES, 1):
+        settings = read_stage(config / f"{name}.yaml", output)
+        work = partial(train_stage, name, settings, output)
+        last = add(name, f"train stage {number}, {name[2:]}", work, world, teacher, last, settings=settings)
+    model = add("model", "export the model", partial(_export, output), last)
+    evaluation = add("evaluation", "evaluate", partial(_evaluate, output), world, model)
+
+    def report() -> None:
+        from lit_eve.nano.report import write_report
+
+        seconds = {step.name: journal.seconds(step) for step in steps[:-1]}
+        write_report(output, config, seconds, environment())
+
+    add("report", "write the report", report, evaluation, folder="report.md")
+    return steps
+
+
+def read_stage(path: Path, output: Path) -> dict[str, Any]:
+    """The YAML of a stage, with its paths below ``runs/nano`` moved to ``output``."""
+    import yaml
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        if isinstance(value, str) and f"{value}/".startswith(f"{RUN}/"):
+            return f"{output}{value.removeprefix(RUN)}"
+        return value
+
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} holds no settings")
+    return moved(settings)
+
+
+def check_stage(name: str, settings: Mapping[str, Any]) -> None:
+    """Parse the settings of a stage as ``train.py fit`` will.
+
+    Raises:
+        ConfigError: a key or value that it does not take.
+    """
+    from lit_eve.training.cli import main
+
+    errors = io.StringIO()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(errors):
+            main(["fit", "--config", json.dumps(settings), "--print_config"])
+    except SystemExit as exit:
+        if exit.code:
+            said = exit.code if isinstance(exit.code, str) else errors.getvalue()
+            raise ConfigError(f"{name}.yaml: {said.rpartition('error:')[2].strip()}") from None
+
+
+def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:
+    """Run ``train.py fit`` until it is done; it goes on from the stage's last checkpoint by itself.
+
+    Leaves the settings in ``output/configs``, so that the stage can be run by hand where its paths are not those of the YAML.
+    """
+    from lit_eve.nano.progress import write_atomically
+    from lit_eve.training.cli import main
+
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # the command line is another one's: ours
+    path = output / "configs" / f"{name}.yaml"
+    write_atomically(path, json.dumps(settings, indent=2) + "\n")  # JSON is YAML
+    try:
+        main(["fit", "--config", str(path), "--trainer.devices=1"])
+    except SystemExit as exit:
+        if isinstance(exit.code, str):
+            raise LitEveError(exit.code.removeprefix("error: ")) from None
+        raise
+    if not (output / name / "model" / "config.json").is_file():
+        raise KeyboardInterrupt  # Lightning ends a training that is interrupted without a word
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that decide about the numbers."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = next(iter(models), cpu)
+    machine = {
+        "processor": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+    }
+    versions = {"lit_eve": lit_eve.__version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in ("torch", "lightning", "transformers")}
+    return {"machine": machine, "versions": versions}
+
+
+def _default_config() -> Path:
+    if not CONFIG.is_dir():
+        raise ConfigError(f"{CONFIG} is not there, as this is no checkout of the repository: name a folder by --config")
+    return Path(os.path.relpath(CONFIG)) if CONFIG.is_relative_to(Path.cwd()) else CONFIG
+
+
+def _export(output: Path) -> None:
+    """Copy what stage 3 exported; the folder appears as a whole."""
+    target, part = output / "model", output / ".model.part"
+    for leftover in (target, part):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(output / STAGES[-1] / "model", part)
+    os.replace(part, target)
+
+
+def _evaluate(output: Path) -> None:
+    from lit_eve.nano.evaluate import evaluate
+
+    evaluate(output)
+
+
+def _print_results(console: Console, output: Path, metrics: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("questions answered right", f"[bold]{metrics['question_accuracy']:.1%}[/]")
+    table.add_row("  with the image of another question", f"{metrics['shuffled_accuracy']:.1%}")
+    table.add_row("  best guess without images", f"{metrics['blind_accuracy']:.1%}")
+    table.add_row("caption tokens predicted right", f"{metrics['caption_accuracy']:.1%}")
+    table.add_row("time", f"{metrics['seconds']['total'] / 60:.1f} minutes")
+    console.rule(style="dim")
+    console.print(table)
+    command = f'lit-eve chat --model {output / "model"} --image photo.png "how many red shapes are there?"'
+    console.print(f"\nThe report is in {output / 'report.md'}. Talk to the model:\n  {command}", soft_wrap=True)

@@ -1,0 +1,148 @@
+"""``report.md``: how a run of the miniature EVE went, with pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import lit_eve
+from lit_eve.evaluation import normalize_answer
+from lit_eve.interpretation import attend, overlay
+from lit_eve.nano.evaluate import ANSWERS, MAX_NEW_TOKENS, RESULTS, stored_samples
+from lit_eve.nano.figures import Example, plot_accuracy, plot_examples, plot_losses, read_curves
+from lit_eve.nano.progress import write_atomically
+from lit_eve.processing import load_image
+
+STAGES = {"1_prealign": "stage 1: prealign", "2_pretrain": "stage 2: pretrain", "3_finetune": "stage 3: finetune"}
+EXAMPLES_PER_TYPE = 2
+SIDE = 256  # longest side of an example, in pixels
+
+TEXT = """\
+# Miniature EVE: report
+
+| on {questions} questions about scenes that no training set holds | |
+|---|---:|
+| **answered right** | **{question_accuracy:.1%}** |
+| answered right with the image of another question | {shuffled_accuracy:.1%} |
+| best guess without images ({blind}) | {blind_accuracy:.1%} |
+| caption tokens predicted right, after stage 2 | {caption_accuracy:.1%} |
+
+## Training
+
+Both losses of each stage. The thin line is every logged step, the thick one its running mean; dots are held-out scenes.
+
+![Language loss and alignment loss of the three stages](figures/losses.png)
+
+## Accuracy by type of question
+
+![Accuracy by type of question, next to both baselines](figures/accuracy.png)
+
+{by_type_table}
+
+The best guess without images is the best of three: the most frequent answer of the training set to a question of the
+same words ({majority:.1%}), which no model without eyes can beat but by luck; the model without the image
+({no_image:.1%}); the model with an empty image ({blank_image:.1%}).
+
+## Questions
+
+The first {examples} test questions of each type, not chosen. To the right of each image, the attention of the position
+that predicts the answer, averaged over layers and heads: the brightest spot is the most attended one.
+
+![Test questions with the model's answers and its attention](figures/questions.png)
+
+All answers are in [`evaluation/answers.jsonl`](evaluation/answers.jsonl).
+
+## Time
+
+{seconds}
+
+{machine}; {versions}.
+
+## Go on
+
+```sh
+lit-eve chat --model {run}/model --image photo.png "how many red shapes are there?"
+tensorboard --logdir {run}
+python train.py fit --config {config}/2_pretrain.yaml --model.lr=1e-3 --trainer.default_root_dir=runs/my_pretrain
+```
+"""
+
+
+BASELINES = {"majority": "the most frequent answer", "no_image": "the model without the image", "blank_image": "an empty image"}
+
+
+def write_report(run: Path, config: Path, seconds: Mapping[str, float], environment: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Draw the figures and write ``run/report.md``.
+
+    Args:
+        run: the run's folder, with its evaluation, model, test questions and the TensorBoard folders of the stages.
+        config: where the run's YAML files are.
+        seconds: what each step took.
+        environment: ``{"machine": {...}, "versions": {...}}``.
+    """
+    results = json.loads((run / "evaluation" / RESULTS).read_text())
+    figures = run / "figures"
+    plot_losses(figures / "losses.png", {title: read_curves(run / stage / "tensorboard") for stage, title in STAGES.items()})
+    keys = {"accuracy": "question_accuracy", "blind": "blind_accuracy", "shuffled": "shuffled_accuracy"}
+    plot_accuracy(figures / "accuracy.png", results["by_type"], {name: results[key] for name, key in keys.items()})
+    plot_examples(figures / "questions.png", make_examples(run))
+
+    best = max(results["baselines"], key=results["baselines"].__getitem__)
+    rows = [
+        (type.replace("_", " "), row["count"], *(f"{row[key]:.1%}" for key in ("accuracy", "shuffled", "blind")))
+        for type, row in results["by_type"].items()
+    ]
+    times = [(step.replace("_", " "), f"{value:.0f}") for step, value in (*seconds.items(), ("total", sum(seconds.values())))]
+    machine = environment["machine"]
+    text = TEXT.format(
+        **results,
+        **results["baselines"],
+        blind=BASELINES[best],
+        by_type_table=_table(("type", "questions", "model", "other image", "no image"), rows),
+        seconds=_table(("step", "seconds"), times),
+        machine=f"{machine['processor']}, {machine['threads']} threads, {machine['accelerator']}",
+        versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+        examples=EXAMPLES_PER_TYPE,
+        run=run,
+        config=config,
+    )
+    write_atomically(run / "report.md", text)
+    return run / "report.md"
+
+
+def make_examples(run: Path) -> list[Example]:
+    """The first test questions of each type, with the attention of the model's answers."""
+    model, processor = lit_eve.load(run / "model")
+    samples = stored_samples(run / "data" / "test_questions", processor)
+    lines = [json.loads(line) for line in (run / "evaluation" / ANSWERS).read_text().splitlines()]
+    chosen: dict[str, list[int]] = {}
+    for index, line in enumerate(lines):
+        if len(chosen.setdefault(line["type"], [])) < EXAMPLES_PER_TYPE:
+            chosen[line["type"]].append(index)
+    examples = []
+    for index in (index for indices in chosen.values() for index in indices):
+        line, image = lines[index], load_image(samples[index].images[0])
+        seen = attend(model, processor, [image], line["question"], max_new_tokens=MAX_NEW_TOKENS)
+        scale = SIDE / max(image.size)
+        examples.append(
+            Example(
+                image=image.resize([round(side * scale) for side in image.size], Image.Resampling.NEAREST),
+                heat=overlay(image, seen.total(), size=SIDE),
+                type=line["type"],
+                question=line["question"],
+                answer=line["model"],
+                expected=line["expected"],
+                correct=normalize_answer(line["model"]) == normalize_answer(line["expected"]),
+            )
+        )
+    return examples
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A markdown table; all columns but the first are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
