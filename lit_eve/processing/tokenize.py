@@ -48,19 +48,17 @@ class Tokens:
         """The first ``max_length`` tokens.
 
         Raises:
-            SampleError: an image would be cut, or (``with_labels``) everything that is supervised.
+            SampleError: an image would be cut, or (``with_labels``) nothing that is supervised is left.
         """
-        if max_length is None or len(self.input_ids) <= max_length:
-            return self
+        total = len(self.input_ids)
+        kept = total if max_length is None else min(total, max_length)
         for index, (_, end) in enumerate(self.images, 1):
-            if end > max_length:
-                raise SampleError(
-                    f"image {index} of {len(self.images)} ends at token {end} and does not fit in {max_length} tokens"
-                )
-        labels = self.labels[:max_length]
+            if end > kept:
+                raise SampleError(f"image {index} of {len(self.images)} ends at token {end} and does not fit in {kept} tokens")
+        labels = self.labels[:kept]
         if with_labels and all(label == IGNORE for label in labels):
-            raise SampleError(f"nothing that is supervised lies in the first {max_length} of its {len(self.input_ids)} tokens")
-        return Tokens(self.input_ids[:max_length], labels, self.images)
+            raise SampleError(f"nothing that is supervised lies in the first {kept} of its {total} tokens")
+        return Tokens(self.input_ids[:kept], labels, self.images)
 
 
 class TextEncoder:
@@ -162,10 +160,10 @@ class TextEncoder:
         supervised = np.repeat([flag for _, flag in chunk.spans], [length for length, _ in chunk.spans])
         if supervised.all() or not supervised.any():
             return encoding.ids, encoding.ids if supervised[0] else [IGNORE] * len(encoding.ids)
-        offsets = np.array(encoding.offsets)  # (tokens, 2), in characters
+        offsets = np.array(encoding.offsets, dtype=int).reshape(-1, 2)  # (tokens, start and end), in characters
         # A token belongs to the part in which its last character lies; the prefix to that of the first character.
         last = np.maximum(offsets[:, 1] - 1, offsets[:, 0]) - len(prefix)
-        ids = np.array(encoding.ids)
+        ids = np.array(encoding.ids, dtype=int)
         labels = np.where(supervised[last.clip(0, len(supervised) - 1)], ids, IGNORE)
         return encoding.ids, labels.tolist()
 
@@ -202,6 +200,3 @@ def _matched(chunks: Sequence[Chunk], image_lengths: Sequence[int]) -> Sequence[
     if places != len(image_lengths):
         raise SampleError(f"the text has {places} places for images (<image>), but there are {len(image_lengths)} images")
     return image_lengths
-
-
-__all__ = ["IGNORE", "TextEncoder", "Tokens"]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from lit_eve.errors import ConfigError, SampleError
 from lit_eve.processing import EveProcessor, ImageGeometry, Sample, image_size, load_image, patchify, teacher_canvas
@@ -165,6 +166,21 @@ def test_bad_samples_of_a_batch_are_told_apart(processor):
     assert [str(error).split(":")[0] for error in counts[1:4]] == ["b", "c", "d"]
     assert all(isinstance(error, SampleError) for error in counts[1:4])
     assert processor.count_tokens_batch([]) == []
+
+
+def test_texts_that_give_no_token():
+    backend = Tokenizer(models.WordLevel({"[unk]": 0, "yes": 1, "?": 2, "<end>": 3}, unk_token="[unk]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[unk]", eos_token="<end>")
+    processor = EveProcessor(tokenizer, geometry=SMALL, template={"name": "plain", "end": " "})
+    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "yes"}]
+    assert processor.encode_sample(Sample("s", talk, [picture(9, 9)]))["labels"].tolist()[-2:] == [-100, 1]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("yes", "")
+    silent = EveProcessor(tokenizer, geometry=SMALL, template="plain")
+    with pytest.raises(SampleError, match="^s: nothing that is supervised lies in the first 43 of its 43 tokens"):
+        silent.encode_sample(Sample("s", talk, [picture(9, 9)]))
+    dialogue = processor.encode_sample(Sample("s", [{"from": "human", "value": " "}, talk[1]]), template={"name": "vicuna_v1"})
+    assert dialogue["labels"].tolist()[-2:] == [1, 3]
 
 
 # ---- inference
