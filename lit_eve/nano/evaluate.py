@@ -73,7 +73,7 @@ def evaluate(run: Path, batch_size: int = 64) -> dict[str, Any]:
     scores: dict[str, AnswerAccuracy] = {name: AnswerAccuracy(TYPES) for name in answers}
     for name, score in scores.items():
         score.update(answers[name], expected, types)
-    overall = {name: float(score.compute()) for name, score in scores.items()}
+    overall = {name: int(score.correct.sum()) / len(samples) for name, score in scores.items()}
     baselines = {name: overall[name] for name in ("majority", "no_image", "blank_image")}
     blind = max(baselines, key=baselines.__getitem__)
     by_type = {

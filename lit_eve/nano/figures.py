@@ -105,6 +105,7 @@ def plot_losses(path: Path, stages: Mapping[str, Mapping[str, Curve]]) -> None:
         for ax in axes[-1]:
             ax.set_xlabel("optimizer step")
             ax.set_xlim(left=0)
+            ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def plot_accuracy(path: Path, by_type: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> None:

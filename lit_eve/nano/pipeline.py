@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from functools import partial
@@ -88,9 +88,8 @@ def run_pipeline(output: Path, config: Path | None = None, redo: str | None = No
         else:
             console.rule(f"[bold]{title}[/]", align="left", style="dim")
             journal.run(step)
-    seconds = {step.name: journal.seconds(step) for step in steps}
     results = json.loads((output / "evaluation" / "results.json").read_text())
-    metrics = {**results, "seconds": {**seconds, "total": round(sum(seconds.values()), 2)}, **environment()}
+    metrics = {**results, "seconds": _seconds(journal, steps), **environment()}
     write_atomically(output / METRICS, json.dumps(metrics, indent=2) + "\n")
     _print_results(console, output, metrics)
     return metrics
@@ -144,8 +143,7 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
     def report() -> None:
         from lit_eve.nano.report import write_report
 
-        seconds = {step.name: journal.seconds(step) for step in steps[:-1]}
-        write_report(output, config, seconds, environment())
+        write_report(output, config, _seconds(journal, steps[:-1]), environment())
 
     add("report", "write the report", report, evaluation, folder="report.md")
     return steps
@@ -173,18 +171,24 @@ def read_stage(path: Path, output: Path) -> dict[str, Any]:
     return moved(settings)
 
 
+def _fit(*args: str) -> None:
+    """What ``train.py fit`` does."""
+    from lit_eve.training.cli import main
+
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # beside those of our own command line
+    main(["fit", *args])
+
+
 def check_stage(name: str, settings: Mapping[str, Any]) -> None:
     """Parse the settings of a stage as ``train.py fit`` will.
 
     Raises:
         ConfigError: a key or value that it does not take.
     """
-    from lit_eve.training.cli import main
-
     errors = io.StringIO()
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(errors):
-            main(["fit", "--config", json.dumps(settings), "--print_config"])
+            _fit("--config", json.dumps(settings), "--print_config")
     except SystemExit as exit:
         if exit.code:
             said = exit.code if isinstance(exit.code, str) else errors.getvalue()
@@ -197,13 +201,11 @@ def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:
     Leaves the settings in ``output/configs``, so that the stage can be run by hand where its paths are not those of the YAML.
     """
     from lit_eve.nano.progress import write_atomically
-    from lit_eve.training.cli import main
 
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # the command line is another one's: ours
     path = output / "configs" / f"{name}.yaml"
     write_atomically(path, json.dumps(settings, indent=2) + "\n")  # JSON is YAML
     try:
-        main(["fit", "--config", str(path), "--trainer.devices=1"])
+        _fit("--config", str(path), "--trainer.devices=1")
     except SystemExit as exit:
         if isinstance(exit.code, str):
             raise LitEveError(exit.code.removeprefix("error: ")) from None
@@ -230,6 +232,13 @@ def environment() -> dict[str, Any]:
     versions = {"lit_eve": lit_eve.__version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("torch", "lightning", "transformers")}
     return {"machine": machine, "versions": versions}
+
+
+def _seconds(journal: Journal, steps: Sequence[Step]) -> dict[str, float]:
+    """What each step took, over all attempts; what making data and training took; the total."""
+    seconds = {step.name: journal.seconds(step) for step in steps}
+    training = sum(seconds[name] for name in ("world", "language_model", "teacher", *STAGES))
+    return {**seconds, "data_and_training": round(training, 2), "total": round(sum(seconds.values()), 2)}
 
 
 def _default_config() -> Path:

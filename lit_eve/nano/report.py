@@ -81,7 +81,7 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
     Args:
         run: the run's folder, with its evaluation, model, test questions and the TensorBoard folders of the stages.
         config: where the run's YAML files are.
-        seconds: what each step took.
+        seconds: rows of the table of times.
         environment: ``{"machine": {...}, "versions": {...}}``.
     """
     results = json.loads((run / "evaluation" / RESULTS).read_text())
@@ -96,7 +96,7 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
         (type.replace("_", " "), row["count"], *(f"{row[key]:.1%}" for key in ("accuracy", "shuffled", "blind")))
         for type, row in results["by_type"].items()
     ]
-    times = [(step.replace("_", " "), f"{value:.0f}") for step, value in (*seconds.items(), ("total", sum(seconds.values())))]
+    times = [(step.replace("_", " "), f"{value:.0f}") for step, value in seconds.items()]
     machine = environment["machine"]
     text = TEXT.format(
         **results,
@@ -104,7 +104,7 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
         blind=BASELINES[best],
         by_type_table=_table(("type", "questions", "model", "other image", "no image"), rows),
         seconds=_table(("step", "seconds"), times),
-        machine=f"{machine['processor']}, {machine['threads']} threads, {machine['accelerator']}",
+        machine=f"{machine['processor']}, threads: {machine['threads']}, {machine['accelerator'] or 'no GPU'}",
         versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
         examples=EXAMPLES_PER_TYPE,
         run=run,

@@ -1,0 +1,201 @@
+"""`lit-eve nano` on a world of a few scenes: every step, for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from lit_eve.cli import main
+from lit_eve.nano.language import TYPES
+from lit_eve.nano.pipeline import CONFIG
+
+STEPS = ["world", "language_model", "teacher", "1_prealign", "2_pretrain", "3_finetune", "model", "evaluation", "report"]
+SMALL: dict[str, dict[str, Any]] = {
+    "world": {"text": 64, "prealign": 16, "pretrain": 48, "finetune": 48, "validation": 16, "test": 48, "workers": 1},
+    "0_language_model": {"steps": 4, "width": 32, "layers": 2, "feed_forward": 48, "checkpoint_every": 1, "batch": 8},
+    "0_teacher": {"steps": 4, "width": 32, "layers": 2, "feed_forward": 48, "checkpoint_every": 1, "batch": 8},
+}
+
+
+def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
+    """The shipped YAML files, with everything small; ``changes`` by file."""
+    folder.mkdir(parents=True)
+    for path in CONFIG.glob("*.yaml"):
+        settings = yaml.safe_load(path.read_text())
+        if path.stem in SMALL:
+            settings |= SMALL[path.stem]
+        else:
+            if "patch_embedding" in settings["model"]:
+                settings["model"]["patch_embedding"]["width"] = 32
+            settings["trainer"] |= {"val_check_interval": 1.0, "log_every_n_steps": 1}
+            settings["checkpoint"] = {"every_n_steps": 1}
+            settings["answers"] = {"num_samples": 0}
+        for key, value in changes.get(path.stem, {}).items():
+            section = settings
+            *parents, last = key.split(".")
+            for parent in parents:
+                section = section[parent]
+            section[last] = value
+        (folder / path.name).write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def nano(output: Path, config: Path, *options: str) -> int:
+    return main(["nano", "--output", str(output), "--config", str(config), *options])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folder and config of a run that is done."""
+    folder = tmp_path_factory.mktemp("nano")
+    config = write_config(folder / "config")
+    assert nano(folder / "run", config) == 0
+    return folder / "run", config
+
+
+@pytest.fixture
+def run(finished: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """The finished run, restored behind a test that changes it."""
+    output, config = finished
+    shutil.copytree(output, tmp_path / "backup")
+    yield output, config
+    shutil.rmtree(output)
+    shutil.copytree(tmp_path / "backup", output)
+
+
+def test_metrics(finished: tuple[Path, Path]) -> None:
+    metrics = json.loads((finished[0] / "metrics.json").read_text())
+    for name in ("question_accuracy", "blind_accuracy", "shuffled_accuracy", "caption_accuracy"):
+        assert 0 <= metrics[name] <= 1
+    assert metrics["blind_accuracy"] == max(metrics["baselines"].values())
+    assert set(metrics["by_type"]) == set(TYPES) and sum(row["count"] for row in metrics["by_type"].values()) == 48
+    for key, name in (("accuracy", "question"), ("blind", "blind"), ("shuffled", "shuffled")):
+        right = sum(row[key] * row["count"] for row in metrics["by_type"].values())
+        assert right / 48 == pytest.approx(metrics[f"{name}_accuracy"])
+    seconds = metrics["seconds"]
+    assert list(seconds) == [*STEPS, "data_and_training", "total"] and seconds["2_pretrain"] > 0
+    assert seconds["total"] == pytest.approx(sum(seconds[step] for step in STEPS), abs=0.1)
+    assert metrics["machine"]["processor"] and metrics["versions"]["torch"]
+
+
+def test_every_answer_is_kept(finished: tuple[Path, Path]) -> None:
+    lines = [json.loads(line) for line in (finished[0] / "evaluation" / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 48 and len({line["id"] for line in lines}) == 48
+    assert set(lines[0]) == {"id", "type", "question", "expected", "model", "shuffled", "no_image", "blank_image", "majority"}
+    right = sum(line["majority"] == line["expected"] for line in lines) / 48
+    assert right == json.loads((finished[0] / "metrics.json").read_text())["baselines"]["majority"]
+
+
+def test_report_shows_pictures_that_are_there(finished: tuple[Path, Path]) -> None:
+    report = (finished[0] / "report.md").read_text()
+    for name in ("losses", "accuracy", "questions"):
+        assert f"(figures/{name}.png)" in report
+        assert min(Image.open(finished[0] / "figures" / f"{name}.png").size) > 500
+    for word in ("relation", "data and training", "the most frequent answer", "torch"):
+        assert word in report
+
+
+def test_the_exported_model_answers(finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    Image.new("RGB", (64, 40), "white").save(tmp_path / "photo.png")
+    question = "how many red shapes are there?"
+    assert main(["chat", "--model", str(finished[0]), "--image", str(tmp_path / "photo.png"), question]) == 0
+
+
+def test_called_again_it_does_nothing(finished: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+    def stamps() -> dict[Path, int]:
+        return {
+            path: path.stat().st_mtime_ns for path in finished[0].rglob("*") if path.is_file() and path.name != "metrics.json"
+        }
+
+    before, metrics = stamps(), json.loads((finished[0] / "metrics.json").read_text())
+    capsys.readouterr()
+    assert nano(*finished) == 0
+    assert stamps() == before and json.loads((finished[0] / "metrics.json").read_text()) == metrics
+    assert capsys.readouterr().out.count("(done, ") == len(STEPS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"3_finetune": {"model.lr": 0.5}}, "3_finetune was made with other settings (model.lr: 0.0015, now 0.5)"),
+        ({"world": {"pretrain": 47}}, "data was made with other settings (pretrain: 48, now 47)"),
+        ({"0_teacher": {"scenes": 1}}, "0_teacher.yaml"),
+    ],
+)
+def test_changed_settings_are_refused(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict, message: str
+) -> None:
+    assert nano(finished[0], write_config(tmp_path / "config", **changes)) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"2_pretrain": {"model.lrr": 1}}, "2_pretrain.yaml: .*lrr"),
+        ({"3_finetune": {"data.init_args.row": 1}}, "3_finetune.yaml: .*row"),
+        ({"1_prealign": {"trainer.max_epoch": 1}}, "1_prealign.yaml: .*max_epoch"),
+    ],
+)
+def test_a_typo_in_any_stage_stops_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict, message: str
+) -> None:
+    assert nano(tmp_path / "run", write_config(tmp_path / "config", **changes)) == 2
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    assert not (tmp_path / "run").exists()
+
+
+def test_redo_after_a_change(run: tuple[Path, Path], tmp_path: Path) -> None:
+    output, _ = run
+    config = write_config(tmp_path / "config", **{"3_finetune": {"model.lr": 0.01}})
+    kept = (output / "2_pretrain" / "model" / "model.safetensors").stat().st_mtime_ns
+    before = (output / "model" / "model.safetensors").read_bytes()
+    assert nano(output, config, "--redo", "3_finetune") == 0
+    assert (output / "2_pretrain" / "model" / "model.safetensors").stat().st_mtime_ns == kept
+    assert (output / "model" / "model.safetensors").read_bytes() != before
+
+
+def test_files_that_are_missing_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = write_config(tmp_path / "config")
+    (config / "world.yaml").unlink()
+    assert nano(tmp_path / "run", config) == 2
+    assert f"{config} lacks world.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_with_the_same_model(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """SIGKILL at ever later moments of what is left; the weights are those of the run that was never killed."""
+    output, config = finished
+    command = [sys.executable, "-m", "lit_eve.cli", "nano", "--output", str(tmp_path / "run"), "--config", str(config)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    kills, wait = 0, 6.0
+    while True:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            assert process.wait(timeout=wait) == 0
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills, wait = kills + 1, wait + 1.5
+            assert kills < 30
+        time.sleep(0.1)
+    assert kills > 2
+    for name in ("1_prealign", "2_pretrain", "3_finetune"):
+        weights = [(folder / name / "model" / "model.safetensors").read_bytes() for folder in (output, tmp_path / "run")]
+        assert weights[0] == weights[1], name
+    results = [json.loads((folder / "evaluation" / "results.json").read_text()) for folder in (output, tmp_path / "run")]
+    assert results[0] == results[1]
