@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -175,27 +174,34 @@ def test_files_that_are_missing_are_named(tmp_path: Path, capsys: pytest.Capture
     assert f"{config} lacks world.yaml" in capsys.readouterr().err
 
 
+MOMENTS = [
+    "data/pretrain/*.tar*",
+    "language_model/checkpoints/*.ckpt",
+    "teacher/checkpoints/*.ckpt",
+    "1_prealign/checkpoints/*.ckpt",
+    "2_pretrain/checkpoints/step00000002.ckpt",
+    "2_pretrain/.model.part",
+    "3_finetune/checkpoints/*.ckpt",
+    "evaluation/answers.jsonl",
+    "figures/losses.png",
+]
+
+
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_the_same_model(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    """SIGKILL at ever later moments of what is left; the weights are those of the run that was never killed."""
+def test_killed_at_every_step_it_ends_with_the_same_model(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """SIGKILL when a file appears; the weights and numbers are those of the run that was never killed."""
     output, config = finished
-    command = [sys.executable, "-m", "lit_eve.cli", "nano", "--output", str(tmp_path / "run"), "--config", str(config)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    kills, wait = 0, 6.0
-    while True:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        try:
-            assert process.wait(timeout=wait) == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills, wait = kills + 1, wait + 1.5
-            assert kills < 30
-        time.sleep(0.1)
-    assert kills > 2
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "lit_eve.cli", "nano", "--output", str(run), "--config", str(config)]
+    for moment in MOMENTS:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while not any(run.glob(moment)) and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() in (-signal.SIGKILL, 0), moment
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     for name in ("1_prealign", "2_pretrain", "3_finetune"):
-        weights = [(folder / name / "model" / "model.safetensors").read_bytes() for folder in (output, tmp_path / "run")]
+        weights = [(folder / name / "model" / "model.safetensors").read_bytes() for folder in (output, run)]
         assert weights[0] == weights[1], name
-    results = [json.loads((folder / "evaluation" / "results.json").read_text()) for folder in (output, tmp_path / "run")]
+    results = [json.loads((folder / "evaluation" / "results.json").read_text()) for folder in (output, run)]
     assert results[0] == results[1]
