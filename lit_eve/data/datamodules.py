@@ -112,7 +112,7 @@ class EveDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Index and count what is new, on one process, with progress bars."""
         self._attach_model()
-        for split in self._splits(self.trainer.state.fn if self.trainer else None):
+        for split in self._splits(self.trainer.state.fn.value if self.trainer else None):
             self._load(split, progress=True)
 
     def setup(self, stage: str | None = None) -> None:

@@ -161,13 +161,19 @@ class PackedLoader:
         return batch if epoch == self.epoch else 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where training stands: epoch, rows of all ranks, and what that is in batches of this run."""
+        """Where training stands in rows of all ranks, and what that is in batches of this run (``length``: of an epoch)."""
         length = self._epoch_length()
         done = self.progress.done() if self.progress else self._handed_out
         if done < length:
             done -= done % self._accumulate()
         rows = min(done * self.rows * self.world_size, len(self.plan))
-        return {"epoch": self.epoch, "rows": rows, "batches": done, "rows_of_epoch": len(self.plan)}
+        return {
+            "epoch": self.epoch,
+            "rows": rows,
+            "rows_of_epoch": len(self.plan),
+            "batches": done,
+            "length": length,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where the state was taken.
@@ -239,8 +245,9 @@ class PackedLoader:
 class ExactResume(Callback):
     """Brings Lightning's counters of a checkpoint in line with the place where the loader goes on.
 
-    They differ when a step is begun again, and when the number of ranks or the accumulation changed. It also hands the
-    loader its state in time: Lightning forgets to where ``estimated_stepping_batches`` was asked for before.
+    They differ when a step is begun again, when the number of ranks or the accumulation changed, and when training was stopped
+    inside an epoch (``max_steps``, ``max_time``), which Lightning counts as an epoch that is over. It also hands the loader its
+    state in time: Lightning forgets to where ``estimated_stepping_batches`` was asked for before.
 
     Args:
         loader: gives the loader of this run, whose state is to be restored.
@@ -254,17 +261,30 @@ class ExactResume(Callback):
         states = loops["state_dict"].get("combined_loader") if loops else None
         if trainer.state.fn != "fit" or not states:
             return
-        loader = self.loader()
-        loader.load_state_dict(states[0])
-        progress = loops["epoch_loop.batch_progress"]
-        current, total = progress["current"], progress["total"]
-        again = current["processed"] != states[0]["batches"]
-        if not again and loader.start == current["processed"]:
-            return
-        # A checkpoint written in the hooks of a batch does not count it as completed; one that is begun again is no such
-        uncounted = 0 if again else current["processed"] - current["completed"]
-        step = loader.start - current["processed"]
-        for counter in (current, total):
-            counter["processed"] += step
-            counter["ready"] = counter["started"] = counter["processed"]
-            counter["completed"] = counter["processed"] - uncounted
+        loader, state = self.loader(), states[0]
+        loader.load_state_dict(state)
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        closed = epochs["current"]["processed"] == epochs["current"]["started"]
+        finished = state["batches"] >= state["length"]
+        if closed and finished:
+            for counter in epochs["current"], epochs["total"]:
+                counter["completed"] = counter["processed"]
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
+        elif loader.start != state["batches"] or batches["current"]["processed"] != state["batches"]:
+            _move(batches, loader.start, again=batches["current"]["processed"] != state["batches"])
+        if closed and not finished:
+            for counter in epochs["current"], epochs["total"]:
+                counter["processed"] = counter["completed"] = counter["started"] - 1
+
+
+def _move(progress: dict[str, dict[str, int]], batch: int, again: bool) -> None:
+    """Set the counters of batches to ``batch``."""
+    current, total = progress["current"], progress["total"]
+    # what is written in the hooks of a batch does not count it as completed; a step that is begun again has no such batch
+    open_batches = 0 if again else current["processed"] - current["completed"]
+    step = batch - current["processed"]
+    for counter in current, total:
+        counter["processed"] += step
+        counter["ready"] = counter["started"] = counter["processed"]
+        counter["completed"] = counter["processed"] - open_batches

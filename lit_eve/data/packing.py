@@ -35,7 +35,7 @@ class Rule:
 
 
 RULES = (Rule(), *(Rule(2, slack) for slack in (0.0, 0.02, 0.04, 0.07, 0.1, 0.13)))
-Recipe = tuple[int, list[int]]  # how many rows, and the lengths in each
+Recipe = tuple[int, dict[int, int]]  # how many rows, and how many samples of which length are in each
 
 
 def recipes(counts: Sequence[int], max_tokens: int, rule: Rule) -> list[Recipe]:
@@ -63,7 +63,7 @@ def recipes(counts: Sequence[int], max_tokens: int, rule: Rule) -> list[Recipe]:
             for length in _completion(lengths[:top], left, row, room, rule, slack):
                 row[length] = row.get(length, 0) + 1
         times = min(left[length] // uses for length, uses in row.items())
-        result.append((times, [length for length, uses in row.items() for _ in range(uses)]))
+        result.append((times, row))
         for length, uses in row.items():
             left[length] -= uses * times
             if not left[length]:
@@ -116,8 +116,9 @@ def pack(lengths: np.ndarray, max_tokens: int, rule: Rule | None = None) -> np.n
     cursor = np.concatenate([[0], np.cumsum(counts)]).tolist()  # the next sample of each length in by_length
     num_rows = 0
     for times, row in recipes(counts.tolist(), max_tokens, rule):
-        for length in row:
-            row_of[by_length[cursor[length] : cursor[length] + times]] = np.arange(num_rows, num_rows + times)
-            cursor[length] += times
+        for length, uses in row.items():
+            samples = by_length[cursor[length] : cursor[length] + uses * times]
+            row_of[samples] = num_rows + np.arange(uses * times) // uses
+            cursor[length] += uses * times
         num_rows += times
     return row_of

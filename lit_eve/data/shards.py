@@ -236,6 +236,7 @@ class ShardWriter:
         if kind is None:
             self.close()
         elif self._stream is not None:
+            self._writer.tarstream.close()
             self._discard()
 
     def _new_key(self, name: str) -> str:

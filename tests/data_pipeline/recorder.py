@@ -54,7 +54,7 @@ class Recorder(LightningModule):
             "rank": self.global_rank,
             "ids": batch["sample_ids"],
             "targets": int(batch["num_targets"]),
-            "loss": float(loss),
+            "loss": float(loss.detach()),
             "weight": float(self.head.weight.detach().sum()),
         }
         self.seen.append(entry)

@@ -1,0 +1,283 @@
+"""What is in a batch, and what happens to samples that cannot be used."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import photo, record, write_shards
+
+from recorder import Recorder, train
+
+from lit_eve.data import EveDataModule, ShardWriter
+from lit_eve.data.lengths import fingerprint, load_table, shard_lengths
+from lit_eve.data.shards import ShardReader, list_shards
+from lit_eve.errors import LitEveError
+from lit_eve.processing import EveProcessor
+
+T = 512
+
+
+def make(path: Path, processor: EveProcessor, teacher: bool = False, **options) -> EveDataModule:
+    data = EveDataModule(**{"train": str(path), "max_tokens": T, "rows": 3, "num_workers": 0} | options)
+    data.attach(processor, teacher).setup()
+    return data
+
+
+def samples_of(path: Path) -> dict:
+    from lit_eve.data.index import index_shard
+
+    paths = list_shards(path)
+    reader = ShardReader(paths)
+    found = {}
+    for shard, tar in enumerate(paths):
+        index = index_shard(tar)
+        for i in range(len(index)):
+            sample = reader.read(shard, int(index.offset[i]), int(index.size[i]))
+            found[sample.key] = sample
+    return found
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_is_its_samples_one_after_the_other(
+    shards: SimpleNamespace, processor: EveProcessor, teacher: bool, workers: int
+) -> None:
+    samples = samples_of(shards.path)
+    pad = processor.tokenizer.eos_token_id  # this tokenizer has none for padding
+    seen = []
+    for batch in make(shards.path, processor, teacher, num_workers=workers).train_dataloader():
+        ids, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
+        positions, cu = batch["position_ids"].flatten(), batch["cu_seqlens"].tolist()
+        assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape == (3, T)
+        assert cu[0] == 0 and cu[-1] == 3 * T and all(a < b for a, b in zip(cu[:-1], cu[1:], strict=True))
+        encoded = [processor.encode_sample(samples[key], with_teacher=teacher, max_length=T) for key in batch["sample_ids"]]
+        pixels = [e["pixel_values"] for e in encoded]
+        grids = [e["image_grid_hw"] for e in encoded]
+        assert torch.equal(batch["pixel_values"], torch.cat(pixels)) and batch["pixel_values"].dtype == torch.uint8
+        assert torch.equal(batch["image_grid_hw"], torch.cat(grids)) and batch["image_grid_hw"].dtype == torch.int64
+        assert ("teacher_pixel_values" in batch) == teacher
+        if teacher:
+            expected = torch.cat([e["teacher_pixel_values"] for e in encoded])
+            assert torch.equal(batch["teacher_pixel_values"], expected)
+        rest = iter(encoded)
+        for start, end in zip(cu[:-1], cu[1:], strict=True):
+            assert positions[start:end].tolist() == list(range(end - start))
+            if (labels[start:end] == -100).all():  # the tail of a row
+                assert end % T == 0 and set(ids[start:end].tolist()) == {pad}
+                continue
+            sample = next(rest)
+            assert torch.equal(ids[start:end], sample["input_ids"])
+            assert labels[start] == -100 and torch.equal(labels[start + 1 : end], sample["labels"][1:])
+        assert next(rest, None) is None
+        assert batch["num_images"] == len(batch["image_grid_hw"])
+        shifted = batch["labels"].flatten()[1:]
+        assert batch["num_targets"] == (shifted != -100).sum()
+        seen += batch["sample_ids"]
+    assert sorted(seen) == sorted(shards.keys)
+
+
+def test_the_first_token_of_a_packed_sample_is_no_target_of_the_one_before(tmp_path: Path, processor: EveProcessor) -> None:
+    """The plain template of a text without prompt supervises from the very first token on."""
+    with ShardWriter(tmp_path) as writer:
+        for i in range(8):
+            writer.write({"id": i, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b c"}]})
+    (batch,) = make(tmp_path, processor, rows=1, template="plain").train_dataloader()
+    starts = batch["cu_seqlens"][:-1].long()
+    assert len(starts) >= 8 and (batch["labels"].flatten()[starts] == -100).all()
+    assert batch["num_targets"] == (batch["labels"].flatten()[1:] != -100).sum()
+
+
+def test_lengths_are_those_of_the_encoded_samples(shards: SimpleNamespace, processor: EveProcessor) -> None:
+    samples = samples_of(shards.path)
+    for template in (None, "plain", {"name": "vicuna_v1"}):
+        table = load_table([shards.path], processor, template)
+        for key, length in zip(shards.keys, table.length.tolist(), strict=True):
+            assert length == len(processor.encode_sample(samples[key], template)["input_ids"])
+
+
+def test_lengths_are_counted_once_per_fingerprint(
+    tmp_path: Path, processor: EveProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, 6)
+    (path,) = list_shards(tmp_path)
+    shard_lengths(path, processor, "plain")
+    monkeypatch.setattr(EveProcessor, "count_tokens_batch", lambda *_: pytest.fail("counted twice"))
+    shard_lengths(path, processor, "plain")
+    with pytest.raises(pytest.fail.Exception):
+        shard_lengths(path, processor, "vicuna_v1")
+    marks = {fingerprint(processor, t) for t in ("plain", "vicuna_v1", {"name": "plain", "end": ""}, "plain")}
+    assert len(marks) == 3
+
+
+def test_a_batch_without_samples_has_every_key(tmp_path: Path, processor: EveProcessor) -> None:
+    write_shards(tmp_path, 1)
+    batches = list(make(tmp_path, processor, teacher=True, rows=4).train_dataloader())
+    data = make(tmp_path, processor, teacher=True, rows=4)
+    loader = data.train_dataloader()
+    loader.rank, loader.world_size = 1, 2  # the only row is the other rank's
+    (empty,) = loader
+    assert empty.keys() == batches[0].keys()
+    assert empty["num_targets"] == 0 and empty["num_images"] == 0 and empty["sample_ids"] == []
+    assert empty["pixel_values"].shape == (0, 48) and empty["image_grid_hw"].shape == (0, 2)
+    assert empty["teacher_pixel_values"].shape == (0, 3, 64, 64)
+    for name, value in batches[0].items():
+        if isinstance(value, torch.Tensor):
+            assert empty[name].dtype == value.dtype, name
+
+
+def test_text_only_batches_have_empty_images(tmp_path: Path, processor: EveProcessor) -> None:
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path) as writer:
+        for i in range(5):
+            writer.write(record(rng, i, 0))
+    for batch in make(tmp_path, processor).train_dataloader():
+        assert batch["pixel_values"].shape == (0, 48) and batch["image_grid_hw"].shape == (0, 2) and batch["num_targets"] > 0
+
+
+# ---- samples that cannot be used
+
+
+def broken_shards(folder: Path, good: int = 40) -> dict[str, str]:
+    """Good samples and one of each kind of bad one; gives the bad keys and a word of the reason for each."""
+    rng = np.random.default_rng(5)
+    answer = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a red circle"}]
+    bomb = io.BytesIO()
+    from PIL import Image
+
+    Image.new("1", (20_000, 20_000)).save(bomb, format="PNG")
+    cases = {
+        "truncated": ([photo(rng, 64, 64)[:-400]], answer, "decoded"),
+        "bomb": ([bomb.getvalue()], answer, "pixels"),
+        "header": ([photo(rng)[:12]], answer, "image"),
+        "no_image": ([], answer, "places for images"),
+        "two_images": ([photo(rng), photo(rng)], answer, "places for images"),
+        "role": ([photo(rng)], [{"from": "alien", "value": "<image>"}, answer[1]], "unknown role"),
+        "silent": ([photo(rng)], [answer[0], {"from": "gpt", "value": " "}], "empty answer"),
+        "too_long": ([photo(rng)], [{"from": "human", "value": "<image> " + "word " * 600}, answer[1]], "first 512"),
+    }
+    with ShardWriter(folder, samples_per_shard=7) as writer:
+        for i in range(good):
+            writer.write(record(rng, i, 1), [photo(rng)])
+            if i % 5 == 0 and cases:
+                key = next(iter(cases))
+                images, conversation, _ = cases[key]
+                writer.write({"id": key, "conversations": conversation}, images)
+                cases[f"{key}!"] = cases.pop(key)
+                if all(name.endswith("!") for name in cases):
+                    break
+    with ShardWriter(folder, first_shard=90) as writer:
+        for i in range(good, good + 5):
+            writer.write(record(rng, i, 1), [photo(rng)])
+    return {key.rstrip("!"): reason for key, (_, _, reason) in cases.items()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_skipped_and_listed_once(
+    tmp_path: Path, processor: EveProcessor, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = broken_shards(tmp_path / "shards")
+    good = {sample for sample in samples_of(tmp_path / "shards") if sample not in bad}
+    run = tmp_path / "run"
+    module = Recorder(processor)
+    options = {"train": str(tmp_path / "shards"), "max_tokens": T, "rows": 2, "num_workers": workers, "max_bad_fraction": 0.5}
+    with caplog.at_level(logging.WARNING):
+        train(module, EveDataModule(**options), run, max_epochs=2)
+    for epoch in (0, 1):
+        assert sorted(key for e in module.seen if e["epoch"] == epoch for key in e["ids"]) == sorted(good)
+    listed = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(entry["key"] for entry in listed) == sorted(bad)
+    for entry in listed:
+        assert bad[entry["key"]] in entry["reason"] and Path(entry["shard"]).exists(), entry
+        assert sum(entry["reason"] in message for message in caplog.messages) == 1
+    train(Recorder(processor), EveDataModule(**options), run)  # a later run adds nothing
+    assert len((run / "skipped.jsonl").read_text().splitlines()) == len(bad)
+
+
+def damage_images(folder: Path, count: int) -> None:
+    """Cut the pixels of so many samples, which shows when they are decoded and not before."""
+    rng = np.random.default_rng(1)
+    with ShardWriter(folder) as writer:
+        for i in range(60):
+            writer.write(record(rng, i, 1), [photo(rng, 64, 64)[: -600 if i < count else None]])
+
+
+def test_too_many_bad_samples_end_the_run(tmp_path: Path, processor: EveProcessor) -> None:
+    damage_images(tmp_path / "shards", 6)
+    data = {"train": str(tmp_path / "shards"), "max_tokens": T, "rows": 2, "num_workers": 0}
+    with pytest.raises(LitEveError, match=r"10\.00% of the samples .* more than data\.max_bad_fraction = 0\.09") as caught:
+        train(Recorder(processor), EveDataModule(**data, max_bad_fraction=0.09), tmp_path)
+    assert "skipped.jsonl" in str(caught.value) and "cannot be decoded" in str(caught.value)
+    train(Recorder(processor), EveDataModule(**data, max_bad_fraction=0.11), tmp_path)
+
+
+def test_what_is_known_from_the_index_ends_the_run_before_it_starts(tmp_path: Path, processor: EveProcessor) -> None:
+    rng = np.random.default_rng(1)
+    with ShardWriter(tmp_path / "shards") as writer:
+        for i in range(20):
+            conversation = record(rng, i, 1)["conversations"] if i else [{"from": "human", "value": "<image>"}]
+            writer.write({"id": i, "conversations": conversation}, [photo(rng)])
+    data = EveDataModule(train=str(tmp_path / "shards"), max_tokens=T, num_workers=0)
+    module = Recorder(processor)
+    with pytest.raises(LitEveError, match="5.00% of the samples cannot be used"):
+        train(module, data, tmp_path)
+    assert not module.seen and "has no answer" in (tmp_path / "skipped.jsonl").read_text()
+
+
+def test_early_failure_is_judged_on_enough_samples() -> None:
+    from lit_eve.data.lengths import Skipped
+    from lit_eve.data.skips import SkipLog
+
+    skips = SkipLog(None, max_bad_fraction=0.01, min_samples=100)
+    skips.add([Skipped("a", "b", "c")], usable=50)
+    with pytest.raises(LitEveError, match="1.98%"):
+        skips.add([Skipped("a", "d", "c")], usable=49)
+    skips.add([], usable=500)
+
+
+def test_a_shard_that_vanishes_is_reported(tmp_path: Path, processor: EveProcessor) -> None:
+    write_shards(tmp_path / "shards", 30, per_shard=10)
+    data = EveDataModule(train=str(tmp_path / "shards"), max_tokens=T, num_workers=0)
+    module = Recorder(processor)
+    module.on_train_start = lambda: list_shards(tmp_path / "shards")[1].unlink()
+    with pytest.raises(LitEveError, match="more than data.max_bad_fraction"):
+        train(module, data, tmp_path)
+    assert "shard-000001.tar" in (tmp_path / "skipped.jsonl").read_text()
+
+
+def test_a_batch_of_nothing_but_bad_samples_is_a_batch_without_targets(tmp_path: Path, processor: EveProcessor) -> None:
+    damage_images(tmp_path / "shards", 60)
+    data = EveDataModule(train=str(tmp_path / "shards"), max_tokens=T, rows=2, num_workers=0, max_bad_fraction=1.0)
+    module = Recorder(processor)
+    train(module, data, tmp_path)
+    assert len(module.seen) > 10 and all(e["targets"] == 0 and e["ids"] == [] and e["loss"] == 0 for e in module.seen)
+
+
+def test_a_sample_longer_than_counted_does_not_break_its_row(tmp_path: Path, processor: EveProcessor) -> None:
+    write_shards(tmp_path, 10)
+    data = make(tmp_path, processor, rows=1, max_bad_fraction=1.0)
+    loader = data.train_dataloader()
+    loader.table.length[:] = np.where(np.arange(10) == 3, 5, loader.table.length)
+    assert "s00003" not in [key for batch in loader for key in batch["sample_ids"]]
+    assert loader.skips.bad == 1
+
+
+def test_other_errors_are_not_swallowed(shards: SimpleNamespace, processor: EveProcessor, monkeypatch) -> None:
+    monkeypatch.setattr(EveProcessor, "encode_sample", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(iter(make(shards.path, processor).train_dataloader()))
+
+
+def test_tar_of_foreign_files_is_an_error_and_not_an_empty_epoch(tmp_path: Path, processor: EveProcessor) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("a.csv", "b.csv"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    with pytest.raises(LitEveError, match="data.train: none of its 2 samples can be used: a: it has neither"):
+        make(tmp_path, processor)
