@@ -61,8 +61,8 @@ def questions(scene: Scene, type: str) -> Iterator[Question]:
             yield Question(type, f"is there a {colour} shape?", _yes(colour in colours))
         for shape in SHAPES:
             yield Question(type, f"is there a {shape}?", _yes(shape in shapes))
-        for colour in colours:
-            for shape in shapes:
+        for colour in sorted(colours):
+            for shape in sorted(shapes):
                 yield Question(type, f"is there a {colour} {shape}?", _yes((colour, shape) in pairs))
     elif type == "count":
         yield Question(type, "how many shapes are there?", str(len(things)))

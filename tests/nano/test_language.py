@@ -1,7 +1,10 @@
 """Captions, questions and their balance."""
 
+import os
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 from itertools import islice
 
@@ -117,3 +120,16 @@ def test_blind_accuracy_is_the_best_guess_by_words_or_type():
     assert blind_accuracy([*exist("a?", "yes", 3), *exist("a?", "no", 1)]) == {"exist": 0.75, "all": 0.75}
     by_words = [*exist("a?", "yes", 2), *exist("b?", "no", 2)]
     assert blind_accuracy(by_words)["exist"] == 1.0
+
+
+def test_questions_do_not_depend_on_the_process():
+    """Python shuffles sets of strings anew in every process; a world must be the same in all of them."""
+    code = "from lit_eve.nano.language import *; from lit_eve.nano.scenes import sample_scene\n"
+    code += "print([[q.text for q in questions(sample_scene(str(i)), type)] for i in range(30) for type in TYPES])"
+    lists = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(lists) == 1
