@@ -72,12 +72,19 @@ def load_teacher(path: str | Path, select_layer: int = -2, **kwargs: Any) -> Fro
     """Load the vision half of a CLIP from a folder or hub name.
 
     Raises:
-        CheckpointError: the folder or hub entry cannot be read as a CLIP.
+        CheckpointError: the folder or hub entry cannot be read as a CLIP, or lacks weights of its vision half.
     """
     from transformers import CLIPVisionModel
+    from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a whole CLIP has a text half, which would be reported weight by weight
     try:
-        vision_model = CLIPVisionModel.from_pretrained(path, **kwargs)
+        vision_model, info = CLIPVisionModel.from_pretrained(path, output_loading_info=True, **kwargs)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"teacher {str(path)!r} is no CLIP that can be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"teacher {str(path)!r} is no CLIP: it lacks {missing[0]} and {len(missing) - 1} other weights")
     return FrozenTeacher(vision_model, select_layer)

@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what is not done yet, and print the result."""
-    run_pipeline(args.output, args.config, args.redo)
+    try:
+        run_pipeline(args.output, args.config, args.redo)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from here")
+        raise
 
 
 def run_pipeline(output: Path, config: Path | None = None, redo: str | None = None) -> dict[str, Any]:
@@ -209,9 +213,7 @@ def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:
     except SystemExit as exit:
         if isinstance(exit.code, str):
             raise LitEveError(exit.code.removeprefix("error: ")) from None
-        raise
-    if not (output / name / "model" / "config.json").is_file():
-        raise KeyboardInterrupt  # Lightning ends a training that is interrupted without a word
+        raise KeyboardInterrupt from exit  # how Lightning ends when it is interrupted
 
 
 def environment() -> dict[str, Any]:
