@@ -42,9 +42,10 @@ from lit_eve.training.callbacks.progress import progress_callback
 from lit_eve.training.module import LitEve
 
 CONFIG = "config.yaml"
+OWN = (CONFIG, FOLDER, "tensorboard", "model", "skipped.jsonl")
 
 # A resumed run may differ in these: they say how fast it goes, not where to.
-_FREE = ("num_workers", "prefetch_factor", "gradient_checkpointing", "max_new_tokens", "max_bad_fraction")
+_FREE = [["num_workers"], ["index_workers"], ["gradient_checkpointing"], ["max_new_tokens"], ["max_bad_fraction"]]
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -103,7 +104,7 @@ class EveCLI(LightningCLI):
                 type=Literal["auto", "never"],
                 default="auto",
                 help="auto: go on from the newest whole checkpoint of the run folder, if there is one; "
-                "never: start over, after moving the old run folder aside.",
+                "never: start over, after moving what the old run left aside.",
             )
         return parser
 
@@ -123,8 +124,7 @@ class EveCLI(LightningCLI):
         if given not in (None, "last"):
             self._resumed = Path(given)
         elif self.config.fit.resume == "never":
-            if (run / FOLDER).exists():
-                _move_aside(run)
+            _move_aside(run)
         elif checkpoint := find_checkpoint(run):
             self._refuse_other_config(run)
             rank_zero_info(f"going on from {checkpoint} (start over with --resume never)")
@@ -136,9 +136,15 @@ class EveCLI(LightningCLI):
             return
         new = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
         old = yaml.safe_load((run / CONFIG).read_text())
-        sections = ("model", "data", "seed_everything")
-        changed = differences(*({key: config.get(key) for key in sections} for config in (old, new)))
-        changed = [line for line in changed if line.split(":")[0].split(".")[-1] not in _FREE]
+        changed = []
+        for section in ("model", "data", "seed_everything"):
+            before, now = old.get(section), new.get(section)
+            if section == "data":
+                before, now = ({"class_path": x["class_path"], **x["init_args"]} for x in (before, now))
+            if isinstance(before, dict):  # a key that came with a newer version of the code is no change of settings
+                now = {key: value for key, value in now.items() if key in before}
+            changed += differences({section: before}, {section: now})
+        changed = [line for line in changed if line.split(":")[0].split(".")[1:2] not in _FREE]
         if changed:
             raise ConfigError(
                 f"{run} holds a run with other settings ({'; '.join(changed[:6])}). Choose another folder with "
@@ -183,7 +189,7 @@ class EveCLI(LightningCLI):
                 version="",
                 default_hp_metric=False,
                 # Hides what a killed run logged after the checkpoint that is gone on from.
-                purge_step=step_of(self._resumed) if self._resumed else None,
+                purge_step=step_of(self._resumed) if self._resumed else 0,
             )
         try:
             return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, logger=logger, **kwargs)
@@ -193,10 +199,19 @@ class EveCLI(LightningCLI):
 
 @rank_zero_only
 def _move_aside(run: Path) -> None:
-    """Rename ``run`` to the first of run.1, run.2, ... that is free."""
+    """Move what a run left in its folder to the first of run.1, run.2, ... that is free."""
+    left = [run / name for name in OWN if (run / name).exists()]
+    if not left:
+        return
     target = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
-    run.rename(target)
-    rank_zero_info(f"moved {run} to {target}")
+    target.mkdir()
+    for path in left:
+        path.rename(target / path.name)
+    rank_zero_info(f"moved the run in {run} to {target}")
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
 
 
 def _quiet() -> None:
@@ -206,7 +221,7 @@ def _quiet() -> None:
     # A resumed run goes on in its folder.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     if not sys.stdout.isatty():
         from transformers.utils.logging import disable_progress_bar
 

@@ -255,7 +255,9 @@ class LitEve(LightningModule):
         if "language_loss" in values:
             weight = self.model.config.alignment_weight if "alignment_loss" in values else 0.0
             values["loss"] = values["language_loss"] + weight * values.get("alignment_loss", 0.0)
-        self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, prog_bar=True)
+        for name, value in values.items():
+            # compute() has summed over the ranks; sync_dist only tells Lightning so.
+            self.log(f"{prefix}/{name}", value, prog_bar=name in ("loss", "token_accuracy"), sync_dist=True)
         for metric in self.metrics.values():
             metric.reset()
 

@@ -27,7 +27,7 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float | None], weight
         weight_decay: AdamW's decay.
 
     Returns:
-        Dicts with ``params`` (pairs of name and parameter), ``lr``, ``weight_decay`` and ``name`` ("lr 4e-05").
+        Dicts with ``params`` (pairs of name and parameter), ``lr``, ``weight_decay`` and ``name`` ("4e-05").
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -37,7 +37,7 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float | None], weight
             continue
         decays = parameter.ndim >= 2 and 1 not in parameter.shape[:-1] and id(parameter) not in embeddings
         decay = weight_decay if decays else 0.0
-        label = f"lr {lr:g}" + (", no decay" if weight_decay and not decay else "")
+        label = f"{lr:g}" + (" without decay" if weight_decay and not decay else "")
         group = groups.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay, "name": label})
         group["params"].append((name, parameter))
     return list(groups.values())

@@ -158,7 +158,7 @@ def test_what_tensorboard_shows(chain):
     tags = events.Tags()
     losses = ("loss", "language_loss", "alignment_loss")
     expected = {f"{part}/{loss}" for part in ("train", "val") for loss in losses}
-    expected |= {"train/gradient_norm", "val/token_accuracy", "lr/lr 0.0015", "data/padding", "data/skipped"}
+    expected |= {"train/gradient_norm", "val/token_accuracy", "lr/0.0015", "data/padding", "data/skipped"}
     expected |= {"speed/tokens_per_second", "speed/images_per_second"}
     assert expected <= set(tags["scalars"])
     assert "answers/0/image_0" in tags["images"]
@@ -188,6 +188,19 @@ def test_validate_test_and_predict(world, chain, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"predictions.jsonl"}
 
 
+def test_two_ranks_train_like_one_that_accumulates(world, tmp_path):
+    """Real shards, sliced by rank: the same losses step by step, the same validation, one export."""
+    runs = {"one": {"trainer.accumulate_grad_batches": 2}, "two": {"trainer.devices": 2, "trainer.strategy": "ddp_fork"}}
+    for name, settings in runs.items():
+        EveCLI(args=micro.arguments(world, tmp_path / name, **settings, **{"trainer.val_check_interval": 1.0}))
+    for tag in ("train/loss", "train/alignment_loss", "train/gradient_norm", "val/loss", "val/token_accuracy"):
+        one, two = (micro.scalars(tmp_path / name, tag) for name in runs)
+        assert one.keys() == two.keys() and len(one) > 0
+        assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-4), tag
+    one, two = (lit_eve.load(tmp_path / name)[0].state_dict() for name in runs)
+    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
+
+
 # ---- run folders
 
 
@@ -196,8 +209,21 @@ def test_another_experiment_does_not_continue_a_run(world, chain, capsys):
     more = {"trainer.limit_train_batches": 6, "trainer.limit_val_batches": 2, "trainer.val_check_interval": 3}
     changed = micro.arguments(world, run, "2_pretrain", **start, **more, **{"model.weight_decay": 0.1, "data.seed": 3})
     message = fails(changed, capsys)
-    assert "data.init_args.seed: 0 -> 3; model.weight_decay: 0.0 -> 0.1" in message
+    assert "model.weight_decay: 0.0 -> 0.1; data.seed: 0 -> 3" in message
     assert "--resume never" in message
+
+
+def test_speed_and_newer_code_are_no_other_experiment(world, tmp_path):
+    """Keys that came after the run began, and keys that decide nothing, do not keep it from going on."""
+    more = {"trainer.limit_train_batches": 2, "trainer.limit_val_batches": 0}
+    EveCLI(args=micro.arguments(world, tmp_path, **more))
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del config["model"]["lr_floor"], config["data"]["init_args"]["shuffle_window"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    cli = EveCLI(args=micro.arguments(world, tmp_path, **more, **{"data.max_bad_fraction": 0.5, "data.index_workers": 1}))
+    assert cli._resumed == tmp_path / "checkpoints" / "step00000002.ckpt"
+    with pytest.raises(ConfigError, match="model.patch_embedding.width: 16 -> 32"):
+        EveCLI(args=[*micro.arguments(world, tmp_path, **more), "--model.patch_embedding.width=32"])
 
 
 def test_resume_never_moves_the_old_run_aside(world, tmp_path):
@@ -205,9 +231,11 @@ def test_resume_never_moves_the_old_run_aside(world, tmp_path):
     more = {"trainer.limit_train_batches": 2, "trainer.limit_val_batches": 0}
     EveCLI(args=micro.arguments(world, run, **more))
     before = (run / "config.yaml").read_text()
+    (run / "notes.txt").write_text("not the run's")
     EveCLI(args=[*micro.arguments(world, run, **more, **{"model.lr": 1e-4}), "--resume=never"])
     assert (tmp_path / "run.1" / "config.yaml").read_text() == before
     assert (tmp_path / "run.1" / "checkpoints" / "step00000002.ckpt").exists()
+    assert (run / "notes.txt").exists()
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["lr"] == 1e-4
 
 

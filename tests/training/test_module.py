@@ -39,12 +39,12 @@ def joined(micros):
 
 def run(world, tmp_path, windows, shards=1, **kwargs):
     """Train over windows of micro-batches; with two shards, each rank takes every other micro-batch."""
-    module = micro.make_module(world)
-    module.configure_model()
-    path = tmp_path / "recorded.pt"
-    batches = micro.make_batches(module, windows)
+    reference = micro.make_module(world)
+    reference.configure_model()
+    batches = micro.make_batches(reference, windows)
     if shards == 2:
         batches = [_shard(batches[i : i + 2]) for i in range(0, len(batches), 2)]
+    path, module = tmp_path / "recorded.pt", micro.make_module(world)
     trainer = micro.trainer(tmp_path, callbacks=[Recorder(path)], gradient_clip_val=1e9, **kwargs)
     trainer.fit(module, Sharded(batches, shards))
     return torch.load(path)
@@ -92,6 +92,14 @@ def test_accumulation_gives_the_gradient_of_one_big_batch(world, tmp_path, one_b
 def test_two_ranks_give_the_gradient_of_one_big_batch(world, tmp_path, one_big_batch):
     windows = [[joined(ROWS[:2]), joined(ROWS[2:])], LAST]
     same(run(world, tmp_path, windows, shards=2, devices=2, strategy="ddp_fork"), one_big_batch)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("bf16-mixed", torch.float32)])
+def test_half_precision_trains(world, tmp_path, one_big_batch, precision, dtype):
+    gradients, loss = run(world, tmp_path, [[joined(ROWS)], [joined(LAST)]], precision=precision)
+    assert loss == pytest.approx(one_big_batch[1], rel=0.02)
+    assert gradients[0].keys() == one_big_batch[0][0].keys()
+    assert all(gradient.dtype == dtype and gradient.isfinite().all() for gradient in gradients[0].values())
 
 
 @pytest.mark.parametrize("stage", ["prealign", "pretrain", "finetune"])
@@ -151,7 +159,7 @@ def test_scalars_that_a_run_logs(world, tmp_path):
     metrics = trainer.callback_metrics
     losses = {f"train/{name}" for name in ("loss", "language_loss", "alignment_loss", "gradient_norm")}
     speed = {"speed/tokens_per_second", "speed/images_per_second", "data/padding"}
-    assert losses | speed | {"lr/lr 0.01", "lr/lr 0.001"} <= metrics.keys()
+    assert losses | speed | {"lr/0.01", "lr/0.001"} <= metrics.keys()
     norm = torch.stack([g.norm() for g in recorder.gradients[0].values()]).norm()
     assert metrics["train/gradient_norm"] == pytest.approx(norm.item(), rel=1e-5), "the norm before clipping"
 
@@ -176,7 +184,9 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_samples(world, tmp_path
     module.configure_model()
     batches = micro.make_batches(module, [[m] for m in ROWS])
     trainer = micro.trainer(tmp_path, callbacks=[Poison(2)])
-    with pytest.raises(NonFiniteError, match=r"language loss in epoch 0, batch 2, rank 0 is nan, samples: sample-2-0"):
+    with pytest.raises(
+        NonFiniteError, match=r"language loss in epoch 0, batch 2, rank 0 is nan, samples: sample-2-0, from shard-2.tar"
+    ):
         trainer.fit(module, micro.loader(batches))
     assert trainer.global_step == 3
 

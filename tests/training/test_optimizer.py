@@ -29,18 +29,18 @@ def test_decay_is_for_matrices_only():
     model = Model()
     groups = {group["name"]: group for group in parameter_groups(model, rates(model), weight_decay=0.1)}
     names = {key: [name for name, _ in group["params"]] for key, group in groups.items()}
-    assert names["lr 0.001"] == ["first.weight", "second.weight"]
-    assert set(names["lr 0.001, no decay"]) == {
+    assert names["0.001"] == ["first.weight", "second.weight"]
+    assert set(names["0.001 without decay"]) == {
         *("embedding.weight", "norm.weight", "norm.bias"),
         *("first.bias", "second.bias"),
     }
-    assert groups["lr 0.001"]["weight_decay"] == 0.1 and groups["lr 0.001, no decay"]["weight_decay"] == 0
+    assert groups["0.001"]["weight_decay"] == 0.1 and groups["0.001 without decay"]["weight_decay"] == 0
 
 
 def test_one_group_per_rate_without_decay():
     model = Model()
     groups = parameter_groups(model, rates(model, 1e-3, first=1e-4, norm=None), weight_decay=0.0)
-    assert [group["name"] for group in groups] == ["lr 0.001", "lr 0.0001"]
+    assert [group["name"] for group in groups] == ["0.001", "0.0001"]
     assert [name for name, _ in groups[1]["params"]] == ["first.weight", "first.bias"]
     assert not any(name.startswith("norm") for group in groups for name, _ in group["params"])
 

@@ -18,7 +18,7 @@ from lit_eve.training.callbacks import AtomicCheckpointIO, find_checkpoint
 from lit_eve.training.cli import EveCLI
 from tests.training import world as micro
 
-LOSSES = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm", "lr/lr 0.0015")
+LOSSES = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm", "lr/0.0015")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,12 @@ def stage1(world, tmp_path_factory):
 def stage2(world, stage1, run, *more, **overrides):
     settings = {"model.init_from": stage1, "trainer.accumulate_grad_batches": 2} | overrides
     return [*micro.arguments(world, run, "2_pretrain", **settings), *more]
+
+
+def going_on(world, run, **kwargs):
+    """A module that starts from a finished run."""
+    nothing_new = dict.fromkeys(("decoder", "patch_embedding", "geometry", "aligner"))
+    return micro.make_module(world, init_from=str(run), **nothing_new, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +75,7 @@ def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_pa
         ours, theirs = load_file(run / "model" / file), load_file(uninterrupted / "model" / file)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert not list((run / "checkpoints").glob(".*.part"))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step00000010.ckpt"]
 
 
 def test_a_finished_run_called_again_changes_nothing(world, stage1, tmp_path):
@@ -124,9 +130,7 @@ def test_weights_of_another_shape_are_named(world, uninterrupted, tmp_path):
 
 
 def test_a_stage_does_not_resume_another_one(world, uninterrupted, tmp_path):
-    module = micro.make_module(
-        world, decoder=None, init_from=str(uninterrupted), patch_embedding=None, geometry=None, aligner=None, stage="prealign"
-    )
+    module = going_on(world, uninterrupted, stage="prealign")
     module.configure_model()
     batches = micro.make_batches(module, [[[[1]]]] * 12)
     with pytest.raises(CheckpointError, match="cannot resume: the checkpoint trained other parameters.*language_model"):
@@ -166,6 +170,12 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert find_checkpoint(tmp_path).name == "step00000008.ckpt"
     (sharded / ".metadata").touch()
     assert find_checkpoint(tmp_path) == sharded
+
+
+@pytest.mark.parametrize(("keep", "steps"), [(1, [10]), (2, [8, 10]), (-1, [4, 8, 10])])
+def test_as_many_checkpoints_stay_as_asked_for(world, stage1, tmp_path, keep, steps):
+    EveCLI(args=stage2(world, stage1, tmp_path, **{"checkpoint.keep": keep}))
+    assert sorted(int(path.stem[4:]) for path in (tmp_path / "checkpoints").iterdir()) == steps
 
 
 class Draws(Callback):

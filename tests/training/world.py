@@ -86,6 +86,7 @@ def make_batches(module: LitEve, windows: list[list[list[list[int]]]], seed: int
                     "num_images": torch.tensor(images),
                     "num_padding": 0,
                     "sample_ids": [f"sample-{len(batches)}-{index}"],
+                    "shards": [f"shard-{len(batches)}.tar"],
                 }
             )
     return batches
@@ -150,6 +151,7 @@ def arguments(world: Path, run: Path, stage: str = "1_prealign", **overrides: ob
     if stage == "1_prealign":
         settings |= {
             "model.decoder": world / "decoder",
+            "model.template": "vicuna_v1",
             "model.patch_embedding.width": 16,
             "model.patch_embedding.num_heads": 4,
             "model.aligner.num_heads": 4,

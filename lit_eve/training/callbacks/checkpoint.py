@@ -13,6 +13,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_eve.errors import ConfigError
+
 FOLDER = "checkpoints"
 
 
@@ -50,12 +52,13 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(
             filename="step{step:08.0f}",
             auto_insert_metric_name=False,
-            monitor="step",
-            mode="max",
-            save_top_k=keep,
+            save_top_k=-1,  # see _save_checkpoint
             every_n_train_steps=every_n_steps,
             enable_version_counter=False,
         )
+        if keep == 0 or keep < -1:
+            raise ConfigError(f"checkpoint.keep must be at least 1, or -1 for all, got {keep}")
+        self.keep = keep
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save below the run's folder."""
@@ -74,6 +77,13 @@ class RunCheckpoint(ModelCheckpoint):
         """Save the end of the run, wherever it falls."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        # Lightning would keep the checkpoint that a run resumed from, and those of a run that was killed while it saved.
+        super()._save_checkpoint(trainer, filepath)
+        if self.keep != -1:
+            for path in sorted(Path(self.dirpath).glob("*.ckpt"), key=step_of)[: -self.keep]:
+                trainer.strategy.remove_checkpoint(path)
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:

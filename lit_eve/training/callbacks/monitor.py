@@ -33,6 +33,15 @@ class TrainingMonitor(Callback):
         self._counts = dict.fromkeys(COUNTS, 0)
         self._start = time.perf_counter()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._stopped = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let it go on, as if validation had taken no time."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._start += time.perf_counter() - self._stopped
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: dict[str, Any], batch_idx: int
     ) -> None:
@@ -55,8 +64,8 @@ class TrainingMonitor(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, losses: dict[str, Tensor]) -> None:
         seconds = time.perf_counter() - self._start
-        values = torch.stack([*losses.values(), *torch.tensor(list(self._counts.values()), device=pl_module.device)])
-        values = sum_over_ranks(values.double()).tolist()
+        counts = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=pl_module.device)
+        values = sum_over_ranks(torch.cat([torch.stack([*losses.values()]).double(), counts])).tolist()
         named = dict(zip((*losses, *COUNTS), values, strict=True))
         weight = pl_module.model.config.alignment_weight
         loss = named["language_loss"] + weight * named.get("alignment_loss", 0.0)
