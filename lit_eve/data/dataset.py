@@ -78,7 +78,7 @@ class PackedDataset(Dataset):
         except SampleError as error:
             path = self.reader.paths[shard]
             return Skipped(str(path), key or _key_at(path, offset), str(error))
-        return {**encoded, "key": key}
+        return {**encoded, "key": key, "shard": str(self.reader.paths[shard])}
 
 
 def _key_at(path: Path, offset: int) -> str:
@@ -123,6 +123,7 @@ class Collate:
         num_targets, num_images  () int64  supervised tokens and images of this batch
         num_padding       int              tokens of this batch that belong to no sample
         sample_ids        list of str      keys of the samples
+        shards            list of str      shard of each sample
         skipped           list of Skipped  samples that could not be used; nothing stands in their place
 
     A batch without any usable sample has the same keys, with zero images and no labels.
@@ -175,6 +176,7 @@ class Collate:
             "num_images": torch.tensor(len(batch["image_grid_hw"])),
             "num_padding": input_ids.numel() - sum(len(sample["input_ids"]) for sample in samples),
             "sample_ids": [sample["key"] for sample in samples],
+            "shards": [sample["shard"] for sample in samples],
             "skipped": [sample for row in rows for sample in row if isinstance(sample, Skipped)],
         }
 

@@ -83,5 +83,5 @@ def patch_alignment_loss(predictions: Tensor, targets: Tensor, image_of_cell: Te
         0-dim float32 tensor; divide it by the number of images of the whole (global) batch.
     """
     distance = 1 - F.cosine_similarity(predictions.float(), targets.float(), dim=-1)  # (M,)
-    cells = torch.zeros(num_images, device=distance.device).index_add_(0, image_of_cell, torch.ones_like(distance))
+    cells = distance.new_zeros(num_images).index_add_(0, image_of_cell, torch.ones_like(distance))
     return (distance / cells[image_of_cell]).sum()
