@@ -11,12 +11,11 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 FORMAT = 1
 
@@ -34,13 +33,22 @@ def _places(shard: Path, name: str) -> list[Path]:
     return [place / f"{shard.stem}.{name}.npz" for place in (shard.parent / ".lit_eve", user / folder)]
 
 
-def load_arrays(shard: Path, name: str, only_check: bool = False) -> dict[str, np.ndarray] | None:
-    """What was kept under ``name`` for this state of the shard; None when there is nothing, or it is broken."""
+def load_arrays(shard: Path, name: str, *keys: str) -> dict[str, np.ndarray] | None:
+    """What was kept under ``name`` for this state of the shard; None when there is nothing, or it is broken.
+
+    Args:
+        keys: only these arrays; none named means all.
+    """
     for place in _places(shard, name):
         with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(place) as file:
             if np.array_equal(file["state"], _state(shard)):
-                return {} if only_check else {key: file[key] for key in file.files if key != "state"}
+                return {key: file[key] for key in keys or file.files if key != "state"}
     return None
+
+
+def is_kept(shard: Path, name: str) -> bool:
+    """Whether something is kept under ``name`` for this state of the shard."""
+    return load_arrays(shard, name, "state") is not None
 
 
 def save_arrays(shard: Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -70,12 +78,3 @@ def strings_to_array(strings: list[str]) -> np.ndarray:
 
 def array_to_strings(array: np.ndarray) -> list[str]:
     return json.loads(array.tobytes())
-
-
-@contextmanager
-def progress_bar(title: str, total: int, visible: bool) -> Iterator[Callable[[], None]]:
-    """A rich progress bar; yields the function that advances it by one."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, disable=not visible) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)

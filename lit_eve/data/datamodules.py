@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lit_eve.data.dataset import Collate, PackedDataset, StoredSamples
-from lit_eve.data.lengths import SampleTable, load_table
+from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
 from lit_eve.data.loader import ExactResume, FitProgress, PackedLoader
 from lit_eve.data.plan import RowPlan, plan_epoch
 from lit_eve.data.shards import ShardReader, list_shards
@@ -52,7 +52,7 @@ class EveDataModule(LightningDataModule):
         shuffle_window: None shuffles and packs over the whole epoch. A number (100000 or so, for disks that are slow at random
             reads) does so within windows of about that many samples, which lie in few shards.
         num_workers: processes per device that read and resize images.
-        index_workers: processes that index shards when they are seen for the first time.
+        index_workers: processes that index shards and count their tokens when they are seen for the first time.
         seed: of the order of samples. The order depends on it and the epoch, and on nothing else.
         max_bad_fraction: end the run when more than this share of the samples cannot be used. Those that cannot are skipped and
             listed in ``skipped.jsonl`` in ``trainer.default_root_dir``.
@@ -113,13 +113,13 @@ class EveDataModule(LightningDataModule):
         """Index and count what is new, on one process, with progress bars."""
         self._attach_model()
         for split in self._splits(self.trainer.state.fn.value if self.trainer else None):
-            self._load(split, progress=True)
+            prepare_shards(self._paths(split), self.processor, self.template, self.index_workers, progress=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the indices; list the samples that are known to be unusable."""
         self._attach_model()
         for split in self._splits(stage):
-            table = self._tables[split] = self._load(split)
+            table = self._tables[split] = load_table(self._paths(split), self.processor, self.template)
             if len(table) == len(table.unusable):
                 reason = f": {table.unusable[0].reason}" if table.unusable else ""
                 raise ConfigError(f"data.{split}: none of its {len(table)} samples can be used{reason}")
@@ -134,8 +134,9 @@ class EveDataModule(LightningDataModule):
                     f"data.{split}: {cut} of {len(table)} samples are longer than data.max_tokens = {self.max_tokens} and "
                     f"are cut (the longest has {table.length.max()})"
                 )
-        if stage == "fit" and self.trainer is not None and not any(isinstance(c, ExactResume) for c in self.trainer.callbacks):
-            self.trainer.callbacks.append(ExactResume(self._resume))
+        if stage == "fit" and self.trainer is not None:
+            others = [callback for callback in self.trainer.callbacks if not isinstance(callback, ExactResume)]
+            self.trainer.callbacks = [*others, ExactResume(self._resume)]
 
     def train_dataloader(self) -> PackedLoader:
         loader, self._resumed = self._resumed or self._train_loader(), None
@@ -249,15 +250,13 @@ class EveDataModule(LightningDataModule):
         path = None if self.trainer is None else Path(self.trainer.default_root_dir) / "skipped.jsonl"
         return SkipLog(path, self.max_bad_fraction, known=len(table.unusable) / max(len(table), 1))
 
-    def _load(self, split: str, progress: bool = False) -> SampleTable:
-        sources = self.sources[split]
-        for source in sources:
+    def _paths(self, split: str) -> list[str]:
+        for source in self.sources[split]:
             try:
                 list_shards(source.path)
             except ConfigError as error:
                 raise ConfigError(f"data.{split}: {error}") from None
-        paths = [source.path for source in sources]
-        return load_table(paths, self.processor, self.template, self.index_workers, progress)
+        return [source.path for source in self.sources[split]]
 
     def _splits(self, stage: str | None) -> list[str]:
         stages = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}

@@ -6,17 +6,15 @@ An index is made once and kept beside its shard (see cache.py); it is made again
 from __future__ import annotations
 
 import os
-import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from lit_eve.data.cache import load_arrays, progress_bar, save_arrays
+from lit_eve.data.cache import is_kept, load_arrays, save_arrays
+from lit_eve.data.parallel import for_each_shard
 from lit_eve.data.shards import TEXT_EXTENSIONS, image_place, split_name
 from lit_eve.errors import ConfigError, SampleError
 from lit_eve.processing.images import image_size
@@ -153,32 +151,11 @@ def index_shard(path: Path) -> ShardIndex:
     return index
 
 
-def _ensure_index(path: Path) -> None:
-    index_shard(path)
-
-
 def ensure_indices(paths: Sequence[Path], processes: int = 1, progress: bool = False) -> None:
-    """Index all shards that have none, several at a time, with a progress bar.
+    """Index all shards that are not indexed yet, so many at a time.
 
     Raises:
-        ConfigError: a shard cannot be read; those before it keep their index.
+        ConfigError: a shard cannot be read; what is done stays done.
     """
-    missing = [path for path in paths if load_arrays(path, "index", only_check=True) is None]
-    if not missing:
-        return
-    with progress_bar("indexing shards", len(missing), progress) as advance:
-        if min(processes, len(missing)) <= 1:
-            for path in missing:
-                _ensure_index(path)
-                advance()
-            return
-        context = get_context("fork" if sys.platform == "linux" else None)  # spawn would run the caller's script again
-        with ProcessPoolExecutor(min(processes, len(missing)), mp_context=context) as pool:
-            futures = [pool.submit(_ensure_index, path) for path in missing]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    advance()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    missing = [path for path in paths if not is_kept(path, "index")]
+    for_each_shard(index_shard, missing, title="indexing shards", processes=processes, progress=progress)

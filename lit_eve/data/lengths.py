@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_eve.data.cache import array_to_strings, load_arrays, progress_bar, save_arrays, strings_to_array
-from lit_eve.data.index import ShardIndex, ensure_indices, index_shard, load_index
+from lit_eve.data.cache import array_to_strings, is_kept, load_arrays, save_arrays, strings_to_array
+from lit_eve.data.index import ShardIndex, ensure_indices, index_shard
+from lit_eve.data.parallel import for_each_shard
 from lit_eve.data.shards import ShardReader, check_images, list_shards, parse_text
 from lit_eve.errors import SampleError
 from lit_eve.processing import EveProcessor
@@ -154,43 +155,57 @@ def _count(index: ShardIndex, processor: EveProcessor, template: TemplateName | 
     return lengths, reasons
 
 
-def load_table(
+def prepare_shards(
     sources: Sequence[str | Path],
     processor: EveProcessor,
     template: TemplateName | None = None,
     processes: int = 1,
     progress: bool = False,
-) -> SampleTable:
-    """The samples of several folders of shards; what is not indexed or counted yet is so now.
+) -> None:
+    """Index what is not indexed yet, and count what is not counted yet.
 
     Args:
         sources: folders, patterns or single tars.
-        processes: how many index at a time.
+        processes: how many shards at a time.
         progress: show progress bars.
+
+    Raises:
+        ConfigError: a source without shards, or a shard that cannot be read.
+    """
+    paths = [path for source in sources for path in list_shards(source)]
+    ensure_indices(paths, processes, progress)
+    mark = fingerprint(processor, template)
+    missing = [path for path in paths if not is_kept(path, f"tokens-{mark}")]
+    for_each_shard(
+        shard_lengths,
+        missing,
+        processor,
+        template,
+        mark,
+        title="counting tokens",
+        processes=processes,
+        progress=progress,
+    )
+
+
+def load_table(sources: Sequence[str | Path], processor: EveProcessor, template: TemplateName | None = None) -> SampleTable:
+    """The samples of several sources (folders, patterns or single tars), which are prepared where they are not yet.
 
     Raises:
         ConfigError: a source without shards, or a shard that cannot be read.
     """
     shards = [list_shards(source) for source in sources]
     paths = [path for source in shards for path in source]
-    ensure_indices(paths, processes, progress)
     mark = fingerprint(processor, template)
-    missing = [path for path in paths if load_arrays(path, f"tokens-{mark}", only_check=True) is None]
-    with progress_bar("counting tokens", len(missing), progress and bool(missing)) as advance:
-        for path in missing:
-            shard_lengths(path, processor, template, mark)
-            advance()
-
-    offsets, sizes, lengths, unusable, counts = [], [], [], [], [0]
+    offsets, sizes, lengths, unusable = [], [], [], []
     for path in paths:
-        index = load_index(path) or index_shard(path)
+        index = load_arrays(path, "index", "offset", "size") or vars(index_shard(path))
         length, skipped = shard_lengths(path, processor, template, mark)
-        offsets.append(index.offset)
-        sizes.append(index.size.astype(np.int32))
+        offsets.append(index["offset"])
+        sizes.append(index["size"].astype(np.int32))
         lengths.append(length)
         unusable += skipped
-        counts.append(len(index))
-    first_sample = np.cumsum(counts)
+    first_sample = np.cumsum([0, *map(len, lengths)])
     ends = np.cumsum([0, *map(len, shards)])
     return SampleTable(
         paths=paths,
@@ -198,6 +213,6 @@ def load_table(
         offset=np.concatenate(offsets),
         size=np.concatenate(sizes),
         length=np.concatenate(lengths),
-        source_sizes=[int(first_sample[b] - first_sample[a]) for a, b in zip(ends[:-1], ends[1:], strict=True)],
+        source_sizes=np.diff(first_sample[ends]).tolist(),
         unusable=unusable,
     )

@@ -102,7 +102,7 @@ def train(module: Recorder, data: EveDataModule, folder: Path, ckpt: Path | None
 
 def main() -> None:
     """``python recorder.py '{"shards": ..., "folder": ..., ...}'``: one run in a process of its own (or several, with ddp)."""
-    from conftest import make_processor
+    from made_shards import make_processor
 
     task = json.loads(sys.argv[1])
     folder = Path(task["folder"])

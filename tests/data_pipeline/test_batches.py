@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import photo, record, write_shards
-
+from made_shards import photo, record, write_shards
 from recorder import Recorder, train
 
 from lit_eve.data import EveDataModule, ShardWriter

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import write_shards
 from jsonargparse import ArgumentParser
+from made_shards import write_shards
 from recorder import Recorder, train
 
 from lit_eve.data import EveDataModule, FinetuneDataModule, PrealignDataModule, PretrainDataModule, Source

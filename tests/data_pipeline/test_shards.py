@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import photo, record, write_shards
+from made_shards import photo, record, write_shards
 from PIL import Image
 
 from lit_eve.data import ShardReader, ShardWriter
