@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -119,11 +123,18 @@ def test_parity_table_says_what_is_asserted():
 
 
 def print_config(*arguments: str) -> dict:
-    run = subprocess.run(
-        [sys.executable, "train.py", *arguments, "--print_config"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    return yaml.safe_load(run.stdout)
+    """What `python train.py ... --print_config` prints in the repository."""
+    argv = ["train.py", *arguments, "--print_config"]
+    printed = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", argv),
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(printed),
+        pytest.raises(SystemExit) as exit,
+    ):
+        runpy.run_path("train.py", run_name="__main__")
+    assert not exit.value.code, exit.value.code
+    return yaml.safe_load(printed.getvalue())
 
 
 # ---- docs/data_format.md
