@@ -7,6 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation import AttentionRecorder
+from lit_eve.interpretation.recorder import _visible
 from lit_eve.models import PACKED_SDPA, EveConfig, EveForConditionalGeneration
 
 SIZE = {
@@ -110,6 +111,13 @@ def test_packed_samples_do_not_see_each_other() -> None:
             found = recorder.calls(layer)[0][row, :, start:stop]
             torch.testing.assert_close(found[..., start:stop], weights[layer][0], atol=1e-6, rtol=1e-5)
             assert torch.allclose(found.sum(-1), torch.ones(())) and not found[..., :start].any()
+
+
+def test_masks_of_the_flash_kernels() -> None:
+    """They get padding as (B, K), windows as a number, and the causal mask not at all."""
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    visible = _visible(torch.tensor([0, 2]), length=3, keys=5, mask=mask, window=3, sample_lengths=None)
+    assert visible.int().tolist() == [[[[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]]], [[[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]]]]
 
 
 def test_recorders_leave_nothing_behind_even_when_they_overlap_or_fail() -> None:

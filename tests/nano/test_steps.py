@@ -67,6 +67,17 @@ def test_a_step_notices_that_it_came_from_something_else(tmp_path: Path) -> None
         changed.cook()
 
 
+def test_a_step_notices_a_change_two_steps_before(tmp_path: Path) -> None:
+    Kitchen(tmp_path).cook()
+    for name in ("dough", "bread"):
+        (tmp_path / name).rmdir()
+    changed = Kitchen(tmp_path, flour=450)
+    for step in changed.steps[:2]:
+        changed.journal.run(step)
+    with pytest.raises(ConfigError, match="toast was made from another bread"):
+        changed.cook()
+
+
 def test_settings_that_change_after_an_interruption_are_noticed(tmp_path: Path) -> None:
     kitchen = Kitchen(tmp_path)
     kitchen.make = lambda name: (tmp_path / name).mkdir() or 1 / 0
