@@ -16,6 +16,7 @@ from made_shards import photo, record, write_shards
 from recorder import Recorder, train
 
 from lit_eve.data import EveDataModule, ShardWriter
+from lit_eve.data.dataset import Collate
 from lit_eve.data.lengths import fingerprint, load_table, shard_lengths
 from lit_eve.data.shards import ShardReader, list_shards
 from lit_eve.errors import LitEveError
@@ -83,15 +84,20 @@ def test_a_batch_is_its_samples_one_after_the_other(
     assert sorted(seen) == sorted(shards.keys)
 
 
-def test_the_first_token_of_a_packed_sample_is_no_target_of_the_one_before(tmp_path: Path, processor: EveProcessor) -> None:
-    """The plain template of a text without prompt supervises from the very first token on."""
-    with ShardWriter(tmp_path) as writer:
-        for i in range(8):
-            writer.write({"id": i, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b c"}]})
-    (batch,) = make(tmp_path, processor, rows=1, template="plain").train_dataloader()
-    starts = batch["cu_seqlens"][:-1].long()
-    assert len(starts) >= 8 and (batch["labels"].flatten()[starts] == -100).all()
-    assert batch["num_targets"] == (batch["labels"].flatten()[1:] != -100).sum()
+def test_the_first_token_of_a_packed_sample_is_no_target_of_the_one_before() -> None:
+    """Shifted labels would ask the last token of one sample for the first of the next."""
+    encoded = {
+        "input_ids": torch.tensor([5, 6, 7]),
+        "labels": torch.tensor([5, 6, 7]),
+        "pixel_values": torch.zeros(0, 48, dtype=torch.uint8),
+        "image_grid_hw": torch.zeros(0, 2, dtype=torch.int64),
+    }
+    batch = Collate(max_tokens=8, pad_token_id=0, patch_dim=48)([[encoded | {"key": k, "shard": "x"} for k in "ab"], []])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 5, 6, 7, 0, 0], [0] * 8]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 6, 7, -100, -100], [-100] * 8]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1], list(range(8))]
+    assert batch["cu_seqlens"].tolist() == [0, 3, 6, 8, 16] and batch["cu_seqlens"].dtype == torch.int32
+    assert batch["num_targets"] == 4 and batch["sample_ids"] == ["a", "b"]
 
 
 def test_lengths_are_those_of_the_encoded_samples(shards: SimpleNamespace, processor: EveProcessor) -> None:
