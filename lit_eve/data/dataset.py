@@ -19,6 +19,7 @@ from lit_eve.data.index import load_index
 from lit_eve.data.lengths import Skipped
 from lit_eve.data.shards import ShardReader
 from lit_eve.errors import SampleError
+from lit_eve.losses import target_positions_of
 from lit_eve.processing import EveProcessor, Sample
 from lit_eve.processing.processor import TemplateName
 
@@ -117,6 +118,7 @@ class Collate:
                                            shifted labels would ask the sample before it to predict it
         position_ids      (B, T) int64     restart at 0 in every sample, and in the padding
         cu_seqlens        (S + 1,) int32   boundaries in the flattened B * T tokens; a tail of padding is a sample of its own
+        target_positions  (M,) int64       positions in the flattened tokens whose next token is supervised
         pixel_values      (P, 3 * p * p) uint8
         image_grid_hw     (N, 2) int64     rows and columns in patches, in the order of the images' slots
         teacher_pixel_values (N, 3, C, C) uint8, only with a teacher
@@ -164,6 +166,7 @@ class Collate:
             "labels": labels,
             "position_ids": (torch.arange(len(rows) * size) - restarts).view(len(rows), size),
             "cu_seqlens": cu_seqlens.int(),
+            "target_positions": target_positions_of(labels),
             "pixel_values": _cat(samples, "pixel_values", torch.uint8, self.patch_dim),
             "image_grid_hw": _cat(samples, "image_grid_hw", torch.int64, 2),
         }
@@ -172,7 +175,7 @@ class Collate:
             batch["teacher_pixel_values"] = _cat(samples, "teacher_pixel_values", torch.uint8, 3, side, side)
         return {
             **batch,
-            "num_targets": (labels != IGNORE).sum(),
+            "num_targets": torch.tensor(len(batch["target_positions"])),
             "num_images": torch.tensor(len(batch["image_grid_hw"])),
             "num_padding": input_ids.numel() - sum(len(sample["input_ids"]) for sample in samples),
             "sample_ids": [sample["key"] for sample in samples],

@@ -8,9 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from lit_eve.processing.geometry import ImageGeometry
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
 
 class EveConfig(PreTrainedConfig):

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from lit_eve.errors import CheckpointError
-from lit_eve.models.config import CLIP_MEAN, CLIP_STD, EveConfig
+from lit_eve.models.config import EveConfig
+from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
 _ATTENTION = {"q.0": "q_norm", "q.1": "q_projection", "kv.0": "kv_norm", "kv.1": "kv_projection", "proj": "out_projection"}
 

@@ -1,1 +1,1 @@
-"""The miniature world: procedural scenes, their language, a tokenizer, a language model and a CLIP teacher made from nothing."""
+"""The miniature world: scenes, their language, a tokenizer, a language model and a CLIP teacher, all made from nothing."""
