@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -9,8 +11,8 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.testing import assert_close
 
 from lit_eve.errors import CheckpointError, ConfigError
-from lit_eve.training import Rule, Stage
-from lit_eve.training.callbacks import NonFiniteError
+from lit_eve.training import LitEve, Rule, Stage
+from lit_eve.training.callbacks import NonFiniteError, NonFiniteGuard
 from tests.training import world as micro
 
 # Two optimizer steps; the samples of a step have very different numbers of images and targets, and one has no image.
@@ -112,6 +114,7 @@ def test_what_is_frozen_does_not_move_and_the_rest_does(world, tmp_path, stage):
     frozen = ("teacher.", "language_model.") if stage == "prealign" else ("teacher.",)
     expected = {name for name in before if not name.startswith(frozen)}
     assert moved == expected
+    assert {name for name, p in module.model.named_parameters() if p.requires_grad} == expected, "no gradients for nothing"
 
 
 def test_a_stage_of_ones_own(world, tmp_path):
@@ -168,13 +171,13 @@ def test_scalars_that_a_run_logs(world, tmp_path):
 
 
 class Poison(Callback):
-    """Breaks the weights before one batch, on one rank."""
+    """Breaks the weights before one batch."""
 
-    def __init__(self, batch, rank=0):
-        self.batch, self.rank = batch, rank
+    def __init__(self, batch):
+        self.batch = batch
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == self.batch and trainer.global_rank == self.rank:
+        if batch_idx == self.batch:
             with torch.no_grad():
                 next(pl_module.model.projector.parameters()).fill_(float("nan"))
 
@@ -191,15 +194,37 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_samples(world, tmp_path
     assert trainer.global_step == 3
 
 
-def test_one_bad_rank_stops_all_and_is_named_by_all(world, tmp_path):
+def test_one_bad_rank_stops_all_and_is_named_by_all(world, tmp_path, monkeypatch):
     """The first rank's own numbers are fine, yet it stops too, with the other's samples in the message."""
+    look, step = NonFiniteGuard._look, LitEve.training_step
+
+    def bad_step(module, batch, batch_idx):
+        output = step(module, batch, batch_idx)
+        output["language_loss"][...] = float("inf") if (batch_idx, module.global_rank) == (1, 1) else 1.0
+        return output
+
+    monkeypatch.setattr(LitEve, "training_step", bad_step)
+
+    def recording_look(guard, trainer):
+        try:
+            look(guard, trainer)
+        except NonFiniteError as error:
+            (tmp_path / f"rank-{trainer.global_rank}").write_text(str(error))
+            patience = time.monotonic() + 20  # the first to end is the death of both
+            while len(list(tmp_path.glob("rank-?"))) < 2 and time.monotonic() < patience:
+                time.sleep(0.05)
+            raise
+
+    monkeypatch.setattr(NonFiniteGuard, "_look", recording_look)
     module = micro.make_module(world)
     module.configure_model()
     batches = micro.make_batches(module, [[m] for m in ROWS])
     pairs = [_shard(batches[:2]), _shard(batches[2:])]
-    trainer = micro.trainer(tmp_path, callbacks=[Poison(1, rank=1)], devices=2, strategy="ddp_fork")
-    with pytest.raises(ProcessRaisedException, match="language loss in epoch 0, batch 1, rank 1 is nan, samples: sample-3-0"):
+    trainer = micro.trainer(tmp_path, devices=2, strategy="ddp_fork")
+    with pytest.raises(ProcessRaisedException, match="NonFiniteError"):
         trainer.fit(module, Sharded(pairs, 2))
+    message = "before step 3: language loss in epoch 0, batch 1, rank 1 is inf, samples: sample-3-0, from shard-3.tar"
+    assert all((tmp_path / f"rank-{rank}").read_text().endswith(message) for rank in (0, 1))
 
 
 def test_a_gradient_that_is_no_number_stops_the_run(world, tmp_path):
