@@ -261,7 +261,7 @@ def test_settings_that_cannot_be_meant(world, settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decoder": "nowhere/at_all"}, "model.decoder: 'nowhere/at_all'"),
+        ({"decoder": "/nowhere"}, "model.decoder: ./nowhere."),
         ({"decoder": None, "init_from": "/nowhere"}, "model.init_from: there is no '/nowhere'"),
         ({"teacher": "/nowhere"}, "teacher '/nowhere'"),
     ],
