@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lit_eve.data.packing import Rule, best_rule, pack
+from lit_eve.data.packing import best_rule, pack
 from lit_eve.errors import ConfigError
 
 # what a random stream is for; part of its seed, so that no two streams are the same
@@ -94,7 +94,7 @@ def draw(count: int, weight: float, seed: int, epoch: int, source: int = 0) -> n
 
 
 def _rows_of_window(
-    samples: np.ndarray, lengths: np.ndarray, max_tokens: int, rule: Rule, shuffle_seed: tuple[int, ...] | None
+    samples: np.ndarray, lengths: np.ndarray, max_tokens: int, rule: int, shuffle_seed: tuple[int, ...] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pack the samples of one window: (samples, row by row; samples per row)."""
     if shuffle_seed is not None:  # who is packed with whom is chance: equal lengths are taken in random order

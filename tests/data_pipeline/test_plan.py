@@ -52,9 +52,16 @@ def test_padding_is_below_5_percent(make, count: int, window: int | None) -> Non
 
 def test_best_fit_alone_is_not_enough_for_captioned_photos() -> None:
     lengths = eve_lengths(100_000)
-    best_fit, chosen = (pack(lengths, T, rule).max() + 1 for rule in (RULES[0], None))
+    best_fit, two_together, chosen = (pack(lengths, T, rule).max() + 1 for rule in (1, 2, None))
     assert best_fit * T > 1.05 * lengths.sum()
-    assert chosen * T < 1.02 * lengths.sum()
+    assert chosen == two_together and chosen * T < 1.02 * lengths.sum()
+
+
+def test_where_best_fit_is_the_better_one_it_is_taken() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.choice([33, 41, 49, 57, 65, 73, 37], 10_000) + rng.integers(30, 75, 10_000)
+    best_fit, two_together, chosen = (pack(lengths, 256, rule).max() + 1 for rule in (1, 2, None))
+    assert chosen == best_fit < two_together
 
 
 @pytest.mark.parametrize("rule", RULES)
