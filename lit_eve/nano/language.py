@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lit_eve.nano.scenes import COLOURS, HORIZONTAL, SHAPES, SIZES, VERTICAL, Scene, Thing
@@ -30,6 +30,7 @@ TYPES = tuple(ANSWERS)
 USER, ASSISTANT, END = "USER:", "ASSISTANT:", "</s>"  # the chat format
 FAMILIES = (("exist", "count", "count_by_attribute"), ("colour", "shape", "size", "relation", "place"))
 """The second family's questions speak of things that are there, which would answer those of the first."""
+FACTS = 0.65  # share of facts among the documents without questions; the others are captions
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 
 
@@ -173,6 +174,18 @@ def ask(scene: Scene, rng: random.Random, ledger: Ledger, turns: int = 1) -> lis
     return asked
 
 
+def glyph(size: str, colour: str, shape: str) -> str:
+    """One word that stands for a kind of thing, as an emoji does: "small-red-circle"."""
+    return f"{size}-{colour}-{shape}"
+
+
+def glyph_map(scene: Scene) -> str:
+    """The scene as text: a glyph or a dot per cell, a semicolon after each row. Words in the order of an image's tokens."""
+    things = {(thing.row, thing.column): glyph(thing.size, thing.colour, thing.shape) for thing in scene.things}
+    rows = ([things.get((row, column), ".") for column in range(scene.columns)] for row in range(scene.rows))
+    return " ".join(" ".join(row) + ";" for row in rows)
+
+
 def facts(scene: Scene, rng: random.Random) -> str:
     """The scene in terse words, things and their attributes in any order: "large red top left circle; ..."."""
     phrases = []
@@ -184,22 +197,28 @@ def facts(scene: Scene, rng: random.Random) -> str:
     return "; ".join(phrases)
 
 
-def grid(scene: Scene) -> str:
-    """The scene cell by cell in reading order, a dot for an empty one and a semicolon after each row: words in image order."""
-    things = {(thing.row, thing.column): describe(thing) for thing in scene.things}
-    cells = [[things.get((row, column), ".") for column in range(scene.columns)] for row in range(scene.rows)]
-    return " ".join(" ".join(row) + ";" for row in cells)
-
-
-def document(scene: Scene, asked: Iterable[Question], rng: random.Random) -> str:
-    """What the language model reads before it ever sees an image: the scene in words, its caption, questions and answers."""
-    view = facts(scene, rng) if rng.random() < 0.5 else grid(scene)
+def chat(view: str, asked: Sequence[Question]) -> str:
+    """Questions and answers about what stands in front of the first question, in the words of the chat template."""
     turns = "".join(f"{USER} {question.text} {ASSISTANT} {question.answer}{END}" for question in asked)
-    return f"{view}\n{caption(scene)}\n{turns}"
+    return turns.replace(f"{USER} ", f"{USER} {view}\n", 1)
+
+
+def document(scene: Scene, asked: Sequence[Question], rng: random.Random) -> str:
+    """What the language model reads before it ever sees an image: a map where an image would be, then words about it.
+
+    The words are a chat where there are questions, otherwise facts or a caption. Facts are the densest lesson in which
+    attributes belong together: from the first word on, every word asks for another attribute of the same thing. Without them
+    the model keeps guessing an attribute of any thing.
+    """
+    view = glyph_map(scene)
+    if asked:
+        return chat(view, asked)
+    return f"{view}\n{facts(scene, rng)}\n" if rng.random() < FACTS else f"{view} {caption(scene)}\n"
 
 
 def vocabulary() -> list[str]:
-    """Every word of captions, questions, answers and facts, sorted."""
+    """Every word of captions, questions, answers and maps, sorted."""
     texts = [word for answers in ANSWERS.values() for word in answers]
     texts += [*PLURALS.values(), "a the is there shape shapes how many are what colour where large seen from"]
+    texts += [glyph(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES]
     return sorted({word for text in texts for word in text.split()})

@@ -39,11 +39,11 @@ class LanguageModelSettings:
     heads: int = 4
     feed_forward: int = 256
     init: float = 0.08
-    steps: int = 1000
-    batch: int = 32
-    lr: float = 3e-3
+    steps: int = 2000
+    batch: int = 10
+    lr: float = 2e-3
     seed: int = 0
-    checkpoint_every: int = 100
+    checkpoint_every: int = 200
 
 
 class LitLanguageModel(LightningModule):

@@ -35,7 +35,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = [*SPECIAL, "\n", USER, ASSISTANT, "?", ",", ".", ";", *vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+(-\w+)*|[^\w\s]"), behavior="removed", invert=True)
     tokenizer.decoder = decoders.WordPiece(prefix="<never>", cleanup=True)  # joins by spaces, none before punctuation
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words.index("<s>"))])
     tokenizer.add_special_tokens([AddedToken(word, normalized=False) for word in SPECIAL])

@@ -33,6 +33,7 @@ HELD_OUT = ("test_questions", "test_captions", "validation_questions", "validati
 TRAINING = ("text", "finetune", "pretrain", "prealign")
 CAPTIONS = ("prealign", "pretrain", "validation_captions", "test_captions")
 DOCUMENTS = "documents.jsonl"
+WITHOUT_QUESTIONS = 0.6  # share of the text documents that hold a caption or facts instead of questions
 TRAINING_SLACK = 8  # how far an answer may run ahead of the others in a training set; see Ledger
 
 
@@ -46,7 +47,8 @@ class WorldSettings:
         text: documents for the language model.
         prealign, pretrain: captioned images for the first two stages.
         finetune: images with questions for the third stage.
-        turns: questions per image in ``finetune``; validation and test have one, as earlier turns would give hints.
+        turns: questions per image in ``finetune`` and per document; validation and test have one, as earlier turns would
+            give hints.
         validation: samples of each validation set.
         test: samples of each test set.
         workers: processes that draw.
@@ -54,11 +56,11 @@ class WorldSettings:
 
     seed: int = 0
     scenes: SceneSpec = field(default_factory=SceneSpec)
-    text: int = 32000
-    prealign: int = 4800
-    pretrain: int = 16000
-    finetune: int = 19200
-    turns: int = 4
+    text: int = 20000
+    prealign: int = 2400
+    pretrain: int = 10800
+    finetune: int = 14400
+    turns: int = 6
     validation: int = 256
     test: int = 1024
     workers: int = 2
@@ -124,8 +126,9 @@ def chosen(name: str, settings: WorldSettings, forbidden: Collection[tuple] = ()
     for scene in scenes(name, settings.seed, settings.scenes):
         if scene.layout in forbidden:
             continue
-        asked = ask(scene, rng, ledger, turns) if turns else []
-        if turns and not asked:
+        asks = turns and not (name == "text" and rng.random() < WITHOUT_QUESTIONS)
+        asked = ask(scene, rng, ledger, turns) if asks else []
+        if asks and not asked:
             continue
         yield scene, asked
         found += 1

@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +10,19 @@ from itertools import islice
 import pytest
 
 from lit_eve.nano.blind import blind_accuracy
-from lit_eve.nano.language import ANSWERS, FAMILIES, TYPES, Ledger, Question, ask, caption, document, facts, grid, questions
+from lit_eve.nano.language import (
+    ANSWERS,
+    FAMILIES,
+    TYPES,
+    Ledger,
+    Question,
+    ask,
+    caption,
+    document,
+    facts,
+    glyph_map,
+    questions,
+)
 from lit_eve.nano.scenes import Scene, Thing, scenes
 
 RED_CIRCLE = Thing("circle", "red", "small", row=0, column=0)
@@ -30,7 +41,6 @@ def answers(scene: Scene, type: str) -> dict[str, str]:
 def test_caption_names_the_place_first_in_reading_order():
     scene = scene_of(RED_CIRCLE, BLUE_CROSS)
     assert caption(scene) == "top left a small red circle, top right a large blue cross"
-    assert grid(scene) == "small red circle . . large blue cross; . . . .;"
 
 
 def test_facts_hold_every_attribute_once():
@@ -104,13 +114,18 @@ def test_asked_questions_are_balanced(turns):
         assert max(counts.values()) - min(counts.values()) <= 2
 
 
-def test_documents_hold_the_words_of_images_captions_and_chat():
-    scene = scene_of(RED_CIRCLE)
-    text = document(scene, [Question("count", "how many shapes are there?", "1")], random.Random(0))
-    view, words, chat = text.split("\n")
-    assert " ".join(sorted(re.findall(r"\w+", view))) in ("circle left red small top", "circle red small")
-    assert words == "top left a small red circle"
-    assert chat == "USER: how many shapes are there? ASSISTANT: 1</s>"
+def test_documents_are_words_about_a_map():
+    scene = scene_of(RED_CIRCLE, BLUE_CROSS)
+    view = "small-red-circle . . large-blue-cross; . . . .;"
+    assert glyph_map(scene) == view
+    rng = random.Random(0)
+    plain = {document(scene, [], rng) for _ in range(100)}
+    assert f"{view} {caption(scene)}\n" in plain
+    assert len(plain) > 50, "facts come in any order"
+    asked = [Question("count", "how many shapes are there?", "2"), Question("exist", "is there a cross?", "yes")]
+    assert document(scene, asked, rng) == (
+        f"USER: {view}\nhow many shapes are there? ASSISTANT: 2</s>USER: is there a cross? ASSISTANT: yes</s>"
+    )
 
 
 def test_blind_accuracy_is_the_best_guess_by_words_or_type():
