@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lit_eve.nano.scenes import COLOURS, HORIZONTAL, SHAPES, SIZES, VERTICAL, Scene, Thing
 
@@ -34,8 +34,7 @@ FACTS = 0.65  # share of facts among the documents without questions; the others
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A question about a scene, its type (a key of `ANSWERS`) and its answer (one of the type's)."""
 
     type: str
@@ -134,13 +133,14 @@ class Ledger:
     def __init__(self, slack: int = 1) -> None:
         self.slack = slack
         self.asked: Counter[str] = Counter()
-        self._answers: dict[str, Counter[str]] = defaultdict(Counter)
+        self._answers: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
 
     def admits(self, question: Question) -> bool:
-        return all(
-            self._answers[key][question.answer] < self.slack + min(self._answers[key][a] for a in ANSWERS[question.type])
-            for key in (question.type, question.text)
-        )
+        return self._is_level(question.text, question) and self._is_level(question.type, question)
+
+    def _is_level(self, key: str, question: Question) -> bool:
+        counts = self._answers[key]
+        return counts[question.answer] < self.slack + min(map(counts.__getitem__, ANSWERS[question.type]))
 
     def add(self, question: Question) -> None:
         self.asked[question.type] += 1
@@ -162,11 +162,12 @@ def ask(scene: Scene, rng: random.Random, ledger: Ledger, turns: int = 1) -> lis
             if type not in candidates:
                 candidates[type] = list(questions(scene, type))
                 rng.shuffle(candidates[type])
-            question = next((q for q in candidates[type] if q not in asked and ledger.admits(q)), None)
+            question = next(filter(ledger.admits, candidates[type]), None)
             if question is not None:
                 break
         else:
             break
+        candidates[type].remove(question)
         ledger.add(question)
         asked.append(question)
         types = next(family for family in FAMILIES if question.type in family)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -91,7 +92,9 @@ def make_world(run_dir: str | Path, settings: WorldSettings = WorldSettings()) -
         for job in jobs:
             _make(*job)
     else:
-        with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
+        # a fresh process imports torch for longer than it draws; forks are only safe on Linux
+        context = get_context("fork" if sys.platform == "linux" else "spawn")
+        with ProcessPoolExecutor(settings.workers, mp_context=context) as pool:
             for finished in [pool.submit(_make, *job) for job in jobs]:
                 finished.result()
     return data
