@@ -163,7 +163,7 @@ class Example:
 
 def plot_examples(path: Path, examples: Sequence[Example], columns: int = 4) -> None:
     """A sheet of examples: image and heat map side by side, the question above, both answers below."""
-    from textwrap import fill
+    from textwrap import fill, shorten
 
     rows = -(-len(examples) // columns)
     side = max(max(example.image.size) for example in examples)
@@ -181,8 +181,9 @@ def plot_examples(path: Path, examples: Sequence[Example], columns: int = 4) -> 
             ax.imshow(sheet, interpolation="nearest")
             ax.set_title(fill(example.question, 38), fontsize=8, pad=4)
             colour = GREEN if example.correct else RED
-            answer = f"{example.answer or '(nothing)'}  {'✓' if example.correct else '✗'}"
-            below = {"transform": ax.transAxes, "va": "top"}
+            answer = shorten(example.answer or "(nothing)", 26, placeholder="…")
+            answer = f"{answer}  {'✓' if example.correct else '✗'}"
+            below = {"transform": ax.transAxes, "va": "top", "in_layout": False}
             ax.text(0, -0.05, answer, fontsize=8.5, color=colour, fontweight="bold", **below)
             if not example.correct:
                 ax.text(1, -0.05, f"it is: {example.expected}", fontsize=8, color=SOFT, ha="right", **below)

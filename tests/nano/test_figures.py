@@ -35,5 +35,7 @@ def test_pictures_are_drawn_also_when_little_is_there(tmp_path: Path) -> None:
     )
     plot_accuracy(tmp_path / "bars.png", {}, {"accuracy": 1.0, "blind": 0.0, "shuffled": 0.5})
     image = Image.new("RGB", (64, 32))
-    plot_examples(tmp_path / "sheet.png", [Example(image, image, "size", "how large is it? " * 4, "", "small", False)])
+    plot_examples(
+        tmp_path / "sheet.png", [Example(image, image, "size", "how large is it? " * 4, "large " * 20, "small", False)]
+    )
     assert all(Image.open(tmp_path / f"{name}.png").width > 300 for name in ("one", "some", "bars", "sheet"))
