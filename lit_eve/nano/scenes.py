@@ -103,8 +103,8 @@ class SceneSpec:
         background: lowest and highest value of the background's channels; lower it to make things harder to see.
     """
 
-    long_side: int = 64
-    short_sides: tuple[int, ...] = (32, 32, 32, 40, 40, 48, 48, 56, 64)
+    long_side: int = 48
+    short_sides: tuple[int, ...] = (32, 32, 40, 48)
     counts: tuple[int, ...] = (1, 2, 2, 3, 4)
     pairs: float = 0.6
     background: tuple[int, int] = (205, 255)

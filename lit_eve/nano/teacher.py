@@ -37,7 +37,7 @@ class TeacherSettings:
         checkpoint_every: steps between checkpoints.
     """
 
-    image_size: int = 64
+    image_size: int = 48
     patch_size: int = 8
     width: int = 96
     layers: int = 3

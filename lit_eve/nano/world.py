@@ -58,8 +58,8 @@ class WorldSettings:
     seed: int = 0
     scenes: SceneSpec = field(default_factory=SceneSpec)
     text: int = 20000
-    prealign: int = 2400
-    pretrain: int = 10800
+    prealign: int = 1800
+    pretrain: int = 7200
     finetune: int = 14400
     turns: int = 6
     validation: int = 256
