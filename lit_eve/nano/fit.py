@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -53,6 +54,8 @@ def adamw(module: LightningModule, lr: float, steps: int, warmup: float = 0.05, 
 def fit(module: LightningModule, make_batch: Callable[[int], Any], steps: int, folder: Path, checkpoint_every: int) -> None:
     """Train for ``steps`` batches, from the last checkpoint in ``folder`` if there is one.
 
+    On one core: a second one was measured to gain nothing at this size, and so the result does not depend on their number.
+
     Leaves ``folder/checkpoints/last.ckpt`` and ``folder/tensorboard``.
     """
     last = folder / "checkpoints" / "last.ckpt"
@@ -69,4 +72,9 @@ def fit(module: LightningModule, make_batch: Callable[[int], Any], steps: int, f
         log_every_n_steps=10,
         enable_model_summary=False,
     )
-    trainer.fit(module, Steps(make_batch, steps), ckpt_path=last if last.exists() else None, weights_only=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        trainer.fit(module, Steps(make_batch, steps), ckpt_path=last if last.exists() else None, weights_only=True)
+    finally:
+        torch.set_num_threads(threads)
