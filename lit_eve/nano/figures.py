@@ -57,7 +57,8 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
     curves = {}
     for tag in events.Tags()[SCALARS]:
-        values = {event.step: event.value for event in events.Scalars(tag)}
+        # Files are read in the order of their names, which need not be the order in which they were written.
+        values = {event.step: event.value for event in sorted(events.Scalars(tag), key=lambda event: event.wall_time)}
         steps = sorted(values)
         curves[tag] = np.array(steps), np.array([values[step] for step in steps])
     return curves

@@ -17,7 +17,7 @@ from tests.tiny_model import make_tiny
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     with ShardWriter(tmp_path / "captions") as writer:
-        for index in range(12):
+        for index in range(40):
             scene = sample_scene(f"captions/{index}")
             turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption(scene)}]
             writer.write({"id": str(index), "conversations": turns}, [png(scene)])
@@ -41,7 +41,7 @@ def test_equals_samples_one_by_one(shards: Path) -> None:
         labels = labels[labels != -100]
         correct.append(logits.argmax(-1) == labels)
         losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
-    assert len(correct) == 12 and torch.cat(correct).any()
+    assert len(correct) == 40 and torch.cat(correct).any()
     assert found["accuracy"] == pytest.approx(torch.cat(correct).double().mean().item())
     assert found["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
 

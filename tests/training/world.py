@@ -49,7 +49,7 @@ def make_teacher(folder: Path) -> Path:
     """A transformers folder with a random CLIP vision transformer."""
     torch.manual_seed(2)
     config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=48, patch_size=8
     )
     CLIPVisionModel(config).save_pretrained(folder)
     return folder
