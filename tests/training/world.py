@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -49,7 +50,7 @@ def make_teacher(folder: Path) -> Path:
     """A transformers folder with a random CLIP vision transformer."""
     torch.manual_seed(2)
     config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=48, patch_size=8
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8
     )
     CLIPVisionModel(config).save_pretrained(folder)
     return folder
@@ -152,6 +153,7 @@ def arguments(world: Path, run: Path, stage: str = "1_prealign", **overrides: ob
         settings |= {
             "model.decoder": world / "decoder",
             "model.template": "vicuna_v1",
+            "model.geometry": json.dumps(tiny.GEOMETRY),
             "model.patch_embedding.width": 16,
             "model.patch_embedding.num_heads": 4,
             "model.aligner.num_heads": 4,
