@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -153,7 +152,8 @@ def arguments(world: Path, run: Path, stage: str = "1_prealign", **overrides: ob
         settings |= {
             "model.decoder": world / "decoder",
             "model.template": "vicuna_v1",
-            "model.geometry": json.dumps(tiny.GEOMETRY),
+            "model.geometry.image_size": tiny.GEOMETRY["image_size"],
+            "model.geometry.teacher_image_size": tiny.GEOMETRY["teacher_image_size"],
             "model.patch_embedding.width": 16,
             "model.patch_embedding.num_heads": 4,
             "model.aligner.num_heads": 4,
