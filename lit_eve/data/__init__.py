@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lit_eve.data.datamodules import EveDataModule, FinetuneDataModule, PrealignDataModule, PretrainDataModule, Source
+from lit_eve.data.dataset import model_inputs
 from lit_eve.data.shards import ShardReader, ShardWriter
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "ShardReader",
     "ShardWriter",
     "Source",
+    "model_inputs",
 ]

@@ -5,7 +5,7 @@ Legend: B rows of T tokens, S samples and tail paddings, N images, P patches, p 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,18 @@ class StoredSamples(Dataset):
         if not index < len(self):
             raise IndexError(index)
         return self.reader.read(*self.references[index, :3].tolist())
+
+
+MODEL_INPUTS = (
+    *("input_ids", "labels", "position_ids", "cu_seqlens", "target_positions"),
+    *("pixel_values", "image_grid_hw", "teacher_pixel_values"),
+)
+"""What the model's forward takes of a batch; the rest is for the training loop."""
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The entries of a batch that are keyword arguments of the model."""
+    return {key: batch[key] for key in MODEL_INPUTS if key in batch}
 
 
 @dataclass(frozen=True)

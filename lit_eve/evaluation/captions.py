@@ -7,22 +7,10 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch import Tensor
 
+from lit_eve.data import model_inputs
 from lit_eve.evaluation.metrics import TokenAccuracy
-from lit_eve.losses import target_positions_of
 from lit_eve.models import EveForConditionalGeneration
-
-_INPUTS = (
-    "input_ids",
-    "labels",
-    "position_ids",
-    "cu_seqlens",
-    "attention_mask",
-    "target_positions",
-    "pixel_values",
-    "image_grid_hw",
-)
 
 
 @torch.no_grad()
@@ -43,9 +31,9 @@ def token_accuracy(
     teacher, model.teacher = model.teacher, None
     try:
         for batch in track(batches, progress or "", disable=progress is None):
-            inputs = {key: batch[key].to(model.device) for key in _INPUTS if isinstance(batch.get(key), Tensor)}
+            inputs = {key: value.to(model.device) for key, value in model_inputs(batch).items()}
             output = model(**inputs, num_targets=1)  # divided by 1: a sum
-            metric.update(output.num_correct, len(target_positions_of(inputs["labels"])), output.language_loss)
+            metric.update(output.num_correct, len(inputs["target_positions"]), output.language_loss)
     finally:
         model.teacher = teacher
     return {name: float(value) for name, value in metric.compute().items()}

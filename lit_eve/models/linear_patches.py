@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens
+from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens, PatchEmbedding
 from lit_eve.processing.geometry import ImageGeometry
 
 
 @PATCH_EMBEDDINGS.register("linear")
-class LinearPatchEmbedding(nn.Module):
+class LinearPatchEmbedding(PatchEmbedding):
     """No attention: a token knows its own window only, and all images share one class token.
 
     Args:
@@ -20,19 +19,8 @@ class LinearPatchEmbedding(nn.Module):
     """
 
     def __init__(self, geometry: ImageGeometry, width: int = 1024) -> None:
-        super().__init__()
-        self.width = width
-        self.window = geometry.pool_size**2
+        super().__init__(geometry, width)
         self.projection = nn.Linear(self.window * geometry.patch_dim, width)
-        self.class_embedding = nn.Parameter(torch.empty(width)) if geometry.class_token else None
-        self.split_embedding = nn.Parameter(torch.empty(width)) if geometry.split_token else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Standard normal class and split embeddings."""
-        for embedding in (self.class_embedding, self.split_embedding):
-            if embedding is not None:
-                nn.init.normal_(embedding)
 
     def forward(self, patches: Tensor, image_of_token: Tensor, num_images: int) -> ImageTokens:
         """(P, 3 * p * p) patches, those of a window side by side -> tokens of all images."""

@@ -25,34 +25,21 @@ class ImageTokens(NamedTuple):
     split: Tensor | None  # (E,); None if the geometry has no split token
 
 
-PATCH_EMBEDDINGS: Registry[nn.Module] = Registry("patch embedding")
-"""Modules from patches to image tokens.
+class PatchEmbedding(nn.Module):
+    """What every patch embedding has: its width, and a learned class and split token where the geometry asks for them.
 
-A variant has an attribute ``width`` (E) and ``forward(patches: (P, 3 * p * p) float, normalised and in window order,
-image_of_token: (Q,), num_images: int) -> ImageTokens``. It is built with the context ``geometry``.
-"""
-
-
-@PATCH_EMBEDDINGS.register("eve_v1")
-class EveV1PatchEmbedding(nn.Module):
-    """EVE v1: convolution, attention inside each pooling window, a class token that attends to the whole image.
+    A variant adds ``forward(patches: (P, 3 * p * p) float, normalised, those of a window side by side, image_of_token: (Q,),
+    num_images: int) -> ImageTokens``.
 
     Args:
         geometry: sizes of patches and pooling windows.
         width: E.
-        num_heads: heads of both attentions. Their scale is E ** -0.5, the full width, as upstream.
     """
 
-    def __init__(self, geometry: ImageGeometry, width: int = 1024, num_heads: int = 8) -> None:
+    def __init__(self, geometry: ImageGeometry, width: int) -> None:
         super().__init__()
-        if width % num_heads:
-            raise ConfigError(f"patch_embedding: num_heads {num_heads} does not divide the width {width}")
         self.width = width
-        self.window = geometry.pool_size**2
-        # A convolution whose stride is its kernel, on patches that are cut already: a matrix product.
-        self.patch_projection = nn.Linear(geometry.patch_dim, width, bias=False)
-        self.local_attention = QueryKeyValue(width, num_heads)
-        self.global_attention = QueryKeyValue(width, num_heads) if geometry.class_token else None
+        self.window = geometry.pool_size**2  # patches that become a token
         self.class_embedding = nn.Parameter(torch.empty(width)) if geometry.class_token else None
         self.split_embedding = nn.Parameter(torch.empty(width)) if geometry.split_token else None
         self.reset_parameters()
@@ -62,6 +49,30 @@ class EveV1PatchEmbedding(nn.Module):
         for embedding in (self.class_embedding, self.split_embedding):
             if embedding is not None:
                 nn.init.normal_(embedding)
+
+
+PATCH_EMBEDDINGS: Registry[PatchEmbedding] = Registry("patch embedding")
+"""A variant is built with the context ``geometry``."""
+
+
+@PATCH_EMBEDDINGS.register("eve_v1")
+class EveV1PatchEmbedding(PatchEmbedding):
+    """EVE v1: convolution, attention inside each pooling window, a class token that attends to the whole image.
+
+    Args:
+        geometry: sizes of patches and pooling windows.
+        width: E.
+        num_heads: heads of both attentions. Their scale is E ** -0.5, the full width, as upstream.
+    """
+
+    def __init__(self, geometry: ImageGeometry, width: int = 1024, num_heads: int = 8) -> None:
+        super().__init__(geometry, width)
+        if width % num_heads:
+            raise ConfigError(f"patch_embedding: num_heads {num_heads} does not divide the width {width}")
+        # A convolution whose stride is its kernel, on patches that are cut already: a matrix product.
+        self.patch_projection = nn.Linear(geometry.patch_dim, width, bias=False)
+        self.local_attention = QueryKeyValue(width, num_heads)
+        self.global_attention = QueryKeyValue(width, num_heads) if geometry.class_token else None
 
     def forward(self, patches: Tensor, image_of_token: Tensor, num_images: int) -> ImageTokens:
         """(P, 3 * p * p) patches, the pool x pool patches of a window side by side -> tokens of all images."""

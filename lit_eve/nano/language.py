@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from lit_eve.nano.scenes import COLOURS, HORIZONTAL, SHAPES, SIZES, VERTICAL, Scene, Thing
+from lit_eve.nano.scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
 
-PLACES = tuple(f"{vertical} {horizontal}" for vertical in VERTICAL for horizontal in HORIZONTAL)
+PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
 ANSWERS: dict[str, tuple[str, ...]] = {
     "exist": ("yes", "no"),
     "count": ("1", "2", "3", "4"),
@@ -30,6 +30,7 @@ TYPES = tuple(ANSWERS)
 USER, ASSISTANT, END = "USER:", "ASSISTANT:", "</s>"  # the chat format
 FAMILIES = (("exist", "count", "count_by_attribute"), ("colour", "shape", "size", "relation", "place"))
 """The second family's questions speak of things that are there, which would answer those of the first."""
+PLACE_LAST = 0.4  # share of captions that name the place behind the thing
 FACTS = 0.65  # share of facts among the documents without questions; the others are captions
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 
@@ -46,9 +47,15 @@ def describe(thing: Thing) -> str:
     return f"{thing.size} {thing.colour} {thing.shape}"
 
 
-def caption(scene: Scene) -> str:
-    """All things in reading order, the place first: "top left a small red circle, middle centre a large blue cross"."""
-    return ", ".join(f"{scene.place(thing)} a {describe(thing)}" for thing in scene.things)
+def caption(scene: Scene, rng: random.Random | None = None) -> str:
+    """All things in reading order: "row-1 column-1 a small red circle, row-2 column-3 a large blue cross".
+
+    With ``rng`` the place is named behind each thing in some captions: "a small red circle row-1 column-1, ...". In the usual
+    order a model finds the next thing by walking through the image; in this one it must find the place of a thing.
+    """
+    place_last = rng is not None and rng.random() < PLACE_LAST
+    phrases = ((scene.place(thing), f"a {describe(thing)}") for thing in scene.things)
+    return ", ".join(f"{thing} {place}" if place_last else f"{place} {thing}" for place, thing in phrases)
 
 
 def questions(scene: Scene, type: str) -> Iterator[Question]:
@@ -128,11 +135,14 @@ class Ledger:
     Args:
         slack: how far an answer may run ahead of the rarest answer of its type, and of its very question. 1 is the
             strictest; more lets more scenes pass.
+        weights: how often each type is to be asked, in proportion; 1 for those that are not named.
     """
 
-    def __init__(self, slack: int = 1) -> None:
+    def __init__(self, slack: int = 1, weights: Mapping[str, float] | None = None) -> None:
         self.slack = slack
-        self.asked: Counter[str] = Counter()
+        self.weights = dict.fromkeys(TYPES, 1.0) | dict(weights or {})
+        self.asked: dict[str, float] = dict.fromkeys(TYPES, 0.0)
+        """Questions of each type, divided by its weight."""
         self._answers: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
 
     def admits(self, question: Question) -> bool:
@@ -143,7 +153,7 @@ class Ledger:
         return counts[question.answer] < self.slack + min(map(counts.__getitem__, ANSWERS[question.type]))
 
     def add(self, question: Question) -> None:
-        self.asked[question.type] += 1
+        self.asked[question.type] += 1 / self.weights[question.type]
         for key in (question.type, question.text):
             self._answers[key][question.answer] += 1
 
@@ -188,7 +198,7 @@ def glyph_map(scene: Scene) -> str:
 
 
 def facts(scene: Scene, rng: random.Random) -> str:
-    """The scene in terse words, things and their attributes in any order: "large red top left circle; ..."."""
+    """The scene in terse words, things and their attributes in any order: "large red row-1 column-3 circle; ..."."""
     phrases = []
     for thing in scene.things:
         words = [thing.size, thing.colour, thing.shape, scene.place(thing)]
@@ -214,7 +224,7 @@ def document(scene: Scene, asked: Sequence[Question], rng: random.Random) -> str
     view = glyph_map(scene)
     if asked:
         return chat(view, asked)
-    return f"{view}\n{facts(scene, rng)}\n" if rng.random() < FACTS else f"{view} {caption(scene)}\n"
+    return f"{view}\n{facts(scene, rng)}\n" if rng.random() < FACTS else f"{view} {caption(scene, rng)}\n"
 
 
 def vocabulary() -> list[str]:

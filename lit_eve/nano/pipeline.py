@@ -4,7 +4,7 @@
 
 A stage is run by what ``train.py fit`` calls, with the YAML that a researcher would pass to it. It runs in this process:
 nothing goes on training when this process is killed, and torch is imported once. Hence on one device; the others would be
-idle anyway.
+idle anyway. The teacher is trained beside the language model, on another core.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
     Raises:
         ConfigError: a file is missing, or holds a key or value that the world, language model or teacher does not know.
     """
+    from lit_eve.nano.beside import beside
     from lit_eve.nano.language_model import LanguageModelSettings, train_language_model
     from lit_eve.nano.progress import read_settings
     from lit_eve.nano.steps import Step
@@ -127,11 +128,19 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
         return add(name, title, partial(work, output, settings), *after, settings=asdict(settings), **kwargs)
 
     world = add_own("world", "make the miniature world", WorldSettings, make_world, file="world.yaml", folder="data")
+
+    def train_both(output: Path, settings: LanguageModelSettings) -> None:
+        if journal.is_done(teacher):
+            return train_language_model(output, settings)
+        journal.begin(teacher)
+        with beside(teacher.output / "log.txt", teacher.run):
+            return train_language_model(output, settings)
+
     language_model = add_own(
         "language_model",
-        "train the language model on text",
+        "train the language model on text, and the teacher beside it",
         LanguageModelSettings,
-        train_language_model,
+        train_both,
         world,
         file="0_language_model.yaml",
     )
@@ -204,12 +213,14 @@ def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:
 
     Leaves the settings in ``output/configs``, so that the stage can be run by hand where its paths are not those of the YAML.
     """
+    from lit_eve.nano.fit import one_core
     from lit_eve.nano.progress import write_atomically
 
     path = output / "configs" / f"{name}.yaml"
     write_atomically(path, json.dumps(settings, indent=2) + "\n")  # JSON is YAML
     try:
-        _fit("--config", str(path), "--trainer.devices=1")
+        with one_core():
+            _fit("--config", str(path), "--trainer.devices=1")
     except SystemExit as exit:
         if isinstance(exit.code, str):
             raise LitEveError(exit.code.removeprefix("error: ")) from None
@@ -227,7 +238,6 @@ def environment() -> dict[str, Any]:
     machine = {
         "processor": cpu,
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
     }

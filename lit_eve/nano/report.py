@@ -58,6 +58,8 @@ All answers are in [`evaluation/answers.jsonl`](evaluation/answers.jsonl).
 
 ## Time
 
+The language model and the teacher were trained at the same time, on a core each.
+
 {seconds}
 
 {machine}; {versions}.
@@ -104,7 +106,7 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
         blind=BASELINES[best],
         by_type_table=_table(("type", "questions", "model", "other image", "no image"), rows),
         seconds=_table(("step", "seconds"), times),
-        machine=f"{machine['processor']}, threads: {machine['threads']}, {machine['accelerator'] or 'no GPU'}",
+        machine=f"{machine['processor']}, {machine['cores']} cores, {machine['accelerator'] or 'no GPU'}",
         versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
         examples=EXAMPLES_PER_TYPE,
         run=run,

@@ -1,8 +1,9 @@
 """Procedural scenes: coloured shapes on a light background, as a pure function of a seed, and their pictures.
 
 Why the world looks as it does (each point was measured to matter for a model of half a million weights): things are dark on a
-light background, lie on cells of two visual tokens (16 pixels) with half a pixel of jitter, and come in two sizes, one smaller
-than a visual token and one four times as large.
+light background, lie on cells of one visual token (16 pixels) with half a pixel of jitter, and come in two sizes, the larger
+of four times the area. With one cell per token an image reads as the text does from which the language model learnt to answer
+(`language.glyph_map`): a token per cell, a split token at the end of each row.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from PIL import Image, ImageDraw
 
 from lit_eve.errors import ConfigError
 
-CELL = 16  # pixels: two visual tokens
-TOKEN = 8  # pixels: one visual token; image sides and the grid's origin are multiples of it
+CELL = 16  # pixels: one visual token; image sides are multiples of it
 JITTER = 4  # a thing's centre is off its cell's centre by up to this many eighths of a pixel
 SUPERSAMPLING = 8  # things are drawn this many times larger and averaged down
 
@@ -33,8 +33,9 @@ COLOURS = {
     "purple": (140, 30, 160),
     "black": (25, 25, 25),
 }
-VERTICAL = ("top", "middle", "bottom")
-HORIZONTAL = ("left", "centre", "right")
+LONGEST = 4  # cells in the longest row or column that there are words for
+ROWS = tuple(f"row-{number}" for number in range(1, LONGEST + 1))
+COLUMNS = tuple(f"column-{number}" for number in range(1, LONGEST + 1))
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,12 @@ class Scene:
 
     Attributes:
         width, height: pixels.
-        origin: pixel (x, y) of the upper left corner of the grid of cells.
         background: its colour, 0..255 per channel.
         things: in reading order (row by row).
     """
 
     width: int
     height: int
-    origin: tuple[int, int]
     background: tuple[int, int, int]
     things: tuple[Thing, ...]
 
@@ -78,16 +77,13 @@ class Scene:
     def layout(self) -> tuple:
         """The scene without jitter and background: two scenes with the same layout deserve the same words."""
         things = tuple((t.shape, t.colour, t.size, t.row, t.column) for t in self.things)
-        return (self.width, self.height, self.origin, things)
+        return (self.width, self.height, things)
 
     def place(self, thing: Thing) -> str:
-        """Where a thing is, in two words: "top left", "middle centre"..."""
-        return f"{VERTICAL[_third(thing.row, self.rows)]} {HORIZONTAL[_third(thing.column, self.columns)]}"
-
-
-def _third(index: int, count: int) -> int:
-    """0 for the first cell of a row or column, 2 for the last one, 1 for those between."""
-    return 0 if index == 0 else 2 if index == count - 1 else 1
+        """Where a thing is, in two words: "row-1 column-3". Counted from the first row and column: a causal model that has
+        read a thing's token knows what came before it, not whether another row or column follows.
+        """
+        return f"{ROWS[thing.row]} {COLUMNS[thing.column]}"
 
 
 @dataclass(frozen=True)
@@ -98,39 +94,42 @@ class SceneSpec:
         long_side: pixels of the longer side of each image.
         short_sides: the shorter side is one of these; repeat a value to draw it more often.
         counts: the number of things is one of these; repeat a value to draw it more often.
+        palette: the fewest and the most colours, and shapes, that the things of one scene are drawn from: few make counts
+            above one common, many make things unique.
         pairs: how often two things that are alone share a row or a column and differ in colour and shape (relations are asked
             about those).
         background: lowest and highest value of the background's channels; lower it to make things harder to see.
     """
 
-    long_side: int = 48
-    short_sides: tuple[int, ...] = (32, 32, 40, 48)
-    counts: tuple[int, ...] = (1, 2, 2, 3, 4)
+    long_side: int = 64
+    short_sides: tuple[int, ...] = (32, 32, 48, 64)
+    counts: tuple[int, ...] = (1, 2, 2, 3, 4, 4)
+    palette: tuple[int, int] = (1, 4)
     pairs: float = 0.6
     background: tuple[int, int] = (205, 255)
 
     def __post_init__(self) -> None:
         for side in (self.long_side, *self.short_sides):
-            if side % TOKEN or side < 2 * CELL:
-                raise ConfigError(f"scene sides must be multiples of {TOKEN} and at least {2 * CELL} pixels, not {side}")
+            if side % CELL or side < 2 * CELL:
+                raise ConfigError(f"scene sides must be multiples of {CELL} and at least {2 * CELL} pixels, not {side}")
+        if self.long_side > LONGEST * CELL:
+            raise ConfigError(f"long_side is {self.long_side}, but there are words for {LONGEST * CELL} pixels at most")
         if max(self.short_sides) > self.long_side:
             raise ConfigError(f"short_sides holds {max(self.short_sides)}, more than long_side ({self.long_side})")
         if not 1 <= min(self.counts) <= max(self.counts) <= 4:
             raise ConfigError(f"counts must lie between 1 and 4, not {self.counts}")
+        if not 1 <= self.palette[0] <= self.palette[1] <= len(SHAPES):
+            raise ConfigError(f"palette must be two rising values of 1..{len(SHAPES)}, not {self.palette}")
         if not 0 <= self.background[0] <= self.background[1] <= 255:
             raise ConfigError(f"background must be two rising values of 0..255, not {self.background}")
 
 
 def sample_scene(seed: str | int, spec: SceneSpec = SceneSpec()) -> Scene:
-    """The scene of a seed.
-
-    Colours and shapes come from a small palette per scene, so that counts above one and unique things are both common.
-    """
+    """The scene of a seed."""
     rng = random.Random(seed)
     width, height = spec.long_side, rng.choice(spec.short_sides)
     if rng.random() < 0.5:
         width, height = height, width
-    origin = tuple(TOKEN * rng.randrange(side % CELL // TOKEN + 1) for side in (width, height))
     rows, columns = height // CELL, width // CELL
 
     count = rng.choice(spec.counts)
@@ -139,8 +138,8 @@ def sample_scene(seed: str | int, spec: SceneSpec = SceneSpec()) -> Scene:
         colours, shapes = rng.sample(tuple(COLOURS), 2), rng.sample(SHAPES, 2)
     else:
         cells = rng.sample(range(rows * columns), count)
-        colours = rng.choices(rng.sample(tuple(COLOURS), rng.randint(1, 3)), k=count)
-        shapes = rng.choices(rng.sample(SHAPES, rng.randint(1, 3)), k=count)
+        colours = rng.choices(rng.sample(tuple(COLOURS), rng.randint(*spec.palette)), k=count)
+        shapes = rng.choices(rng.sample(SHAPES, rng.randint(*spec.palette)), k=count)
     things = tuple(
         Thing(
             shape=shape,
@@ -153,7 +152,7 @@ def sample_scene(seed: str | int, spec: SceneSpec = SceneSpec()) -> Scene:
         for cell, colour, shape in zip(sorted(cells), colours, shapes, strict=True)
     )
     background = tuple(rng.randint(*spec.background) for _ in range(3))
-    return Scene(width, height, origin, background, things)
+    return Scene(width, height, background, things)
 
 
 def _aligned_cells(rng: random.Random, rows: int, columns: int) -> list[int]:
@@ -178,7 +177,7 @@ def draw(scene: Scene) -> Image.Image:
     pixels = np.empty((scene.height, scene.width, 3), np.uint8)
     pixels[:] = scene.background
     for thing in scene.things:
-        x, y = scene.origin[0] + CELL * thing.column, scene.origin[1] + CELL * thing.row
+        x, y = CELL * thing.column, CELL * thing.row
         cover = _coverage(thing.shape, thing.size, thing.shift)
         pixels[y : y + CELL, x : x + CELL] = scene.background + cover * np.subtract(COLOURS[thing.colour], scene.background)
     return Image.fromarray(pixels)

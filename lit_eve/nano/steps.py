@@ -78,14 +78,13 @@ class Journal:
                 raise ConfigError(f"{before} from another {earlier.name}. {remedy}")
         return state["done"]
 
+    def begin(self, step: Step) -> None:
+        """Note what a step is made from, for work on it ahead of its turn; `run` will go on with it."""
+        self._write(step, self._unfinished(step))
+
     def run(self, step: Step) -> None:
         """Run a step that is not done, counting the time."""
-        state = {
-            "settings": step.settings,
-            "made_from": {earlier.name: earlier.digest for earlier in step.after},
-            "seconds": self.seconds(step) if step.output.exists() else 0.0,
-            "done": False,
-        }
+        state = self._unfinished(step)
         with self._clock(step, state):
             step.run()
             state["done"] = True
@@ -106,7 +105,7 @@ class Journal:
 
         def write() -> None:
             state["seconds"] = round(before + time.monotonic() - start, 2)
-            write_atomically(self._path(step), json.dumps(state, indent=2) + "\n")
+            self._write(step, state)
 
         def beat() -> None:
             while not stop.wait(HEARTBEAT):
@@ -121,6 +120,17 @@ class Journal:
             stop.set()
             thread.join()
             write()
+
+    def _unfinished(self, step: Step) -> dict[str, Any]:
+        return {
+            "settings": step.settings,
+            "made_from": {earlier.name: earlier.digest for earlier in step.after},
+            "seconds": self.seconds(step) if step.output.exists() else 0.0,
+            "done": False,
+        }
+
+    def _write(self, step: Step, state: dict[str, Any]) -> None:
+        write_atomically(self._path(step), json.dumps(state, indent=2) + "\n")
 
     def _path(self, step: Step) -> Path:
         return self.folder / f"{step.name}.json"

@@ -37,16 +37,16 @@ class TeacherSettings:
         checkpoint_every: steps between checkpoints.
     """
 
-    image_size: int = 48
-    patch_size: int = 8
+    image_size: int = 64
+    patch_size: int = 16
     width: int = 96
     layers: int = 3
     heads: int = 4
     feed_forward: int = 256
-    text_layers: int = 2
+    text_layers: int = 1
     projection: int = 64
-    steps: int = 400
-    batch: int = 64
+    steps: int = 300
+    batch: int = 48
     lr: float = 1.5e-3
     seed: int = 0
     checkpoint_every: int = 100

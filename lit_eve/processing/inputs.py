@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lit_eve.errors import SampleError
+from lit_eve.errors import ConfigError, SampleError
 from lit_eve.processing.images import ImageSource
 
 _SOURCE_KEYS = ("image", "url", "path", "base64", "image_url")
@@ -82,3 +82,24 @@ def fetch(source: Any, name: str) -> ImageSource:
 def image_names(key: str, count: int) -> list[str]:
     """What error messages call the images of a sample."""
     return [key] if count == 1 else [f"{key}, image {index + 1} of {count}" for index in range(count)]
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str = "left", equal: bool = True) -> dict[str, list[list[int]]]:
+    """``input_ids`` and ``attention_mask`` of rows of ids.
+
+    Args:
+        rows: token ids, of any lengths.
+        pad: the id that fills up short rows; masked.
+        side: where it goes, "left" or "right".
+        equal: whether to fill up at all.
+    """
+    if side not in ("left", "right"):
+        raise ConfigError(f"padding_side must be 'left' or 'right', got {side!r}")
+    width = max(map(len, rows)) if equal else 0
+    input_ids, attention_mask = [], []
+    for row in rows:
+        filler = [pad] * (width - len(row))
+        zeros, ones = [0] * len(filler), [1] * len(row)
+        input_ids.append([*filler, *row] if side == "left" else [*row, *filler])
+        attention_mask.append(zeros + ones if side == "left" else ones + zeros)
+    return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -28,7 +28,7 @@ from lit_eve.processing.images import (
     patchify,
     teacher_canvas,
 )
-from lit_eve.processing.inputs import deal, fetch, image_names, images_of, is_single
+from lit_eve.processing.inputs import deal, fetch, image_names, images_of, is_single, pad_rows
 from lit_eve.processing.sample import IMAGE_PLACEHOLDER, Sample, check_answers, naming, parse_conversation
 from lit_eve.processing.templates import Segment, Template, split_prompt, starts_with_bos, templates
 from lit_eve.processing.tokenize import TextEncoder
@@ -251,7 +251,10 @@ class EveProcessor(ProcessorMixin):
                 lengths = [self.geometry.num_tokens(*image.size) for image in row_images]
                 rows.append(self.encoder.encode(prompt, lengths, bos).input_ids)
             loaded += row_images
-        features = self._pad(rows, padding not in (False, "do_not_pad"), padding_side)
+        pad = self.tokenizer.pad_token_id
+        if pad is None:
+            pad = self.tokenizer.eos_token_id or 0  # masked, so that any id will do
+        features = pad_rows(rows, pad, padding_side, padding not in (False, "do_not_pad"))
         return BatchFeature(features | (self._patches(loaded) if loaded else {}), tensor_type=return_tensors)
 
     def apply_chat_template(
@@ -400,19 +403,3 @@ class EveProcessor(ProcessorMixin):
             }
         patches, grids = zip(*(patchify(image, self.geometry) for image in images), strict=True)
         return {"pixel_values": torch.cat(patches), "image_grid_hw": torch.tensor(grids)}
-
-    def _pad(self, rows: Sequence[Sequence[int]], padding: bool, side: str) -> dict[str, list[list[int]]]:
-        """``input_ids`` and ``attention_mask`` of rows of different length."""
-        if side not in ("left", "right"):
-            raise ConfigError(f"padding_side must be 'left' or 'right', got {side!r}")
-        pad = self.tokenizer.pad_token_id
-        if pad is None:
-            pad = self.tokenizer.eos_token_id or 0  # masked, so that any id will do
-        width = max(map(len, rows)) if padding else 0
-        input_ids, attention_mask = [], []
-        for row in rows:
-            filler = [pad] * (width - len(row))
-            zeros, ones = [0] * len(filler), [1] * len(row)
-            input_ids.append([*filler, *row] if side == "left" else [*row, *filler])
-            attention_mask.append(zeros + ones if side == "left" else ones + zeros)
-        return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from lit_eve.data import model_inputs
 from lit_eve.training.architecture import check_architecture
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor, ImageGeometry, Sample
 
 # transformers and the model are imported where they are used: `train.py fit --help` reads this file.
-
-_MODEL_KEYS = (
-    *("input_ids", "labels", "position_ids", "cu_seqlens", "target_positions"),
-    *("pixel_values", "image_grid_hw", "teacher_pixel_values"),
-)
 
 
 class LitEve(LightningModule):
@@ -157,6 +153,7 @@ class LitEve(LightningModule):
             floor=self.lr_floor,
             betas=self.betas,
             eps=self.eps,
+            fused=self.trainer.precision != "16-mixed",
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -191,8 +188,7 @@ class LitEve(LightningModule):
         return {"loss": output.loss * factor, **{key: x.detach() for key, x in parts.items() if x is not None}}
 
     def _forward(self, batch: dict[str, Any], num_targets: Tensor | int, num_images: Tensor | int) -> EveOutput:
-        inputs = {key: batch[key] for key in _MODEL_KEYS if key in batch}
-        return self.model(**inputs, num_targets=num_targets, num_images=num_images)
+        return self.model(**model_inputs(batch), num_targets=num_targets, num_images=num_images)
 
     def configure_gradient_clipping(
         self,

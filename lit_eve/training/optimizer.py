@@ -57,7 +57,13 @@ def warmup_steps(warmup: float, total: int) -> int:
 
 
 def build_optimizer(
-    groups: list[dict[str, Any]], total: int, warmup: float, floor: float, betas: tuple[float, float], eps: float
+    groups: list[dict[str, Any]],
+    total: int,
+    warmup: float,
+    floor: float,
+    betas: tuple[float, float],
+    eps: float,
+    fused: bool = True,
 ) -> tuple[AdamW, LambdaLR]:
     """AdamW and its schedule, over groups from :func:`parameter_groups`.
 
@@ -67,6 +73,8 @@ def build_optimizer(
         warmup: steps, or their fraction of ``total`` if below 1.
         floor: the learning rate at the end, as a fraction of the peak.
         betas, eps: AdamW's.
+        fused: one kernel per group. Such an optimizer takes back the factor of a gradient scaler (precision 16-mixed) inside
+            that kernel, too late for gradients that are clipped before.
 
     Raises:
         ConfigError: the warm-up is longer than the run, or the run has no known length.
@@ -76,7 +84,7 @@ def build_optimizer(
     steps = warmup_steps(warmup, total)
     if steps > total:
         raise ConfigError(f"warmup: {steps} steps are more than the {total} steps of the run")
-    optimizer = AdamW(groups, betas=betas, eps=eps)
+    optimizer = AdamW(groups, betas=betas, eps=eps, fused=fused)
     optimizer.register_load_state_dict_pre_hook(_match_names)
     return optimizer, LambdaLR(optimizer, partial(warmup_cosine, total=total, warmup=steps, floor=floor))
 

@@ -25,7 +25,7 @@ def make_queries() -> list[Query]:
 
 @pytest.mark.parametrize("decoder", ["llama", "qwen3"])
 def test_answers_do_not_depend_on_how_queries_are_batched(decoder: str) -> None:
-    model, processor = make_tiny(decoder)
+    model, processor = make_tiny(decoder, seed=3)
     queries = make_queries()
     alone = [answer_all(model, processor, [query], max_new_tokens=8, progress=None)[0] for query in queries]
     assert len(set(alone)) > 4  # the answers differ, so an exchange would be seen

@@ -34,6 +34,7 @@ def test_maps_are_the_attention_at_the_slots_of_each_image() -> None:
 @pytest.mark.parametrize("decoder", ["llama", "qwen2", "qwen3"])
 def test_attention_of_an_answer(decoder: str) -> None:
     model, processor = make_tiny(decoder)
+    model.generation_config.suppress_tokens += processor.tokenizer.all_special_ids  # they get no map
     image = scene_image(3)
     result = attend(model, processor, [image], QUESTION, max_new_tokens=4)
     rows, columns = model.geometry.token_grid(*image.size)

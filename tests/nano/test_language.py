@@ -31,7 +31,7 @@ BLUE_CIRCLE = Thing("circle", "blue", "small", row=1, column=1)
 
 
 def scene_of(*things: Thing) -> Scene:
-    return Scene(64, 32, (0, 0), (255, 255, 255), things)
+    return Scene(64, 32, (255, 255, 255), things)
 
 
 def answers(scene: Scene, type: str) -> dict[str, str]:
@@ -40,12 +40,15 @@ def answers(scene: Scene, type: str) -> dict[str, str]:
 
 def test_caption_names_the_place_first_in_reading_order():
     scene = scene_of(RED_CIRCLE, BLUE_CROSS)
-    assert caption(scene) == "top left a small red circle, top right a large blue cross"
+    place_first = "row-1 column-1 a small red circle, row-1 column-4 a large blue cross"
+    assert caption(scene) == place_first
+    place_last = "a small red circle row-1 column-1, a large blue cross row-1 column-4"
+    assert {caption(scene, random.Random(seed)) for seed in range(20)} == {place_first, place_last}
 
 
 def test_facts_hold_every_attribute_once():
     words = facts(scene_of(RED_CIRCLE, BLUE_CROSS), random.Random(0)).replace(";", "").split()
-    assert " ".join(sorted(words)) == "blue circle cross large left red right small top top"
+    assert " ".join(sorted(words)) == "blue circle column-1 column-4 cross large red row-1 row-1 small"
 
 
 def test_answers_are_true():
@@ -64,7 +67,7 @@ def test_answers_are_true():
     assert answers(scene, "colour") == {"what colour is the cross?": "blue"}
     assert answers(scene, "shape") == {"what is the red shape?": "circle"}
     assert answers(scene, "size") == {"how large is the cross?": "large", "how large is the red shape?": "small"}
-    assert answers(scene, "place") == {"where is the cross?": "top right", "where is the red shape?": "top left"}
+    assert answers(scene, "place") == {"where is the cross?": "row-1 column-4", "where is the red shape?": "row-1 column-1"}
     assert answers(scene, "relation") == {}
 
 
@@ -112,6 +115,16 @@ def test_asked_questions_are_balanced(turns):
         counts = Counter(question.answer for question in asked if question.type == type)
         assert set(counts) == set(ANSWERS[type])
         assert max(counts.values()) - min(counts.values()) <= 2
+
+
+def test_weights_make_a_type_more_frequent():
+    def share(**weights: float) -> float:
+        ledger, rng = Ledger(slack=30, weights=weights), random.Random(0)
+        asked = [question for scene in islice(scenes("ask", 0), 400) for question in ask(scene, rng, ledger, 1)]
+        return sum(question.type == "place" for question in asked) / len(asked)
+
+    assert share() == pytest.approx(1 / 8, rel=0.1)
+    assert share(place=2.0) == pytest.approx(2 / 9, rel=0.1)
 
 
 def test_documents_are_words_about_a_map():

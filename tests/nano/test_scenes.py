@@ -10,7 +10,7 @@ from lit_eve.nano.scenes import CELL, COLOURS, Scene, SceneSpec, Thing, draw, pn
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import load_image
 
-NANO = ImageGeometry(image_size=48, patch_size=4, pool_size=2, teacher_image_size=48, teacher_patch_size=8)
+NANO = ImageGeometry(image_size=64, patch_size=8, pool_size=2, teacher_image_size=64, teacher_patch_size=16)
 
 
 def some(name: str, count: int = 300, seed: int = 0, **spec) -> list[Scene]:
@@ -27,7 +27,7 @@ def test_images_come_in_many_shapes_that_the_geometry_keeps():
     sizes = {(scene.width, scene.height) for scene in some("a")}
     assert len(sizes) == 5
     for size in sizes:
-        assert max(size) == 48 and min(size) in (32, 40, 48)
+        assert max(size) == 64 and min(size) in (32, 48, 64)
         assert NANO.resized(*size) == size
 
 
@@ -38,7 +38,7 @@ def test_the_picture_shows_the_things_and_nothing_else():
         differs = (pixels != scene.background).any(-1)
         seen = 0
         for thing in scene.things:
-            x, y = scene.origin[0] + CELL * thing.column, scene.origin[1] + CELL * thing.row
+            x, y = CELL * thing.column, CELL * thing.row
             assert 0 <= x <= scene.width - CELL and 0 <= y <= scene.height - CELL
             cell = np.s_[y : y + CELL, x : x + CELL]
             seen += differs[cell].sum()
@@ -50,7 +50,7 @@ def test_the_picture_shows_the_things_and_nothing_else():
 
 def test_large_things_are_four_times_as_large():
     def area(shape: str, size: str) -> float:
-        scene = Scene(32, 32, (0, 0), (255, 255, 255), (Thing(shape, "black", size, 0, 0),))
+        scene = Scene(32, 32, (255, 255, 255), (Thing(shape, "black", size, 0, 0),))
         return (255 - np.asarray(draw(scene))[..., 0].astype(float)).sum()
 
     for shape in ("circle", "square", "triangle", "cross"):
@@ -59,20 +59,18 @@ def test_large_things_are_four_times_as_large():
 
 def test_jitter_moves_a_thing_by_half_a_pixel():
     def centre(shift: tuple[int, int]) -> np.ndarray:
-        dark = 255 - np.asarray(
-            draw(Scene(32, 32, (0, 0), (255, 255, 255), (Thing("circle", "black", "large", 0, 0, shift),)))
-        ).astype(float).mean(-1)
+        dark = 255 - np.asarray(draw(Scene(32, 32, (255, 255, 255), (Thing("circle", "black", "large", 0, 0, shift),)))).astype(
+            float
+        ).mean(-1)
         return np.array([(dark.sum(axis) * np.arange(32)).sum() / dark.sum() for axis in (0, 1)])
 
     assert centre((4, -4)) - centre((0, 0)) == pytest.approx([0.5, -0.5], abs=0.02)
 
 
-def test_places_are_the_first_the_last_and_those_between():
-    thing = Thing("circle", "red", "small", row=0, column=0)
-    scene = Scene(64, 32, (0, 0), (255, 255, 255), ())
+def test_places_are_counted_from_the_upper_left():
+    scene = Scene(64, 32, (255, 255, 255), ())
     places = [scene.place(Thing("circle", "red", "small", row, column)) for row in range(2) for column in range(4)]
-    assert places == [f"{v} {h}" for v in ("top", "bottom") for h in ("left", "centre", "centre", "right")]
-    assert scene.place(thing) == "top left"
+    assert places == [f"row-{row} column-{column}" for row in (1, 2) for column in (1, 2, 3, 4)]
 
 
 def test_png_bytes_hold_the_picture():
@@ -87,9 +85,11 @@ def test_the_background_can_be_made_harder():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"short_sides": (36,)}, "36"),
+        ({"short_sides": (40,)}, "40"),
         ({"short_sides": (80,)}, "80"),
+        ({"long_side": 80}, "long_side"),
         ({"counts": (0, 1)}, "counts"),
+        ({"palette": (1, 5)}, "palette"),
         ({"background": (200, 100)}, "background"),
     ],
 )

@@ -32,7 +32,7 @@ def test_it_knows_every_word_of_the_world(tokenizer):
 
 
 def test_answers_survive_a_round_trip(tokenizer):
-    for answer in [word for words in ANSWERS.values() for word in words] + ["a small red circle, top left"]:
+    for answer in [word for words in ANSWERS.values() for word in words] + ["a small red circle, row-1 column-4"]:
         ids = tokenizer(f" {answer}</s>", add_special_tokens=False).input_ids
         assert ids[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(ids, skip_special_tokens=True) == answer

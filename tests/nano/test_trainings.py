@@ -92,10 +92,10 @@ def test_teacher_loads_as_clip_and_as_the_models_teacher(run_dir):
     folder = train_teacher(run_dir, TEACHER)
     vision, info = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
-    pixels = torch.randn(2, 3, 48, 48)
+    pixels = torch.randn(2, 3, 64, 64)
     whole = CLIPModel.from_pretrained(folder)
     assert torch.equal(vision(pixels).last_hidden_state, whole.vision_model(pixels).last_hidden_state)
-    assert load_teacher(folder)(pixels).shape == (2, 36, TEACHER.width)
+    assert load_teacher(folder)(pixels).shape == (2, 16, TEACHER.width)
     assert (folder / "preprocessor_config.json").exists()
 
 
@@ -103,7 +103,7 @@ def test_teacher_sees_every_pair_once_per_epoch(run_dir):
     pairs = Pairs(run_dir / "data" / "pretrain", make_tokenizer(), replace(TEACHER, batch=8))
     first = torch.cat([pairs(step)["pixels"] for step in range(3)])
     second = torch.cat([pairs(step)["pixels"] for step in range(3, 6)])
-    assert first.shape == (24, 3, 48, 48) and first.dtype == torch.uint8
+    assert first.shape == (24, 3, 64, 64) and first.dtype == torch.uint8
     assert len(first.flatten(1).unique(dim=0)) == 24
     assert not torch.equal(first, second)
     assert torch.equal(first.flatten(1).unique(dim=0), second.flatten(1).unique(dim=0))

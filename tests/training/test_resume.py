@@ -55,7 +55,7 @@ def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_pa
     killed = subprocess.run(
         [sys.executable, "train.py", *arguments],
         cwd=micro.ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         capture_output=True,
         text=True,
     )

@@ -152,8 +152,7 @@ def arguments(world: Path, run: Path, stage: str = "1_prealign", **overrides: ob
         settings |= {
             "model.decoder": world / "decoder",
             "model.template": "vicuna_v1",
-            "model.geometry.image_size": tiny.GEOMETRY["image_size"],
-            "model.geometry.teacher_image_size": tiny.GEOMETRY["teacher_image_size"],
+            **{f"model.geometry.{key}": value for key, value in tiny.GEOMETRY.items()},
             "model.patch_embedding.width": 16,
             "model.patch_embedding.num_heads": 4,
             "model.aligner.num_heads": 4,

@@ -35,20 +35,23 @@ class SampleAnswers(Callback):
             return
         if self._samples is None:
             self._samples = data.samples("validation", self.num_samples)
-        template = data.template
+        if not self._samples:
+            return
+        processor, template = pl_module.processor, data.template
+        prompts, images, expected = zip(*map(split_answer, self._samples), strict=True)
+        inputs = processor(conversation=list(prompts), images=[list(row) for row in images], template=template)
+        answers = generate_answers(pl_module.model, processor, inputs, self.max_new_tokens)
+        if not trainer.is_global_zero:
+            return
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         for index, sample in enumerate(self._samples):
-            prompt, images, expected = split_answer(sample)
-            inputs = pl_module.processor(conversation=prompt, images=images, template=template)
-            (answer,) = generate_answers(pl_module.model, pl_module.processor, inputs, self.max_new_tokens)
-            if not trainer.is_global_zero:
-                continue
-            question = pl_module.processor.apply_chat_template(prompt, template=template, add_generation_prompt=True)
-            text = "\n\n".join(f"**{k}** {v}" for k, v in {"prompt": question, "answer": answer, "expected": expected}.items())
+            question = processor.apply_chat_template(prompts[index], template=template, add_generation_prompt=True)
+            words = {"prompt": question, "answer": answers[index], "expected": expected[index]}
+            text = "\n\n".join(f"**{key}** {value}" for key, value in words.items())
             for board in boards:
                 board.add_text(f"answers/{index}", text.replace("<", "&lt;"), trainer.global_step)
                 if not self._shown:
-                    for number, image in enumerate(images):
+                    for number, image in enumerate(images[index]):
                         thumbnail = load_image(image, sample.key)
                         thumbnail.thumbnail((_SIDE, _SIDE))
                         board.add_image(f"answers/{index}/image_{number}", np.asarray(thumbnail), dataformats="HWC")
