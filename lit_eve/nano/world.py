@@ -59,9 +59,9 @@ class WorldSettings:
     seed: int = 0
     scenes: SceneSpec = field(default_factory=SceneSpec)
     text: int = 20000
-    prealign: int = 1800
+    prealign: int = 1500
     pretrain: int = 7200
-    finetune: int = 13000
+    finetune: int = 11500
     turns: int = 6
     validation: int = 256
     test: int = 1024

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lit_eve.errors import ConfigError, SampleError
@@ -281,13 +282,18 @@ def split_specials(text: str, specials: Mapping[str, tuple[bool, bool]]) -> list
     """Text that was written by a template or by hand as a prompt: its special tokens are meant as such."""
     if not specials:
         return [Segment(text)] if text else []
-    longest_first = sorted(specials, key=len, reverse=True)
-    pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+    pieces = _one_of(tuple(specials)).split(text)
     for index in range(1, len(pieces), 2):
         left, right = specials[pieces[index]]
         pieces[index - 1] = pieces[index - 1].rstrip() if left else pieces[index - 1]
         pieces[index + 1] = pieces[index + 1].lstrip() if right else pieces[index + 1]
     return [Segment(piece, kind="special" if i % 2 else "text") for i, piece in enumerate(pieces) if piece]
+
+
+@lru_cache
+def _one_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches each token, the longest that fits."""
+    return re.compile(f"({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))})")
 
 
 def split_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
