@@ -39,7 +39,7 @@ class LanguageModelSettings:
     heads: int = 4
     feed_forward: int = 256
     init: float = 0.08
-    steps: int = 2300
+    steps: int = 2000
     batch: int = 10
     lr: float = 2e-3
     seed: int = 0

@@ -58,10 +58,10 @@ class WorldSettings:
 
     seed: int = 0
     scenes: SceneSpec = field(default_factory=SceneSpec)
-    text: int = 23000
-    prealign: int = 1500
+    text: int = 20000
+    prealign: int = 1800
     pretrain: int = 7200
-    finetune: int = 10500
+    finetune: int = 14000
     turns: int = 6
     validation: int = 256
     test: int = 1024
