@@ -68,6 +68,8 @@ class EveCLI(LightningCLI):
 
     def __init__(self, model_class: type[LightningModule] = LitEve, **kwargs: Any) -> None:
         kwargs.setdefault("datamodule_class", EveDataModule)
+        args = kwargs.get("args") or sys.argv[1:]
+        self._asked = args[0] if isinstance(args, list) and args[0:1] and args[0] in self.subcommands() else None
         super().__init__(
             model_class,
             subclass_mode_data=True,
@@ -97,6 +99,8 @@ class EveCLI(LightningCLI):
         parser.add_lightning_class_args(SampleAnswers, "answers")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self._asked not in (subcommand, None):  # four parsers take four times as long, and three are not looked at
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument(
