@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -105,6 +106,11 @@ def test_report_shows_pictures_that_are_there(finished: tuple[Path, Path]) -> No
         assert min(Image.open(finished[0] / "figures" / f"{name}.png").size) > 500
     for word in ("relation", "data and training", "the most frequent answer", "torch"):
         assert word in report
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_the_teacher_is_trained_beside_the_language_model(finished: tuple[Path, Path]) -> None:
+    assert "max_steps=4" in (finished[0] / "teacher" / "log.txt").read_text()
 
 
 def test_the_exported_model_answers(finished: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -88,6 +88,18 @@ def test_settings_that_change_after_an_interruption_are_noticed(tmp_path: Path) 
     assert Kitchen(tmp_path).cook() == ["dough", "bread", "toast"]
 
 
+def test_settings_that_change_after_work_ahead_of_its_turn_are_noticed(tmp_path: Path) -> None:
+    kitchen = Kitchen(tmp_path)
+    bread = kitchen.steps[1]
+    kitchen.journal.begin(bread)
+    bread.run()
+    assert not kitchen.journal.is_done(bread)
+    with pytest.raises(ConfigError, match=r"bread was begun with other settings \(minutes: 50, now 20\)"):
+        Kitchen(tmp_path, minutes=20).journal.is_done(Kitchen(tmp_path, minutes=20).steps[1])
+    kitchen.ran.clear()
+    assert kitchen.cook() == ["dough", "bread", "toast"]
+
+
 def test_redo_forgets_a_step_and_what_depends_on_it(tmp_path: Path) -> None:
     Kitchen(tmp_path).cook()
     kitchen = Kitchen(tmp_path, minutes=60)
