@@ -1,4 +1,4 @@
-"""A whole model of random weights, small enough for any test: nano's tokenizer and geometry, a decoder of your choice."""
+"""A whole model of random weights, small enough for any test: nano's tokenizer, a decoder of your choice."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from lit_eve.models import EveConfig, EveForConditionalGeneration
 from lit_eve.nano.scenes import draw, sample_scene
 from lit_eve.nano.tokenizer import make_tokenizer
 from lit_eve.processing import EveProcessor
-
-GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "teacher_image_size": 64, "teacher_patch_size": 8}
+from tests.models.tiny import GEOMETRY
 
 
 def make_tiny(decoder: str = "llama", seed: int = 0) -> tuple[EveForConditionalGeneration, EveProcessor]:

@@ -10,7 +10,7 @@ from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration, EveOutput
 from lit_eve.models.linear_patches import LinearPatchEmbedding
 from lit_eve.models.loading import load
-from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, EveV1PatchEmbedding, ImageTokens
+from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, EveV1PatchEmbedding, ImageTokens, PatchEmbedding
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.processing import EveProcessor
 
@@ -28,5 +28,6 @@ __all__ = [
     "EveV1PatchEmbedding",
     "ImageTokens",
     "LinearPatchEmbedding",
+    "PatchEmbedding",
     "load",
 ]

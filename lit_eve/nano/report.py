@@ -58,7 +58,7 @@ All answers are in [`evaluation/answers.jsonl`](evaluation/answers.jsonl).
 
 ## Time
 
-The language model and the teacher were trained at the same time, on a core each.
+Where there are two cores, the teacher is trained beside the language model, within the time of that step.
 
 {seconds}
 

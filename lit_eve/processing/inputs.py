@@ -84,7 +84,7 @@ def image_names(key: str, count: int) -> list[str]:
     return [key] if count == 1 else [f"{key}, image {index + 1} of {count}" for index in range(count)]
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str = "left", equal: bool = True) -> dict[str, list[list[int]]]:
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str, equal: bool) -> dict[str, list[list[int]]]:
     """``input_ids`` and ``attention_mask`` of rows of ids.
 
     Args:

@@ -68,7 +68,7 @@ class EveCLI(LightningCLI):
 
     def __init__(self, model_class: type[LightningModule] = LitEve, **kwargs: Any) -> None:
         kwargs.setdefault("datamodule_class", EveDataModule)
-        args = kwargs.get("args") or sys.argv[1:]
+        args = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
         self._asked = args[0] if isinstance(args, list) and args[0:1] and args[0] in self.subcommands() else None
         super().__init__(
             model_class,

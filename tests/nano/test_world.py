@@ -1,5 +1,6 @@
 """The data sets that make_world writes."""
 
+import random
 from itertools import pairwise
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_captions_belong_to_their_images(data):
     for sample, (scene, _) in zip(read(data / "pretrain"), chosen("pretrain", SMALL, held_out), strict=True):
         place, text = sample.conversation
         assert place["value"] == "<image>"
-        assert sorted(text["value"].replace(",", "").split()) == sorted(caption(scene).replace(",", "").split())
+        assert text["value"] in {caption(scene, random.Random(seed)) for seed in range(20)}
         place_last += text["value"] != caption(scene)
         assert np.array_equal(np.asarray(load_image(sample.images[0])), np.asarray(draw(scene)))
     assert 0.2 < place_last / SMALL.pretrain < 0.6
