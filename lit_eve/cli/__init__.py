@@ -1,7 +1,7 @@
 """The ``lit-eve`` command.
 
 A subcommand is a module with ``add_arguments(parser)`` and ``run(args)``, and a line in ``COMMANDS``; it is imported when it
-is called.
+is called. One that joins several folders stands in this one.
 """
 
 from __future__ import annotations
@@ -45,6 +45,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     return 0
 
-
-if __name__ == "__main__":
-    sys.exit(main())
