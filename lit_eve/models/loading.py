@@ -68,6 +68,22 @@ def load(
     return model.to(device).eval(), processor
 
 
+def read_architecture(path: str | Path, tokenizer: str | Path | None = None) -> tuple[EveConfig, EveProcessor]:
+    """Config and processor of what :func:`load` takes, without reading weights.
+
+    Raises:
+        CheckpointError: as in :func:`load`.
+    """
+    path = Path(path)
+    if path.suffix == ".ckpt":
+        config, _, processor = _read_lightning(path)
+        return config, processor
+    path = find_model_folder(path)
+    is_official = official.is_official(read_json(path / "config.json"))
+    config = official.read_config(path) if is_official else EveConfig.from_pretrained(path)
+    return config, _load_processor(path, config, tokenizer)
+
+
 def find_model_folder(path: Path) -> Path:
     """``path``, or the ``model`` folder of the run in ``path``.
 

@@ -37,7 +37,8 @@ class LitEve(LightningModule):
     Args:
         init_from: start from these weights: the run folder of an earlier stage, a Lightning checkpoint, a transformers folder
             or an official EVE checkpoint. The architecture is the one found there; values given below replace single keys.
-        decoder: start a new model around this causal language model: a transformers folder or hub name.
+        decoder: start a new model around this causal language model: a transformers folder or hub name. Beside ``init_from`` it
+            tells the model's shape before the earlier stage was run, and must be what that stage started from.
         patch_embedding: the patch embedding by name, with its arguments, as in {name: eve_v1, width: 1024}.
         projector: the projector by name, with its arguments, as in {name: mlp_gelu, depth: 2}.
         geometry: sizes of images and patches, the fields of ImageGeometry, as in {image_size: 672, patch_size: 14}.
