@@ -15,6 +15,8 @@ from lit_eve.errors import CheckpointError
 from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
+from lit_eve.models.folders import find_model_folder, read_json
+from lit_eve.models.weights import iterate_weights
 
 if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor
@@ -52,7 +54,7 @@ def load(
     else:
         path = find_model_folder(path)
         if official.is_official(read_json(path / "config.json")):
-            config, weights = official.read_config(path), official.read_weights(path)
+            config, weights = official.read_config(path), dict(iterate_weights(path))
         else:
             config, weights = EveConfig.from_pretrained(path), None
         processor = _load_processor(path, config, tokenizer)
@@ -66,31 +68,6 @@ def load(
         else:
             model.load_aligner(path)
     return model.to(device).eval(), processor
-
-
-def find_model_folder(path: Path) -> Path:
-    """``path``, or the ``model`` folder of the run in ``path``.
-
-    Raises:
-        CheckpointError: there is no config.json in either.
-    """
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    what = "is no folder" if not path.is_dir() else "holds no config.json, nor does its folder 'model'"
-    raise CheckpointError(f"{path} {what}: no run, transformers folder or official EVE checkpoint")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON file.
-
-    Raises:
-        CheckpointError: it is no JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is no valid JSON: {error}") from error
 
 
 def describe(model: EveForConditionalGeneration, processor: EveProcessor) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig
 
@@ -35,6 +33,8 @@ _RENAMES = [
 
 # The frozen teacher, twice; it is read from its own folder. Rotary frequencies follow from the config.
 _DROPPED = re.compile(r"model\.vision_clip\.|model\.vision_tower_compressor\.clip_layer\.|.*\.rotary_emb\.inv_freq$")
+
+_PATCH_PROJECTION = "patch_embedding.patch_projection.weight"  # theirs is the kernel of a convolution, (E, 3, p, p)
 
 _NOT_OF_LLAMA = (
     *("mm_", "tune_mm_", "use_mm_", "image_aspect_ratio", "requires_cliploss"),
@@ -107,26 +107,7 @@ def read_config(folder: Path) -> EveConfig:
     )
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights under our names, without the teacher's."""
-    weights = {}
-    for key, value in _read_shards(folder):
-        if (name := rename(key)) is not None:
-            weights[name] = value.flatten(1) if name == "patch_embedding.patch_projection.weight" else value
-    return weights
-
-
-def _read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise CheckpointError(f"{folder} has a config.json but no weights (*.safetensors or pytorch_model*.bin)")
-    for file in files:
-        try:
-            shard = (
-                load_file(file)
-                if file.suffix == ".safetensors"
-                else torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            )
-        except Exception as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
-        yield from shard.items()
+def import_weight(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """An official weight under our name and in our shape; nothing for those that we do not keep."""
+    if (name := rename(key)) is not None:
+        yield name, value.flatten(1) if name == _PATCH_PROJECTION else value

@@ -1,0 +1,68 @@
+"""Where a model lies: a folder, the ``model`` folder of a run, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lit_eve.errors import CheckpointError
+
+# An owner and a name, as in BAAI/EVE-7B-v1.0.
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
+
+
+def find_model_folder(path: str | Path) -> Path:
+    """``path``, the ``model`` folder of the run in ``path``, or the local copy of the hub's model of that name.
+
+    A hub name is looked up only where there is no such path; what is missing of it is downloaded.
+
+    Raises:
+        CheckpointError: there is no config.json in either, or the hub has no such model or cannot be reached.
+    """
+    path = Path(path)
+    if not path.exists() and _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
+        path = _download(str(path))
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    what = "holds no config.json, nor does its folder 'model'"
+    if not path.is_dir():
+        what = "is a file, no folder" if path.exists() else "is no folder"
+    raise CheckpointError(f"{path} {what}: no run, transformers folder or official EVE checkpoint")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse the object of a JSON file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    return content
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except RepositoryNotFoundError as error:  # also what the hub answers about a private model
+        raise CheckpointError(
+            f"{name} is neither a folder here nor a model on the Hugging Face hub that can be read without signing in"
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:  # OSError: what the hub's client raises without a connection
+        raise CheckpointError(
+            f"{name} is no folder here, the Hugging Face hub cannot be reached, and its cache holds no copy: "
+            "give the path of a downloaded folder"
+        ) from error

@@ -1,0 +1,143 @@
+"""Weights on disk, one file after the other: no model of any size has to fit into memory to be read.
+
+Files are mapped, not read: a tensor takes memory once its values are used, and gives it back when it is dropped.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lit_eve.errors import CheckpointError
+from lit_eve.models import official
+from lit_eve.models.config import EveConfig
+from lit_eve.models.eve import ALIGNER_FILE
+from lit_eve.models.folders import find_model_folder, read_json
+
+# In the order in which transformers looks for them.
+_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Every weight under the name that it has in :class:`~lit_eve.models.EveForConditionalGeneration`.
+
+    Files are read one after the other, and names are unique. What official checkpoints hold besides (the teacher, rotary
+    frequencies) is left out. A tied ``lm_head`` that was not saved does not come.
+
+    Args:
+        path: a folder saved by ``save_pretrained`` (its aligner comes last, as ``aligner.*``), a run folder whose ``model/``
+            is taken, an official EVE v1 checkpoint, any causal language model of transformers (its names get the prefix
+            ``language_model.``), or the hub name of one of these.
+
+    Yields:
+        (name, tensor on the CPU in the type of the file). Drop a tensor before asking for the next to keep memory low.
+
+    Raises:
+        CheckpointError: when called, not later: ``path`` is none of these, a file is missing or damaged, or a weight of an
+            official checkpoint is unknown.
+    """
+    folder = find_model_folder(path)
+    config = read_json(folder / "config.json")
+    prefix = "" if config.get("model_type") == EveConfig.model_type else "language_model."
+    is_official = official.is_official(config)
+    files = weight_files(folder)
+    for name in file_of_each_weight(files):
+        if is_official:
+            official.rename(name)
+    aligner = folder / ALIGNER_FILE
+    has_aligner = not prefix and aligner.exists() and bool(read_file(aligner))
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        for file in files:
+            for name, value in read_file(file).items():
+                if is_official:
+                    yield from official.import_weight(name, value)
+                elif not name.endswith("rotary_emb.inv_freq"):  # old LLaMAs hold them; they follow from the config
+                    yield prefix + name, value
+        if has_aligner:
+            for name, value in read_file(aligner).items():
+                yield f"aligner.{name}", value
+
+    return read()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights, in reading order, with or without an index.
+
+    Raises:
+        CheckpointError: there are none, or one that an index or the numbers in the names ask for is absent.
+    """
+    for name in _NAMES:
+        if not (path := folder / name).is_file():
+            continue
+        if path.suffix != ".json":
+            return [path]
+        weight_map = read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{path} has no 'weight_map' that names the files of the weights")
+        files = [folder / file for file in sorted(set(weight_map.values()))]
+        if absent := [file.name for file in files if not file.is_file()]:
+            raise CheckpointError(f"{path} names {absent[0]}, which is not there{_and_more(absent)}")
+        return files
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise CheckpointError(f"{folder} has a config.json but no weights (model*.safetensors or pytorch_model*.bin)")
+    if (match := re.search(r"-of-(\d+)\.\w+$", files[0].name)) and len(files) != int(match[1]):
+        raise CheckpointError(f"{folder} holds {len(files)} of the {int(match[1])} files of which {files[0].name} is one")
+    return files
+
+
+def read_file(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors or torch file, mapped; pickled code is refused.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds anything but tensors.
+    """
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else _read_torch(file)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds pickled Python objects besides tensors, which could run code when read; it is refused"
+        ) from error
+    except Exception as error:
+        raise CheckpointError(f"{file} cannot be read, it may be truncated: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, not a dict of tensors")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{file}: {name!r} is a {type(value).__name__}, no tensor")
+    return content
+
+
+def file_of_each_weight(files: list[Path]) -> dict[str, Path]:
+    """Name -> file, in reading order.
+
+    Raises:
+        CheckpointError: a file is damaged, or two files hold the same name.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        for name in read_file(file):
+            if name in found:
+                raise CheckpointError(f"{name!r} stands in two files, {found[name]} and {file}")
+            found[name] = file
+    return found
+
+
+def _read_torch(file: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "_use_new_zipfile_serialization" not in str(error):
+            raise
+    return torch.load(file, map_location="cpu", weights_only=True)  # of torch before 1.6: cannot be mapped
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (nor are {len(names) - 1} others)" if len(names) > 1 else ""
