@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,35 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no JSON object")
     return content
+
+
+@contextmanager
+def replace_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of ``target`` as a whole when the block ends well.
+
+    Until then ``target`` stays as it is; after an error nothing is left of the new folder.
+
+    Raises:
+        CheckpointError: ``target`` exists and ``overwrite`` was not asked for, or it is no model's folder.
+    """
+    part, old = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():  # killed between the two renames below
+        os.replace(old, target)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        if not overwrite:
+            raise CheckpointError(f"{target} exists already; remove it, or ask for --overwrite (overwrite=True)")
+        if not (target / "config.json").is_file():
+            raise CheckpointError(f"{target} holds no config.json: it is no model's folder and is not overwritten")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if target.exists():
+            os.replace(target, old)
+        os.replace(part, target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _download(name: str) -> Path:

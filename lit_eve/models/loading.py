@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from lit_eve.errors import CheckpointError
+from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
@@ -30,6 +30,7 @@ def load(
     *,
     teacher: bool | str | Path = False,
     tokenizer: str | Path | None = None,
+    image_size: int | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
     **kwargs: Any,
@@ -38,9 +39,10 @@ def load(
 
     Args:
         path: a folder saved by ``save_pretrained``; a run folder, whose ``model/`` is taken; an official EVE v1 checkpoint;
-            or a Lightning checkpoint (``*.ckpt``).
+            or a Lightning checkpoint (``*.ckpt``). Folders may also be names on the hub, such as BAAI/EVE-7B-HD-v1.0.
         teacher: attach the frozen teacher and the trained aligner: True for the one that the config names, or its folder.
         tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
+        image_size: 672 or 1344, for an official checkpoint whose config does not tell it; other models know their own.
         dtype: floating type of the weights; "auto": as saved.
         device: where the model goes.
         **kwargs: for ``from_pretrained``, for example ``attn_implementation``.
@@ -54,10 +56,13 @@ def load(
     else:
         path = find_model_folder(path)
         if official.is_official(read_json(path / "config.json")):
-            config, weights = official.read_config(path), dict(iterate_weights(path))
+            config, weights = official.read_config(path, image_size), dict(iterate_weights(path))
+            image_size = None
         else:
             config, weights = EveConfig.from_pretrained(path), None
-        processor = _load_processor(path, config, tokenizer)
+        processor = load_processor(path, config, tokenizer)
+    if image_size is not None:
+        raise ConfigError(f"image_size is for official checkpoints; {path} has its own: {config.geometry['image_size']}")
     model, aligner = _build(path, config, weights, dtype=dtype, **kwargs)
     if teacher:
         if teacher is True and config.teacher is None:
@@ -92,7 +97,7 @@ def _read_lightning(path: Path) -> tuple[EveConfig, dict[str, Tensor], EveProces
     with tempfile.TemporaryDirectory() as folder:
         for name, content in entry["processor"].items():
             Path(folder, name).write_bytes(content)
-        processor = _load_processor(Path(folder), config, None)
+        processor = load_processor(Path(folder), config, None)
     return config, weights, processor
 
 
@@ -117,13 +122,19 @@ def _build(
     return model, aligner
 
 
-def _load_processor(folder: Path, config: EveConfig, tokenizer: str | Path | None) -> EveProcessor:
+def load_processor(folder: Path, config: EveConfig, tokenizer: str | Path | None) -> EveProcessor:
+    """The processor saved in ``folder``, or one around the tokenizer in there or in ``tokenizer``.
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+    """
     from lit_eve.processing import EveProcessor
 
     if tokenizer is None and (folder / "processor_config.json").is_file():
         return EveProcessor.from_pretrained(folder)
     try:
-        loaded = AutoTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
+        source = folder if tokenizer is None else tokenizer
+        loaded = AutoTokenizer.from_pretrained(source, config=config.text_config)  # not of the type that config.json says
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{tokenizer or folder} holds no tokenizer; name one with tokenizer=...: {error}") from error
     return EveProcessor(

@@ -5,13 +5,17 @@ Files are mapped, not read: a tensor takes memory once its values are used, and 
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import split_state_dict_into_shards_factory
+from rich.progress import track
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_eve.errors import CheckpointError
@@ -22,6 +26,23 @@ from lit_eve.models.folders import find_model_folder, read_json
 
 # In the order in which transformers looks for them.
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A tensor in a file, and what is done to it when it is written elsewhere.
+
+    Args:
+        file: where it lies.
+        key: its name there.
+        meta: a tensor on the device "meta" with the shape and type that it has once it was converted.
+        convert: from the stored tensor to the converted one.
+    """
+
+    file: Path
+    key: str
+    meta: Tensor
+    convert: Callable[[Tensor], Tensor]
 
 
 def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
@@ -128,6 +149,44 @@ def file_of_each_weight(files: list[Path]) -> dict[str, Path]:
                 raise CheckpointError(f"{name!r} stands in two files, {found[name]} and {file}")
             found[name] = file
     return found
+
+
+def write_shards(
+    weights: Mapping[str, StoredWeight], folder: Path, max_shard_size: int | str = "5GB", progress: bool = False
+) -> None:
+    """Write ``model*.safetensors`` with an index where there are several, as ``save_pretrained`` of transformers does.
+
+    One file is written at a time, so that no more than its tensors are in memory.
+
+    Args:
+        weights: what to write, under the names to write, in the order in which it is read.
+        folder: exists.
+        max_shard_size: of a file, in bytes or as in "5GB"; a larger tensor gets a file of its own.
+        progress: show a bar.
+    """
+    plan = split_state_dict_into_shards_factory(
+        {name: weight.meta for name, weight in weights.items()},
+        get_storage_size=lambda meta: meta.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in track(plan.filename_to_tensors.items(), description="writing", disable=not progress):
+        save_file(read_stored({name: weights[name] for name in names}), folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        total = {"total_parameters": sum(weight.meta.numel() for weight in weights.values()), **plan.metadata}
+        index = {"metadata": total, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def read_stored(weights: Mapping[str, StoredWeight]) -> dict[str, Tensor]:
+    """The converted tensors, ready to be saved: contiguous, none sharing memory with another."""
+    converted = {}
+    for file in dict.fromkeys(weight.file for weight in weights.values()):  # each is opened once
+        stored = read_file(file)
+        for name, weight in weights.items():
+            if weight.file == file:
+                converted[name] = weight.convert(stored[weight.key]).contiguous()
+    return converted
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from lit_eve.models import EveForConditionalGeneration, official
@@ -22,3 +24,11 @@ def load_official(teacher: bool = True, **kwargs) -> EveForConditionalGeneration
 @pytest.fixture
 def model() -> EveForConditionalGeneration:
     return load_official()
+
+
+@pytest.fixture
+def official_folder(tmp_path):
+    """A checkpoint as the official code leaves it, with a tokenizer."""
+    folder = shutil.copytree(reference.WEIGHTS, tmp_path / "EVE-tiny")
+    shutil.copytree(reference.TOKENIZER, folder, dirs_exist_ok=True)
+    return folder

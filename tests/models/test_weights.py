@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from lit_eve.errors import CheckpointError
@@ -17,27 +16,6 @@ from lit_eve.models.weights import iterate_weights
 from tests.models import reference, tiny
 
 SAME = {"rtol": 0, "atol": 0}
-
-
-def split(folder: Path, kind: str, parts: int, index: bool) -> None:
-    """Replace the single file of a checkpoint by several."""
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    stem, suffix = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")
-    names, weight_map = list(weights), {}
-    for part in range(parts):
-        file = f"{stem}-{part + 1:05d}-of-{parts:05d}.{suffix}"
-        chosen = {name: weights[name].clone() for name in names[part::parts]}
-        weight_map |= dict.fromkeys(chosen, file)
-        save_file(chosen, folder / file) if kind == "safetensors" else torch.save(chosen, folder / file)
-    if index:
-        content = {"metadata": {"total_size": sum(w.nbytes for w in weights.values())}, "weight_map": weight_map}
-        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(content))
-
-
-@pytest.fixture
-def official_folder(tmp_path):
-    return shutil.copytree(reference.WEIGHTS, tmp_path / "EVE-tiny")
 
 
 @pytest.fixture
@@ -60,7 +38,7 @@ def test_a_folder_of_ours_gives_the_state_dict_of_the_model(our_folder):
 @pytest.mark.parametrize("index", [True, False])
 def test_an_official_folder_in_any_files(official_folder, kind, index):
     expected = dict(iterate_weights(official_folder))
-    split(official_folder, kind, parts=3, index=index)
+    reference.split(official_folder, kind, parts=3, index=index)
     assert_close(dict(iterate_weights(official_folder)), expected, **SAME)
     theirs = reference.official_weights()
     assert_close(expected["aligner.norms.1.bias"], theirs["model.vision_tower_compressor.norm_layer.1.0.bias"], **SAME)
@@ -123,7 +101,7 @@ def add(folder: Path, weights: dict, part: int = 1) -> None:
     ],
 )
 def test_damage_is_named_when_called(official_folder, capsys, kind, break_it, message):
-    split(official_folder, kind, parts=3, index=True)
+    reference.split(official_folder, kind, parts=3, index=True)
     break_it(official_folder)
     with pytest.raises(CheckpointError, match=message):
         iterate_weights(official_folder)
@@ -137,7 +115,7 @@ def test_a_damaged_aligner_is_named_when_called(our_folder):
 
 
 def test_an_absent_file_is_noticed_without_an_index(official_folder):
-    split(official_folder, "bin", parts=3, index=False)
+    reference.split(official_folder, "bin", parts=3, index=False)
     (official_folder / "pytorch_model-00003-of-00003.bin").unlink()
     with pytest.raises(CheckpointError, match="holds 2 of the 3 files"):
         iterate_weights(official_folder)
