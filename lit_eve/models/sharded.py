@@ -29,6 +29,23 @@ def is_sharded(path: str | Path) -> bool:
     return Path(path, ".metadata").is_file() and Path(path, META).is_file()
 
 
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A training checkpoint whose tensors are still on disk: empty ones on the meta device for a sharded one, which have the
+    shapes, and mapped memory for a single file.
+
+    Raises:
+        CheckpointError: it is neither, or cannot be read.
+    """
+    if is_sharded(path):
+        shapes = {name: shape for name, (shape, _) in tensor_shapes(path).items() if name.startswith(MODEL)}
+        state_dict = {name.removeprefix(MODEL): torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return {**read_meta(path), "state_dict": state_dict}
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
 def read_meta(path: str | Path) -> dict[str, Any]:
     """Everything but the tensors of a sharded checkpoint.
 

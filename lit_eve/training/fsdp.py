@@ -19,7 +19,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from lit_eve.errors import ConfigError
-from lit_eve.training.sharded_checkpoint import ShardedCheckpoints, load_model, load_optimizer, read_checkpoint
+from lit_eve.models.sharded import read_checkpoint
+from lit_eve.training.sharded_checkpoint import ShardedCheckpoints, load_model, load_optimizer
 
 
 class ShardedMixedPrecision(Precision):

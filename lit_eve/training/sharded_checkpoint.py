@@ -133,6 +133,10 @@ def _refusals(path: Path) -> Iterator[None]:
 
 def not_written(path: Path, reason: BaseException) -> CheckpointError:
     """The sentence for a checkpoint that could not be written."""
+    cause: BaseException | None = reason  # torch's writers put errors of their own around the system's
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    reason = cause or reason
     return CheckpointError(f"the checkpoint {path} could not be written ({reason}); the one before it is still there")
 
 
@@ -164,22 +168,6 @@ def _named(groups: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
         yield from zip(group["param_names"], group["params"], strict=True)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint whose tensors are still on disk: shapes only in a sharded one, mapped memory in a single file.
-
-    Raises:
-        CheckpointError: it is neither, or cannot be read.
-    """
-    if is_sharded(path):
-        shapes = {name: shape for name, (shape, _) in tensor_shapes(path).items() if name.startswith(MODEL)}
-        state_dict = {name.removeprefix(MODEL): torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        return {**read_meta(path), "state_dict": state_dict}
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-
-
 def read_whole_checkpoint(path: str | Path) -> dict[str, Any]:
     """A sharded checkpoint with full tensors, as one process without sharding needs it.
 
@@ -202,7 +190,7 @@ def load_model(path: str | Path, checkpoint: dict[str, Any], module: nn.Module) 
     """Copy the weights of a checkpoint into a module, whose parameters may be sharded.
 
     Args:
-        checkpoint: from :func:`read_checkpoint`; names and shapes are those of the module.
+        checkpoint: from :func:`~lit_eve.models.sharded.read_checkpoint`; names and shapes are those of the module.
     """
     places = module.state_dict()
     if is_sharded(path):

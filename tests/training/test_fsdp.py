@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+import lit_eve
 from lit_eve.data import ShardWriter
+from lit_eve.errors import ConfigError
+from lit_eve.models.weights import iterate_weights
 from lit_eve.training.callbacks import find_checkpoint
 from lit_eve.training.cli import EveCLI
 from tests.training import world as micro
@@ -27,7 +32,7 @@ VALIDATION = ("val/loss", "val/alignment_loss", "val/token_accuracy")
 PROCESSES = 2
 
 
-def torchrun(*command: str) -> subprocess.CompletedProcess:
+def torchrun(*command: str, **kwargs) -> subprocess.CompletedProcess:
     """Run a program in two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     return subprocess.run(
@@ -37,6 +42,7 @@ def torchrun(*command: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         timeout=300,
+        **kwargs,
     )
 
 
@@ -169,3 +175,55 @@ def test_a_killed_process_ends_the_job_and_the_resumed_run_repeats_it(runs, mixe
     run_jobs(tmp_path, [command])
     for tag in (*TAGS, *VALIDATION):
         assert scalars(tmp_path / "run", tag) == scalars(folder / "two" / "2_pretrain", tag), tag
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(runs, mixed, tmp_path):
+    folder, starts = runs
+    run = cut(folder / "two" / "2_pretrain", tmp_path / "run", 2)
+    command = arguments(mixed, run, "2_pretrain", starts["2_pretrain"], True)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731 - bytes of a file
+    full = torchrun("train.py", *command, preexec_fn=limit)
+    assert full.returncode != 0
+    assert re.search(
+        r"error: the checkpoint .*step00000004.ckpt could not be written \(.*File too large.*still there", full.stderr
+    )
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step00000002.ckpt"]
+
+
+def test_a_sharded_checkpoint_is_a_model_for_everyone(runs):
+    """lit_eve.load and model.init_from read it as they read a file."""
+    run = runs[0] / "two" / "3_finetune"
+    model, processor = lit_eve.load(find_checkpoint(run))
+    exported = load_file(run / "model" / "model.safetensors")
+    weights = model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in exported.items())
+    assert processor.geometry.image_size == 64
+    aligner = {name: value for name, value in iterate_weights(find_checkpoint(run)) if name.startswith("aligner.")}
+    assert {name.removeprefix("aligner.") for name in aligner} == set(load_file(run / "model" / "aligner.safetensors"))
+
+
+def test_bfloat16_over_float32_weights_and_hybrid_sharding(runs, mixed, tmp_path):
+    folder, starts = runs
+    start = starts["2_pretrain"]
+    half = arguments(mixed, tmp_path / "bf16", "2_pretrain", start, True, **{"trainer.precision": "bf16-mixed"})
+    hybrid = arguments(mixed, tmp_path / "hybrid", "2_pretrain", start, True)
+    hybrid[hybrid.index("--trainer.strategy=fsdp2")] = "--trainer.strategy=lit_eve.training.FSDP2Strategy"
+    run_jobs(tmp_path, [half, [*hybrid, "--trainer.strategy.replicas=2"]])
+    expected = scalars(folder / "one" / "2_pretrain", "train/loss")
+    found = scalars(tmp_path / "bf16", "train/loss")
+    assert found != expected
+    assert found == pytest.approx(expected, rel=0.02)
+    assert load_file(tmp_path / "bf16" / "model" / "model.safetensors")["projector.0.weight"].dtype == torch.float32
+    assert scalars(tmp_path / "hybrid", "train/loss") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--trainer.precision=16-mixed"], "trainer.precision: fsdp2 has no 16-mixed; choose 32-true, bf16-mixed or bf16-true"),
+        (["--trainer.strategy=lit_eve.training.FSDP2Strategy", "--trainer.strategy.replicas=0"], "replicas must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(world, tmp_path, more, message):
+    with pytest.raises(ConfigError, match=message):
+        EveCLI(args=[*micro.arguments(world, tmp_path / "run", **{"trainer.strategy": "fsdp2"}), *more])
