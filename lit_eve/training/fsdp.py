@@ -51,8 +51,6 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def __init__(self, replicas: int = 1, asynchronous: bool = True) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1)
-        if replicas < 1:
-            raise ConfigError(f"trainer.strategy: replicas must be at least 1, got {replicas}")
         self.replicas = replicas
         self.checkpoints = ShardedCheckpoints(asynchronous)
 
@@ -61,7 +59,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Connect the processes, and arrange them in copies of the model."""
         world = self.num_nodes * self.num_processes
-        if world % self.replicas:
+        if self.replicas < 1 or world % self.replicas:
             raise ConfigError(f"trainer.strategy: {world} devices cannot be shared out to replicas = {self.replicas}")
         # Lightning's default of 1 would train every process for itself.
         self._data_parallel_size = world

@@ -220,8 +220,11 @@ def test_bfloat16_over_float32_weights_and_hybrid_sharding(runs, mixed, tmp_path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--trainer.precision=16-mixed"], "trainer.precision: fsdp2 has no 16-mixed; choose 32-true, bf16-mixed or bf16-true"),
-        (["--trainer.strategy=lit_eve.training.FSDP2Strategy", "--trainer.strategy.replicas=0"], "replicas must be at least 1"),
+        (["--trainer.precision=64-true"], "trainer.precision: fsdp2 has no 64-true; choose 32-true, bf16-mixed or bf16-true"),
+        (
+            ["--trainer.strategy=lit_eve.training.FSDP2Strategy", "--trainer.strategy.replicas=3"],
+            "1 devices cannot be shared out to replicas = 3",
+        ),
     ],
 )
 def test_settings_that_cannot_be(world, tmp_path, more, message):
