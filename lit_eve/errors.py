@@ -17,3 +17,22 @@ class CheckpointError(LitEveError):
 
 class SampleError(LitEveError):
     """One training sample that cannot be used; the data pipeline skips, counts and lists it."""
+
+
+def not_found(key: str, name: object, what: str, error: Exception) -> CheckpointError:
+    """The sentence for a folder or hub name under which there is nothing usable.
+
+    Args:
+        key: the setting that holds the name ("model.decoder").
+        what: what should be there ("causal language model").
+        error: what was raised when it was looked for.
+    """
+    text = " ".join(str(error).split())
+    if "couldn't connect" in text or "offline" in text or "local_files_only" in text or "snapshot folder" in text:
+        return CheckpointError(
+            f"{key}: {str(name)!r} is no folder, is not in the Hugging Face cache, and the hub cannot be reached; download it "
+            f"where there is a network (hf download {name}) and give its folder"
+        )
+    if "Repo id must" in text:  # no name that the hub could have
+        return CheckpointError(f"{key}: there is no folder {str(name)!r}")
+    return CheckpointError(f"{key}: {str(name)!r} is no {what}: {text}")

@@ -83,7 +83,7 @@ def test_dependencies_are_declared_and_pinned():
     pinned = {normal(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")}
     imported = {module.split(".")[0] for path in MODULES for module, _ in imports(path)}
     third_party = imported - set(sys.stdlib_module_names) - {"lit_eve"}
-    distributions = {"PIL": "pillow", "yaml": "pyyaml"}
+    distributions = {"PIL": "pillow", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
     missing = {distributions.get(name, name) for name in third_party} - declared
     assert missing == set(), "imported, but not in pyproject.toml"
     assert declared | {normal(name) for name in project["optional-dependencies"]["dev"]} <= pinned

@@ -46,7 +46,9 @@ class EveDataModule(LightningDataModule):
         template: how conversations are written: ``plain``, ``vicuna_v1``, ``eve_v1``, ``chat`` or another registered one, or
             its name and arguments. None: the model's own.
         max_tokens: tokens of a row. Samples are packed into rows, longer ones are cut.
-        rows: rows per device and micro-batch. The global batch is rows x devices x trainer.accumulate_grad_batches.
+        rows: rows per device and micro-batch.
+        global_batch: rows of an optimizer step, over all devices and micro-batches. How many are accumulated follows from it
+            and the number of devices. None: rows x devices x trainer.accumulate_grad_batches.
         validation_rows: the same for validation and test. None: rows.
         limit_samples: use so many samples for validation and test, evenly spread over the shards. None: all.
         shuffle_window: None shuffles and packs over the whole epoch. A number (100000 or so, for disks that are slow at random
@@ -69,6 +71,7 @@ class EveDataModule(LightningDataModule):
         template: str | dict[str, Any] | None = None,
         max_tokens: int = 2048,
         rows: int = 1,
+        global_batch: int | None = None,
         validation_rows: int | None = None,
         limit_samples: int | None = None,
         shuffle_window: int | None = None,
@@ -86,6 +89,7 @@ class EveDataModule(LightningDataModule):
         self.template = template
         self.max_tokens = max_tokens
         self.rows = rows
+        self.global_batch = global_batch
         self.validation_rows = validation_rows
         self.limit_samples = limit_samples
         self.shuffle_window = shuffle_window
@@ -111,12 +115,14 @@ class EveDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Index and count what is new, on one process, with progress bars."""
+        self._set_accumulation()
         self._attach_model()
         for split in self._splits(self.trainer.state.fn.value if self.trainer else None):
             prepare_shards(self._paths(split), self.processor, self.template, self.index_workers, progress=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the indices; list the samples that are known to be unusable."""
+        self._set_accumulation()
         self._attach_model()
         for split in self._splits(stage):
             table = self._tables[split] = load_table(self._paths(split), self.processor, self.template)
@@ -211,8 +217,13 @@ class EveDataModule(LightningDataModule):
         rank_zero_info(
             f"data.train: {len(table):,} samples, {len(rows.samples):,} of them per epoch in {len(rows):,} rows of "
             f"{self.max_tokens} tokens ({rows.padding(table.length, self.max_tokens):.1%} padding), {len(loader):,} batches"
+            f"{self._step_size(rows)}"
         )
         return loader
+
+    def _step_size(self, plan: RowPlan) -> str:
+        rows = self.rows * (self.trainer.world_size * self.trainer.accumulate_grad_batches if self.trainer else 1)
+        return f", {rows} rows or {rows * len(plan.samples) / max(len(plan), 1):.0f} samples per step"
 
     def _evaluation_loader(self, split: str) -> PackedLoader:
         plan = self.plan(split)
@@ -272,8 +283,28 @@ class EveDataModule(LightningDataModule):
         if self.processor is None:
             raise ConfigError("the data needs a processor: give the datamodule to a trainer, or call attach(processor)")
 
+    def _set_accumulation(self) -> None:
+        """Tell the trainer how many micro-batches make a global batch."""
+        trainer = self.trainer
+        if self.global_batch is None or trainer is None or trainer.state.fn != "fit":
+            return
+        rows = self.rows * trainer.world_size  # of all devices at a time
+        accumulate, rest = divmod(self.global_batch, rows)
+        if rest:
+            nearest = " or ".join(str(n * rows) for n in (accumulate, accumulate + 1) if n)
+            raise ConfigError(
+                f"data.global_batch = {self.global_batch} rows cannot be shared out to {trainer.world_size} devices x "
+                f"data.rows = {self.rows}; {nearest} can"
+            )
+        if trainer.accumulate_grad_batches not in (1, accumulate):
+            raise ConfigError(
+                f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches} contradicts data.global_batch = "
+                f"{self.global_batch}, which needs {accumulate}; leave it out"
+            )
+        trainer.accumulate_grad_batches = accumulate
+
     def _check_values(self) -> None:
-        for key in ("max_tokens", "rows", "validation_rows", "limit_samples", "shuffle_window"):
+        for key in ("max_tokens", "rows", "global_batch", "validation_rows", "limit_samples", "shuffle_window"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{key} must be at least 1, got {value}")

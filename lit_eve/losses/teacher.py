@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_eve.errors import CheckpointError, ConfigError
+from lit_eve.errors import CheckpointError, ConfigError, not_found
 
 
 class FrozenTeacher(nn.Module):
@@ -82,7 +82,7 @@ def load_teacher(path: str | Path, select_layer: int = -2, **kwargs: Any) -> Fro
     try:
         vision_model, info = CLIPVisionModel.from_pretrained(path, output_loading_info=True, **kwargs)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"teacher {str(path)!r} is no CLIP that can be loaded: {error}") from error
+        raise not_found("teacher", path, "CLIP that can be loaded", error) from error
     finally:
         logging.set_verbosity(verbosity)
     if missing := sorted(info["missing_keys"]):

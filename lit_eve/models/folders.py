@@ -15,7 +15,8 @@ from lit_eve.errors import CheckpointError
 
 # An owner and a name, as in BAAI/EVE-7B-v1.0.
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
+_SIDE_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+_WEIGHTS = ("*.safetensors", "*.bin")  # one kind is enough
 
 
 def find_model_folder(path: str | Path) -> Path:
@@ -89,7 +90,11 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        for pattern in _WEIGHTS:
+            folder = Path(snapshot_download(name, allow_patterns=[*_SIDE_FILES, pattern]))
+            if any(folder.glob(pattern)):
+                break
+        return folder
     except RepositoryNotFoundError as error:  # also what the hub answers about a private model
         raise CheckpointError(
             f"{name} is neither a folder here nor a model on the Hugging Face hub that can be read without signing in"

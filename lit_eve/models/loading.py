@@ -16,7 +16,8 @@ from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
 from lit_eve.models.folders import find_model_folder, read_json
-from lit_eve.models.weights import iterate_weights
+from lit_eve.models.sharded import read_checkpoint
+from lit_eve.models.weights import is_checkpoint, iterate_weights
 
 if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor
@@ -50,19 +51,10 @@ def load(
     Raises:
         CheckpointError: ``path`` is none of these, its weights do not fit its config, or it has no tokenizer.
     """
-    path = Path(path)
-    if path.suffix == ".ckpt":
-        config, weights, processor = _read_lightning(path)
-    else:
-        path = find_model_folder(path)
-        if official.is_official(read_json(path / "config.json")):
-            config, weights = official.read_config(path, image_size), dict(iterate_weights(path))
-            image_size = None
-        else:
-            config, weights = EveConfig.from_pretrained(path), None
-        processor = load_processor(path, config, tokenizer)
-    if image_size is not None:
-        raise ConfigError(f"image_size is for official checkpoints; {path} has its own: {config.geometry['image_size']}")
+    path = Path(path) if is_checkpoint(path) else find_model_folder(path)
+    config, processor = read_architecture(path, tokenizer, image_size)
+    by_transformers = not is_checkpoint(path) and not official.is_official(read_json(path / "config.json"))
+    weights = None if by_transformers else dict(iterate_weights(path))
     model, aligner = _build(path, config, weights, dtype=dtype, **kwargs)
     if teacher:
         if teacher is True and config.teacher is None:
@@ -75,6 +67,28 @@ def load(
     return model.to(device).eval(), processor
 
 
+def read_architecture(
+    path: str | Path, tokenizer: str | Path | None = None, image_size: int | None = None
+) -> tuple[EveConfig, EveProcessor]:
+    """Config and processor of what :func:`load` takes, without reading weights.
+
+    Raises:
+        CheckpointError: as in :func:`load`.
+    """
+    path = Path(path) if is_checkpoint(path) else find_model_folder(path)
+    if is_checkpoint(path):
+        config, processor = _read_entry(path)
+    elif official.is_official(read_json(path / "config.json")):
+        config, image_size = official.read_config(path, image_size), None
+        processor = load_processor(path, config, tokenizer)
+    else:
+        config = EveConfig.from_pretrained(path)
+        processor = load_processor(path, config, tokenizer)
+    if image_size is not None:
+        raise ConfigError(f"image_size is for official checkpoints; {path} has its own: {config.geometry['image_size']}")
+    return config, processor
+
+
 def describe(model: EveForConditionalGeneration, processor: EveProcessor) -> dict[str, Any]:
     """What a Lightning checkpoint must hold besides the weights for :func:`load` to rebuild model and processor."""
     with tempfile.TemporaryDirectory() as folder:
@@ -83,22 +97,16 @@ def describe(model: EveForConditionalGeneration, processor: EveProcessor) -> dic
     return {"config": model.config.to_json_string(use_diff=False), "processor": files}
 
 
-def _read_lightning(path: Path) -> tuple[EveConfig, dict[str, Tensor], EveProcessor]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+def _read_entry(path: Path) -> tuple[EveConfig, EveProcessor]:
+    checkpoint = read_checkpoint(path)
     if ENTRY not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of LitEve: it has no entry {ENTRY!r}")
     entry = checkpoint[ENTRY]
     config = EveConfig.from_dict(json.loads(entry["config"]))
-    prefix = "model."
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     with tempfile.TemporaryDirectory() as folder:
         for name, content in entry["processor"].items():
             Path(folder, name).write_bytes(content)
-        processor = load_processor(Path(folder), config, None)
-    return config, weights, processor
+        return config, load_processor(Path(folder), config, None)
 
 
 def _build(

@@ -23,6 +23,7 @@ from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import ALIGNER_FILE
 from lit_eve.models.folders import find_model_folder, read_json
+from lit_eve.models.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
 
 # In the order in which transformers looks for them.
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -54,7 +55,7 @@ def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     Args:
         path: a folder saved by ``save_pretrained`` (its aligner comes last, as ``aligner.*``), a run folder whose ``model/``
             is taken, an official EVE v1 checkpoint, any causal language model of transformers (its names get the prefix
-            ``language_model.``), or the hub name of one of these.
+            ``language_model.``), or the hub name of one of these; or a checkpoint of a training (``*.ckpt``).
 
     Yields:
         (name, tensor on the CPU in the type of the file). Drop a tensor before asking for the next to keep memory low.
@@ -63,6 +64,8 @@ def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
         CheckpointError: when called, not later: ``path`` is none of these, a file is missing or damaged, or a weight of an
             official checkpoint is unknown.
     """
+    if is_checkpoint(path):
+        return _iterate_checkpoint(Path(path))
     folder = find_model_folder(path)
     config = read_json(folder / "config.json")
     prefix = "" if config.get("model_type") == EveConfig.model_type else "language_model."
@@ -86,6 +89,19 @@ def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
                 yield f"aligner.{name}", value
 
     return read()
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether ``path`` names a checkpoint of a training, a file or the folder of a sharded one."""
+    return Path(path).suffix == ".ckpt"
+
+
+def _iterate_checkpoint(path: Path) -> Iterator[tuple[str, Tensor]]:
+    prefix = "model."
+    if is_sharded(path):
+        return iterate_sharded(path, MODEL + prefix)
+    weights = read_checkpoint(path).get("state_dict", {})
+    return ((name.removeprefix(prefix), value) for name, value in weights.items() if name.startswith(prefix))
 
 
 def weight_files(folder: Path) -> list[Path]:

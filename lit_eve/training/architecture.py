@@ -35,6 +35,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def is_irrelevant(line: str) -> bool:
+    """Whether a line of :func:`differences` between two configs says nothing about the weights."""
+    return line.split(":")[0].split(".")[-1] in _IRRELEVANT
+
+
 def check_architecture(checkpoint: Mapping[str, Any], model: EveForConditionalGeneration) -> None:
     """Compare the config and the weights of a Lightning checkpoint with those of ``model``.
 
@@ -47,8 +52,7 @@ def check_architecture(checkpoint: Mapping[str, Any], model: EveForConditionalGe
         raise CheckpointError(f"this is no checkpoint of LitEve: it has no entry {ENTRY!r}")
     saved = json.loads(checkpoint[ENTRY]["config"])
     current = json.loads(model.config.to_json_string(use_diff=False))
-    keys = [line for line in differences(saved, current) if line.split(":")[0].split(".")[-1] not in _IRRELEVANT]
-    if keys:
+    if keys := [line for line in differences(saved, current) if not is_irrelevant(line)]:
         raise CheckpointError(f"the checkpoint is of another architecture (checkpoint -> this run): {_some(keys)}")
 
     shapes = {f"model.{key}": tuple(value.shape) for key, value in model.state_dict().items()}

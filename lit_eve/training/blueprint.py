@@ -1,21 +1,30 @@
-"""From the YAML keys of :class:`~lit_eve.training.LitEve` to a model and its processor."""
+"""From the YAML keys of :class:`~lit_eve.training.LitEve` to a model and its processor.
+
+keys -> config -> skeleton (meta device, no memory) -> [sharded over devices] -> filled with weights, one tensor at a time
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig
 
-from lit_eve.errors import CheckpointError, ConfigError
-from lit_eve.losses import ALIGNERS
-from lit_eve.models import PATCH_EMBEDDINGS, PROJECTORS, EveConfig, EveForConditionalGeneration, load
+from lit_eve.errors import CheckpointError, ConfigError, not_found
+from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
+from lit_eve.models import PATCH_EMBEDDINGS, PROJECTORS, EveConfig, EveForConditionalGeneration
+from lit_eve.models.catalog import known_decoder, known_teacher
+from lit_eve.models.filling import fill
+from lit_eve.models.loading import read_architecture
+from lit_eve.models.weights import iterate_weights
 from lit_eve.processing import EveProcessor, ImageGeometry, templates
+from lit_eve.training.architecture import differences, is_irrelevant
 
 PARTS = ("patch_embedding", "projector", "geometry", "teacher_layer", "alignment_weight")
 """Keys that stand in the model's config under the same name."""
@@ -26,7 +35,7 @@ class Blueprint:
     """What to build; the fields are documented in :class:`~lit_eve.training.LitEve`.
 
     Raises:
-        ConfigError: a name or argument that does not exist, or not exactly one of ``init_from`` and ``decoder``.
+        ConfigError: a name or argument that does not exist, or neither ``init_from`` nor ``decoder``.
     """
 
     init_from: str | None = None
@@ -41,8 +50,8 @@ class Blueprint:
     template: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if (self.init_from is None) == (self.decoder is None):
-            raise ConfigError("give either model.init_from (go on from a model) or model.decoder (start a new one)")
+        if self.init_from is None and self.decoder is None:
+            raise ConfigError("give model.decoder (start a new model), model.init_from (go on from a model), or both")
         if self.aligner is not None and self.teacher is None:
             raise ConfigError("model.aligner needs model.teacher: without a teacher there is nothing to align to")
         for key, registry, context in (
@@ -63,32 +72,27 @@ class Blueprint:
                 templates.build({"name": self.template} if isinstance(self.template, str) else self.template)
             except ConfigError as error:
                 raise ConfigError(f"model.template: {error}") from error
-        if self.init_from is None:
+        if self.decoder is not None:
             ImageGeometry(**(self.geometry or {}))
+
+    # ---- what is built
 
     @cached_property
     def config(self) -> EveConfig:
-        """The architecture."""
+        """The architecture, as found in ``init_from`` or at the decoder."""
+        if self.decoder is None:
+            return self._overridden(self._source[0])
+        config = self._around(self._decoder_config)
         if self._source is not None:
-            return self._overridden(self._source[0].config)
-        try:
-            text_config = AutoConfig.from_pretrained(self.decoder)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"model.decoder: {self.decoder!r} is no causal language model: {error}") from error
-        processor = EveProcessor(self._tokenizer, geometry=ImageGeometry(**(self.geometry or {})))
-        config = EveConfig(
-            text_config=text_config,
-            image_token_id=processor.image_token_id,
-            tie_word_embeddings=text_config.tie_word_embeddings,
-            **{key: value for key in PARTS if (value := getattr(self, key)) is not None},
-        )
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(config, key, getattr(text_config, key, None))
+            self._check_same_decoder(self._source[0].text_config)
+            config.image_token_id = self._source[0].image_token_id
+        else:
+            config.image_token_id = EveProcessor(self._tokenizer, geometry=config.image_geometry).image_token_id
         return config
 
     @cached_property
     def processor(self) -> EveProcessor:
-        """The processor of that architecture, with the decoder's tokenizer."""
+        """The processor of that architecture, with the tokenizer of ``init_from`` or the decoder."""
         source = None if self._source is None else self._source[1]
         template = self.template or (source and source.template)
         return EveProcessor(
@@ -100,53 +104,97 @@ class Blueprint:
             **({"template": template} if template else {}),
         )
 
-    def build(self) -> EveForConditionalGeneration:
-        """The model with its weights, and with teacher and aligner if there is a teacher; in the default dtype.
+    def skeleton(self, planned: bool = False) -> EveForConditionalGeneration:
+        """The model on the meta device, with aligner and teacher if there is a teacher; in the default dtype.
+
+        Args:
+            planned: nothing needs to be there yet, neither ``init_from`` nor a tokenizer; well-known decoders and teachers are
+                taken from a list, without a network (:mod:`lit_eve.models.catalog`).
+        """
+        config = self._planned_config if planned else self.config
+        with torch.device("meta"):
+            model = EveForConditionalGeneration(config)
+            if self.teacher is not None:
+                vision = CLIPVisionModel(self._teacher_config(planned))
+                config.teacher = self.teacher
+                model.attach_teacher(FrozenTeacher(vision, config.teacher_layer), self.aligner)
+        return model.to(torch.get_default_dtype())
+
+    def build(
+        self, shard: Callable[[EveForConditionalGeneration], None] | None = None, device: torch.device | str = "cpu"
+    ) -> EveForConditionalGeneration:
+        """The model with its weights, and with teacher and aligner if there is a teacher.
+
+        Args:
+            shard: called with the model on the meta device; may replace its parameters by sharded ones. Every process then
+                keeps its part of each tensor that is read.
+            device: where the weights go.
 
         Raises:
             CheckpointError: weights are missing, or do not fit the architecture.
         """
-        model = self._from_decoder() if self._source is None else self._from_source()
-        return model.to(torch.get_default_dtype())
+        model = self.skeleton()
+        parts = self._parts()
+        model.teacher = None  # read as a whole below, and never sharded
+        if shard is not None:
+            shard(model)
+        may_be_new = parts if self.init_from is None else parts.keys() & {"aligner"}
+        fill(model, self._stored(), parts, may_be_new, device, source=str(self.init_from or self.decoder))
+        if self.teacher is not None:
+            model.teacher = load_teacher(self.teacher, model.config.teacher_layer, dtype=model.dtype).to(device)
+        return model
 
     # ---- a new model around a decoder
+
+    @cached_property
+    def _decoder_config(self) -> PreTrainedConfig:
+        try:
+            return AutoConfig.from_pretrained(self.decoder)
+        except (OSError, ValueError) as error:
+            raise not_found("model.decoder", self.decoder, "causal language model", error) from error
 
     @cached_property
     def _tokenizer(self) -> Any:
         try:
             return AutoTokenizer.from_pretrained(self.decoder)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"model.decoder: {self.decoder!r} holds no tokenizer: {error}") from error
+            raise not_found("model.decoder", self.decoder, "folder with a tokenizer", error) from error
 
-    def _from_decoder(self) -> EveForConditionalGeneration:
-        config = self.config
-        # The decoder comes with weights of its own: no time and memory for random ones.
-        with torch.device("meta"):
-            model = EveForConditionalGeneration(config)
+    def _around(self, text_config: PreTrainedConfig) -> EveConfig:
+        config = EveConfig(
+            text_config=text_config,
+            tie_word_embeddings=text_config.tie_word_embeddings,
+            **{key: value for key in PARTS if (value := getattr(self, key)) is not None},
+        )
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, key, getattr(text_config, key, None))
+        return config
+
+    @cached_property
+    def _planned_config(self) -> EveConfig:
+        if self.decoder is not None:
+            return self._around(known_decoder(self.decoder) or self._decoder_config)
+        if not Path(self.init_from).exists():
+            raise CheckpointError(f"model.init_from: there is no {self.init_from!r} yet, and no model.decoder tells its shape")
+        return self.config
+
+    def _teacher_config(self, planned: bool = False) -> CLIPVisionConfig:
+        if planned and (known := known_teacher(self.teacher)):
+            return known
         try:
-            model.language_model = AutoModelForCausalLM.from_pretrained(
-                self.decoder,
-                config=config.text_config,
-                attn_implementation=config.text_config._attn_implementation,
-                dtype=torch.get_default_dtype(),
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"model.decoder: {self.decoder!r} cannot be loaded: {error}") from error
-        for part in (model.patch_embedding, model.projector):
-            part.to_empty(device="cpu").apply(model._init_weights)
-        if self.teacher is not None:
-            model.attach_teacher(self.teacher, self.aligner)
-        return model
+            return CLIPVisionConfig.from_pretrained(self.teacher)
+        except (OSError, ValueError) as error:
+            raise not_found("model.teacher", self.teacher, "CLIP that can be loaded", error) from error
 
     # ---- going on from a model
 
     @cached_property
-    def _source(self) -> tuple[EveForConditionalGeneration, EveProcessor] | None:
+    def _source(self) -> tuple[EveConfig, EveProcessor] | None:
         if self.init_from is None:
             return None
         if not Path(self.init_from).exists():
             raise CheckpointError(f"model.init_from: there is no {self.init_from!r}")
-        return load(self.init_from, teacher=self.teacher or False)
+        return read_architecture(self.init_from)
 
     def _overridden(self, config: EveConfig) -> EveConfig:
         """``config`` with the keys that are given here: single keys of the geometry, other parts as a whole."""
@@ -157,20 +205,39 @@ class Blueprint:
                 setattr(config, key, {**config.geometry, **value} if key == "geometry" else value)
         return config
 
-    def _from_source(self) -> EveForConditionalGeneration:
-        source, config = self._source[0], self.config
-        same_aligner = self.aligner is None or dict(self.aligner) == source.config.aligner
-        if same_aligner and config.to_dict() == source.config.to_dict():
-            return source
-        model = EveForConditionalGeneration(config)
+    def _check_same_decoder(self, found: PreTrainedConfig) -> None:
+        both = (json.loads(config.to_json_string(use_diff=False)) for config in (found, self._decoder_config))
+        if lines := [line for line in differences(*both) if not is_irrelevant(line)]:
+            raise ConfigError(
+                f"model.init_from: {self.init_from!r} was made around another decoder than model.decoder {self.decoder!r} "
+                f"({'; '.join(lines[:6])})"
+            )
+
+    # ---- weights
+
+    def _parts(self) -> dict[str, torch.nn.Module]:
+        """The parts around the decoder with random weights, on the CPU."""
+        config = self.config
+        patch_embedding = PATCH_EMBEDDINGS.build(config.patch_embedding, geometry=config.image_geometry)
+        width, hidden_size = patch_embedding.width, config.text_config.hidden_size
+        projector = PROJECTORS.build(config.projector, input_size=width, output_size=hidden_size)
+        parts = {"patch_embedding": patch_embedding, "projector": projector}
         if self.teacher is not None:
-            model.attach_teacher(self.teacher, self.aligner)
-        weights = source.state_dict()
-        if not same_aligner:
-            fresh = {key: value for key, value in model.state_dict().items() if key.startswith("aligner.")}
-            weights = {key: value for key, value in weights.items() if not key.startswith("aligner.")} | fresh
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"model.init_from: the weights of {self.init_from!r} do not fit: {error}") from error
-        return model
+            parts["aligner"] = ALIGNERS.build(
+                config.aligner,
+                hidden_size=hidden_size,
+                num_layers=config.text_config.num_hidden_layers,
+                teacher_width=self._teacher_config().hidden_size,
+            )
+        return parts
+
+    def _stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors of the weights that are there, without an aligner that is not wanted."""
+        if self.init_from is None:
+            yield from iterate_weights(self.decoder)
+            return
+        aligner = self._source[0].aligner if self.teacher is not None else None
+        wanted = aligner is not None and (self.aligner is None or dict(self.aligner) == aligner)
+        for name, tensor in iterate_weights(self.init_from):
+            if wanted or not name.startswith("aligner."):
+                yield name, tensor

@@ -39,6 +39,8 @@ from lit_eve.training.callbacks import (
 )
 from lit_eve.training.callbacks.checkpoint import FOLDER, step_of
 from lit_eve.training.callbacks.progress import progress_callback
+from lit_eve.training.config_files import KEY as BASE
+from lit_eve.training.config_files import with_bases
 from lit_eve.training.module import LitEve
 
 CONFIG = "config.yaml"
@@ -59,6 +61,7 @@ class SaveRunConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".{CONFIG}.part"
+        self.config[BASE] = None  # everything that it said is written here
         self.parser.save(self.config, part, skip_unset=False, overwrite=True)
         os.replace(part, folder / CONFIG)
 
@@ -69,6 +72,7 @@ class EveCLI(LightningCLI):
     def __init__(self, model_class: type[LightningModule] = LitEve, **kwargs: Any) -> None:
         kwargs.setdefault("datamodule_class", EveDataModule)
         args = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
+        kwargs["args"] = args = with_bases(args) if isinstance(args, list) else args
         self._asked = args[0] if isinstance(args, list) and args[0:1] and args[0] in self.subcommands() else None
         super().__init__(
             model_class,
@@ -93,8 +97,15 @@ class EveCLI(LightningCLI):
         """No abbreviations: half a key is a typo."""
         return super().init_parser(allow_abbrev=False, **kwargs)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse without Lightning's warning that the arguments do not come from the command line itself."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The callbacks that a YAML may set."""
+        """The callbacks that a YAML may set, and the file that it is laid over."""
+        parser.add_argument(f"--{BASE}", type=str | None, help="In a YAML: the file that it is laid over, relative to itself.")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SampleAnswers, "answers")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import ModuleDict, Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -20,6 +21,7 @@ from lit_eve.training.architecture import check_architecture
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
 from lit_eve.training.distributed import sum_over_ranks
+from lit_eve.training.fsdp import sharding_strategy
 from lit_eve.training.generation import generate_answers, split_answer
 from lit_eve.training.optimizer import build_optimizer, parameter_groups
 from lit_eve.training.stages import Stage, get_stage, print_stage
@@ -37,7 +39,8 @@ class LitEve(LightningModule):
     Args:
         init_from: start from these weights: the run folder of an earlier stage, a Lightning checkpoint, a transformers folder
             or an official EVE checkpoint. The architecture is the one found there; values given below replace single keys.
-        decoder: start a new model around this causal language model: a transformers folder or hub name.
+        decoder: start a new model around this causal language model: a transformers folder or hub name. Beside ``init_from`` it
+            tells the model's shape before the earlier stage was run, and must be what that stage started from.
         patch_embedding: the patch embedding by name, with its arguments, as in {name: eve_v1, width: 1024}.
         projector: the projector by name, with its arguments, as in {name: mlp_gelu, depth: 2}.
         geometry: sizes of images and patches, the fields of ImageGeometry, as in {image_size: 672, patch_size: 14}.
@@ -130,7 +133,10 @@ class LitEve(LightningModule):
         """Build the model once; set what trains."""
         if self.model is not None:
             return
-        self.model = self.blueprint.build().train()
+        if (strategy := sharding_strategy(self)) is not None:
+            self.model = self.blueprint.build(strategy.shard, strategy.root_device).train()
+        else:
+            self.model = self.blueprint.build().train()
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         for name, parameter in self._student().items():
@@ -198,7 +204,9 @@ class LitEve(LightningModule):
     ) -> None:
         """Clip, and keep the norm that the gradient had before."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.gradient_norm = get_total_norm(gradients)
+        self.gradient_norm = norm = get_total_norm(gradients)
+        if isinstance(norm, DTensor):  # of sharded gradients
+            self.gradient_norm = norm.full_tensor()
         if not gradient_clip_val:
             return
         if gradient_clip_algorithm == "value":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -276,3 +277,28 @@ def test_help_is_quick_and_says_what_keys_mean(tmp_path):
         assert text in shown
     # On a quiet machine both are below 10 seconds; on a busy one the processor time still says what this costs.
     assert min(wall, cpu) < 15
+
+
+# ---- global batch, files laid over others
+
+
+def test_the_global_batch_says_how_much_is_accumulated(world, tmp_path):
+    cli = EveCLI(args=micro.arguments(world, tmp_path / "run", **{"data.rows": 2, "data.global_batch": 6}))
+    assert cli.trainer.accumulate_grad_batches == 3
+    rows = len(cli.datamodule.plan("train"))
+    assert cli.trainer.global_step == -(-rows // 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data.rows": 2, "data.global_batch": 7}, "7 rows cannot be shared out to 1 devices x data.rows = 2; 6 or 8 can"),
+        ({"data.rows": 4, "data.global_batch": 2}, "4; 4 can"),
+        ({"data.global_batch": 4, "trainer.accumulate_grad_batches": 3}, "contradicts data.global_batch = 4, which needs 4"),
+        ({"data.global_batch": 0}, "data.global_batch must be at least 1"),
+    ],
+)
+def test_a_global_batch_that_cannot_be(world, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        EveCLI(args=micro.arguments(world, tmp_path / "run", **settings))
+    assert not (tmp_path / "run" / "config.yaml").exists()

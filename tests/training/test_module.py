@@ -241,8 +241,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(world, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decoder": None}, "either model.init_from .* or model.decoder"),
-        ({"init_from": "runs/a"}, "either model.init_from .* or model.decoder"),
+        ({"decoder": None}, "give model.decoder .*, model.init_from .*, or both"),
         ({"patch_embedding": {"name": "eve_v1", "widht": 3}}, "model.patch_embedding: .*'widht'"),
         ({"patch_embedding": {"name": "eve_v11"}}, "model.patch_embedding: .*'eve_v11'"),
         ({"projector": {"name": "mlp_gelu", "dept": 3}}, "model.projector: .*'dept'"),
@@ -261,9 +260,9 @@ def test_settings_that_cannot_be_meant(world, settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decoder": "/nowhere"}, "model.decoder: ./nowhere."),
+        ({"decoder": "/nowhere"}, "model.decoder: there is no folder '/nowhere'"),
         ({"decoder": None, "init_from": "/nowhere"}, "model.init_from: there is no '/nowhere'"),
-        ({"teacher": "/nowhere"}, "teacher '/nowhere'"),
+        ({"teacher": "/nowhere"}, "model.teacher: there is no folder '/nowhere'"),
     ],
 )
 def test_folders_that_are_not_there(world, settings, message):

@@ -1,0 +1,88 @@
+"""A model on the meta device gets its weights, one tensor at a time; sharded parameters keep their own part of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from lit_eve.errors import CheckpointError
+
+_SHOWN = 5
+
+
+@torch.no_grad()
+def fill(
+    model: PreTrainedModel,
+    stored: Iterable[tuple[str, Tensor]],
+    parts: Mapping[str, nn.Module],
+    may_be_new: Collection[str],
+    device: torch.device | str,
+    source: str,
+) -> None:
+    """Materialise ``model`` on ``device`` and copy every weight into its place, in the dtype that the place has.
+
+    Args:
+        model: on the meta device; its parameters may be sharded (DTensor). No process ever holds more than its own part and
+            the tensor that is being read.
+        stored: names and full tensors, in any order.
+        parts: the small parts around the language model, on the CPU with random weights, the same in every process. Buffers
+            that are in no state dict are taken from here.
+        may_be_new: names of the parts whose weights are taken from here too, where ``stored`` has none of them.
+        device: where the weights go.
+        source: where the stored weights come from, for error messages.
+
+    Raises:
+        CheckpointError: a weight that the model does not have or has in another shape, or one that is missing.
+    """
+    model.to_empty(device=device)
+    model.tie_weights()
+    _restore_buffers(model, parts)
+    places = _places(model)
+    filled: set[str] = set()
+    for name, tensor in stored:
+        if name not in places:
+            raise CheckpointError(f"{source}: the model has no weight {name!r}")
+        if tensor.shape != places[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has the shape {tuple(tensor.shape)}, but the model's has {tuple(places[name].shape)}"
+            )
+        copy_into(places[name], tensor)
+        filled.add(name)
+    for part in may_be_new:
+        if not any(name.startswith(f"{part}.") for name in filled):
+            for name, tensor in parts[part].state_dict(prefix=f"{part}.").items():
+                copy_into(places[name], tensor)
+                filled.add(name)
+    tied = {id(places[name]) for name in filled}
+    if missing := sorted(name for name, place in places.items() if id(place) not in tied):
+        more = f" and {len(missing) - _SHOWN} others" if len(missing) > _SHOWN else ""
+        raise CheckpointError(f"{source}: weights are missing: {', '.join(missing[:_SHOWN])}{more}")
+
+
+def _places(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that is in a state dict, by name; tied weights under each of their names."""
+    saved = model.state_dict().keys()
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: tensor for name, tensor in tensors if name in saved}
+
+
+def copy_into(place: Tensor, tensor: Tensor) -> None:
+    """Copy a full tensor into a parameter, or its own part into a sharded one; nothing is sent between processes."""
+    if isinstance(place, DTensor):
+        tensor = tensor.to(place.device, place.dtype)
+        tensor = distribute_tensor(tensor, place.device_mesh, place.placements, src_data_rank=None)
+    place.copy_(tensor)
+
+
+def _restore_buffers(model: PreTrainedModel, parts: Mapping[str, nn.Module]) -> None:
+    """Give values to the buffers that are in no state dict."""
+    for module in model.language_model.modules():
+        if module._non_persistent_buffers_set:  # rotary frequencies, which follow from the config; transformers knows how
+            model.language_model._init_weights(module)
+    for name, part in parts.items():
+        for key, buffer in part.named_buffers():
+            model.get_submodule(name).get_buffer(key).copy_(buffer)

@@ -1,0 +1,79 @@
+"""A recipe: the YAML of a training, read and checked without anything being loaded or trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_eve.data import EveDataModule
+from lit_eve.errors import ConfigError
+from lit_eve.training.cli import EveCLI
+from lit_eve.training.module import LitEve
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from lit_eve.processing import EveProcessor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What ``train.py fit`` would run."""
+
+    module: LitEve
+    """The module before its model is built."""
+    data: EveDataModule
+    """The datamodule before anything is indexed."""
+    trainer: Namespace
+    """Settings of the trainer."""
+
+    @property
+    def processor(self) -> EveProcessor:
+        """The model's processor; reads the tokenizer from the decoder or from ``model.init_from``."""
+        return self.module.processor
+
+    @property
+    def template(self) -> str | dict[str, Any] | None:
+        """How the data's conversations are written; None: the processor's own template."""
+        return self.data.template
+
+
+def read_recipe(*arguments: str) -> Recipe:
+    """Read ``--config FILE`` and overrides, as ``train.py fit`` does.
+
+    A single argument that is no option is the path of a file: ``read_recipe("experiments/nano/1_prealign.yaml")``.
+
+    Raises:
+        ConfigError: an unknown key, or a value that makes no sense; the message names it.
+    """
+    first, *rest = arguments
+    reader = _Reader(args=["fit", *([first] if first.startswith("-") else ["--config", first]), *rest])
+    return Recipe(reader.model, reader.datamodule, reader.config.fit.trainer)
+
+
+class _Reader(EveCLI):
+    """Parses and makes module and datamodule, no trainer; leaves run folders and random numbers alone."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Errors are raised, not printed."""
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except Exception as error:  # jsonargparse and argparse have several kinds
+            raise ConfigError(" ".join(str(error).split())) from error
+
+    def _set_seed(self) -> None:
+        return
+
+    def before_instantiate_classes(self) -> None:
+        return
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        return None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        return
