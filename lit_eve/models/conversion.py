@@ -157,7 +157,13 @@ def _keep(folder: Path, kept: Path, files: Mapping[str, Path], dropped: list[str
         if not str(name).endswith(_WEIGHT_SUFFIXES) and (folder / name).stat().st_size <= _LARGEST_KEPT_FILE:
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, kept / name)
-    if tables := {key: _stored(file, key, read_file(file)[key]) for key, file in files.items() if official.is_table(key)}:
+    tables = {
+        key: _stored(file, key, value)
+        for file, stored in _read_all(files)
+        for key, value in stored.items()
+        if official.is_table(key)
+    }
+    if tables:
         save_file(read_stored(tables), kept / _TABLE_FILE)
     if dropped:
         (kept / _TEACHER_FILE).write_text(json.dumps(dropped, indent=1) + "\n")
