@@ -223,6 +223,20 @@ def test_bfloat16_over_float32_weights_and_hybrid_sharding(runs, mixed, tmp_path
     assert scalars(tmp_path / "hybrid", "train/loss") == pytest.approx(expected, rel=1e-5)
 
 
+def test_every_sample_is_answered_once_and_in_order(runs, mixed, tmp_path):
+    folder, _ = runs
+    start = folder / "one" / "2_pretrain"
+    settings = {"data.limit_samples": 5, "model.max_new_tokens": 3}
+    commands = [
+        ["predict", *arguments(mixed, tmp_path / name, "3_finetune", start, name == "two", **settings)[1:]]
+        for name in ("one", "two")
+    ]
+    EveCLI(args=commands[0])
+    run_jobs(tmp_path, commands[1:])
+    one, two = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two"))
+    assert len(one.splitlines()) == 5 and two == one
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
