@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from lit_eve.errors import CheckpointError
+from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.losses import ALIGNERS
 from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
-from lit_eve.models.folders import find_model_folder, read_json, replace_folder
+from lit_eve.models.folders import check_replaceable, find_model_folder, read_json, replace_folder
 from lit_eve.models.loading import load_processor
 from lit_eve.models.weights import (
     StoredWeight,
@@ -38,6 +38,7 @@ from lit_eve.models.weights import (
     write_shards,
 )
 
+LAYOUTS = ("official", EveConfig.model_type)
 KEPT = "official"
 """Folder of a converted model with what only the official code needs."""
 
@@ -88,18 +89,24 @@ def convert(
         progress: show a bar.
 
     Raises:
+        ConfigError: ``to`` or ``max_shard_size`` is none.
         CheckpointError: ``source`` cannot be read or has missing, unknown or misshapen weights, the other layout cannot hold
             it, or ``output`` cannot be written.
     """
-    folder, output = find_model_folder(source), Path(os.path.abspath(output))
+    output = Path(os.path.abspath(output))
+    if to not in (None, *LAYOUTS):
+        raise ConfigError(f"to = {to!r} is no layout; there are {' and '.join(LAYOUTS)}")
+    check_shard_size(max_shard_size)
+    check_replaceable(output, overwrite)  # now, before a source is downloaded
+    folder = find_model_folder(source)
     config = read_json(folder / "config.json")
     layout = "official" if official.is_official(config) else config.get("model_type")
-    if layout not in ("official", EveConfig.model_type):
+    if layout not in LAYOUTS:
         raise CheckpointError(
             f"{folder} is neither an official EVE v1 checkpoint nor one of lit_eve: "
             f"its config.json says model_type {config.get('model_type')!r}"
         )
-    target = to or {"official": EveConfig.model_type, EveConfig.model_type: "official"}[layout]
+    target = to or next(other for other in LAYOUTS if other != layout)
     if target == layout:
         raise CheckpointError(f"{folder} is in the layout {layout!r} already")
     unused = {"teacher": teacher} if layout == "official" else {"image_size": image_size}
@@ -108,7 +115,6 @@ def convert(
             raise CheckpointError(f"{key} has no meaning when converting to {target!r}")
     if output.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(output.resolve()):
         raise CheckpointError(f"{output} and the source {folder} lie in each other; choose another output")
-    check_shard_size(max_shard_size)
     files = file_of_each_weight(weight_files(folder))
     try:
         with replace_folder(output, overwrite) as part:
@@ -272,7 +278,7 @@ def _teacher(folder: Path, dtype: torch.dtype, kept: Path | None) -> dict[str, S
 
 def _notes(part: Path, config: Mapping[str, Any], has_teacher: bool) -> list[str]:
     notes = []
-    if "eve" not in part.name.lower():
+    if "eve" not in part.name.lower():  # .<name of the output>.part
         notes.append("the official code loads an EVE only from a folder with 'eve' in its name")
     if not (part / "tokenizer.model").is_file():
         notes.append("the official code needs tokenizer.model; name a folder that has it with --tokenizer")

@@ -247,6 +247,7 @@ def test_an_image_size_that_cannot_be_told_is_asked_for(official_folder, tmp_pat
         (lambda w: {k: v for k, v in w.items() if "output_layer" not in k}, r"lacks .*compressor\.output_layer"),
         (lambda w: w | {"model.layers.8.mlp.up_proj.weight": torch.ones(2)}, r"no place for: model\.layers\.8\.mlp\.up_proj"),
         (lambda w: w | {"model.vision_tower.mystery": torch.ones(2)}, r"'model\.vision_tower\.mystery' is no weight"),
+        (lambda w: w | {"model.vision_tower.patch_embedding.weight": torch.ones(3)}, r"patch_embedding\.weight is \(3,\), not"),
         (lambda w: w | {"lm_head.weight": torch.ones(9, 64)}, r"lm_head\.weight is \(9, 64\), not \(512, 64\)"),
     ],
 )
@@ -262,12 +263,14 @@ def test_weights_that_do_not_fit(official_folder, tmp_path, change, message):
     [
         (lambda f: (f / "config.json").unlink(), {}, r"EVE-tiny holds no config\.json"),
         (lambda f: edit(f / "config.json", model_type="llama"), {}, "neither an official EVE v1 .*'llama'"),
+        (lambda f: edit(f / "config.json", hidden_size="wide"), {}, r"config\.json describes no LLaMA: .*hidden_size"),
         (lambda f: edit(f / "config.json", mm_hidden_size=None), {}, "has no 'mm_hidden_size'"),
         (lambda f: edit(f / "config.json", mm_projector_type="resampler"), {}, "mm_projector_type is 'resampler'"),
         (lambda f: (f / "model.safetensors").unlink(), {}, "no weights"),
         (lambda f: os.truncate(f / "model.safetensors", 9999), {}, r"model\.safetensors cannot be read, it may be truncated"),
         (lambda f: [file.unlink() for file in f.glob("tokenizer*")], {}, "holds no tokenizer"),
         (lambda f: None, {"max_shard_size": "5 gigs"}, "max_shard_size '5 gigs' is no size such as 5GB"),
+        (lambda f: None, {"to": "onnx"}, "'onnx' is no layout; there are official and lit_eve"),
         (lambda f: None, {"to": "official"}, "in the layout 'official' already"),
         (lambda f: None, {"teacher": "somewhere"}, "teacher has no meaning"),
         (lambda f: None, {"tokenizer": "/no/where"}, "where holds no tokenizer"),
@@ -316,6 +319,8 @@ def test_an_output_is_replaced_only_if_that_is_asked_for(official_folder, tmp_pa
     before = snapshot(ours)
     with pytest.raises(CheckpointError, match=r"ours exists already.*--overwrite"):
         convert(official_folder, ours)
+    with pytest.raises(CheckpointError, match="ours exists already"):
+        convert("BAAI/EVE-of-40-GB", ours)  # before it is downloaded
     (ours / "note.txt").write_text("mine")
     convert(official_folder, ours, overwrite=True)
     assert snapshot(ours) == before
@@ -324,7 +329,7 @@ def test_an_output_is_replaced_only_if_that_is_asked_for(official_folder, tmp_pa
     with pytest.raises(CheckpointError, match="no model's folder"):
         convert(official_folder, tmp_path / "home", overwrite=True)
     for inside in (official_folder, official_folder / "ours", tmp_path):
-        with pytest.raises(CheckpointError, match="lie in each other"):
+        with pytest.raises(CheckpointError, match="lie in each other|no model's folder"):
             convert(official_folder, inside, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["EVE-tiny", "home", "ours"]
 
