@@ -80,7 +80,7 @@ def build(options: argparse.Namespace, stage: Stage) -> tuple[EveForConditionalG
                 model.attach_teacher(FrozenTeacher(CLIPVisionModel(CLIPVisionConfig(**TEACHERS[options.model]))))
     finally:
         torch.set_default_dtype(before)
-    model.train().set_attn_implementation(options.attention)
+    model.train().language_model.set_attn_implementation(options.attention)
     if options.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if options.compile:
