@@ -242,6 +242,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("rows", "steps"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
+    if options.output is not None and not options.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {options.output.parent}")
     return options
 
 
