@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import CheckpointError, ConfigError, not_found
 from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
@@ -48,6 +49,7 @@ class Blueprint:
     teacher_layer: int | None = None
     alignment_weight: float | None = None
     template: str | Mapping[str, Any] | None = None
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         if self.init_from is None and self.decoder is None:
@@ -72,6 +74,9 @@ class Blueprint:
                 templates.build({"name": self.template} if isinstance(self.template, str) else self.template)
             except ConfigError as error:
                 raise ConfigError(f"model.template: {error}") from error
+        name, known = self.attn_implementation, (*ALL_ATTENTION_FUNCTIONS, "eager")
+        if name is not None and name not in known and "/" not in name:  # with a slash: a kernel of the hub
+            raise ConfigError(f"model.attn_implementation: there is no {name!r}; known: {', '.join(sorted(known))}")
         if self.decoder is not None:
             ImageGeometry(**(self.geometry or {}))
 
@@ -132,8 +137,14 @@ class Blueprint:
 
         Raises:
             CheckpointError: weights are missing, or do not fit the architecture.
+            ConfigError: the attention that was asked for is not installed.
         """
         model = self.skeleton()
+        if self.attn_implementation is not None:
+            try:
+                model.language_model.set_attn_implementation(self.attn_implementation)
+            except (ImportError, ValueError) as error:
+                raise ConfigError(f"model.attn_implementation: {error}") from error
         parts = self._parts()
         model.teacher = None  # read as a whole below, and never sharded
         if shard is not None:
