@@ -110,13 +110,13 @@ class StoredSamples(Dataset):
 
 
 MODEL_INPUTS = (
-    *("input_ids", "labels", "position_ids", "cu_seqlens", "target_positions"),
+    *("input_ids", "labels", "position_ids", "cu_seqlens", "max_seqlen", "target_positions"),
     *("pixel_values", "image_grid_hw", "teacher_pixel_values"),
 )
 """What the model's forward takes of a batch; the rest is for the training loop."""
 
 
-def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor | int]:
     """The entries of a batch that are keyword arguments of the model."""
     return {key: batch[key] for key in MODEL_INPUTS if key in batch}
 
@@ -130,6 +130,7 @@ class Collate:
                                            shifted labels would ask the sample before it to predict it
         position_ids      (B, T) int64     restart at 0 in every sample, and in the padding
         cu_seqlens        (S + 1,) int32   boundaries in the flattened B * T tokens; a tail of padding is a sample of its own
+        max_seqlen        int              the longest of them; attention kernels must know it, and a GPU would have to be asked
         target_positions  (M,) int64       positions in the flattened tokens whose next token is supervised
         pixel_values      (P, 3 * p * p) uint8
         image_grid_hw     (N, 2) int64     rows and columns in patches, in the order of the images' slots
@@ -172,12 +173,14 @@ class Collate:
             if end < size:
                 boundaries.append((number + 1) * size)
         cu_seqlens = torch.tensor(boundaries)  # (S + 1,)
-        restarts = cu_seqlens[:-1].repeat_interleave(cu_seqlens.diff())  # (B * T,) where the token's sample begins
+        lengths = cu_seqlens.diff()  # (S,)
+        restarts = cu_seqlens[:-1].repeat_interleave(lengths)  # (B * T,) where the token's sample begins
         batch = {
             "input_ids": input_ids,
             "labels": labels,
             "position_ids": (torch.arange(len(rows) * size) - restarts).view(len(rows), size),
             "cu_seqlens": cu_seqlens.int(),
+            "max_seqlen": int(lengths.max()),
             "target_positions": target_positions_of(labels),
             "pixel_values": _cat(samples, "pixel_values", torch.uint8, self.patch_dim),
             "image_grid_hw": _cat(samples, "image_grid_hw", torch.int64, 2),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.progress import track
+from torch import Tensor
 
 from lit_eve.data import model_inputs
 from lit_eve.evaluation.metrics import TokenAccuracy
@@ -31,7 +32,7 @@ def token_accuracy(
     teacher, model.teacher = model.teacher, None
     try:
         for batch in track(batches, progress or "", disable=progress is None):
-            inputs = {key: value.to(model.device) for key, value in model_inputs(batch).items()}
+            inputs = {k: x.to(model.device) if isinstance(x, Tensor) else x for k, x in model_inputs(batch).items()}
             output = model(**inputs, num_targets=1)  # divided by 1: a sum
             metric.update(output.num_correct, len(inputs["target_positions"]), output.language_loss)
     finally:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import LitEveError
+from lit_eve.models.attention import PackedRows
 
 _active: dict[str, list[AttentionRecorder]] = {}  # recorders at work, by attention implementation
 
@@ -106,7 +107,7 @@ class AttentionRecorder:
         rows = torch.arange(length, device=query.device)
         if self._rows is not None:
             rows = rows[_indices(self._rows, length, "row")]  # (R,)
-        visible = _visible(rows, length, key.shape[2], mask, kwargs.get("sliding_window"), kwargs.get("sample_lengths"))
+        visible = _visible(rows, length, key.shape[2], mask, kwargs.get("sliding_window"), _samples(query, **kwargs))
         query = query[:, :, rows]  # (B, h, R, d)
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (B, h, K, d)
         if self._heads is not None:
@@ -133,11 +134,16 @@ def _recording(implementation: str, recorders: list[AttentionRecorder]) -> Calla
     return attention
 
 
-def _visible(
-    rows: Tensor, length: int, keys: int, mask: Tensor | None, window: int | None, sample_lengths: list[int] | None
-) -> Tensor:
+def _samples(query: Tensor, packed: PackedRows | None = None, cu_seq_lens_q: Tensor | None = None, **_: Any) -> Tensor | None:
+    """(B, Q) the sample of each token in packed rows, however the kernel is told of their boundaries; None if it is not."""
+    if packed is None and cu_seq_lens_q is not None:  # transformers' flash attentions
+        packed = PackedRows(cu_seq_lens_q, query.shape[2], query.shape[0], query.shape[2], kernel="")
+    return None if packed is None else packed.sample_of_token
+
+
+def _visible(rows: Tensor, length: int, keys: int, mask: Tensor | None, window: int | None, samples: Tensor | None) -> Tensor:
     """Which keys the chosen rows may look at, whatever form the kernel's mask has: bool, broadcastable to (B, h, R, K)."""
-    if mask is not None and mask.ndim == 4 and sample_lengths is None:
+    if mask is not None and mask.ndim == 4 and samples is None:
         mask = mask[:, :, rows, :keys]
         return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     place = torch.arange(keys, device=rows.device)
@@ -145,9 +151,8 @@ def _visible(
     visible = place <= row  # (R, K)
     if window is not None:
         visible &= place > row - window
-    if sample_lengths is not None:  # packed rows on the CPU, see lit_eve.models.attention
-        sample = torch.arange(len(sample_lengths)).repeat_interleave(torch.tensor(sample_lengths)).view(-1, length)  # (B, Q)
-        return (visible & (sample[:, rows, None] == sample[:, None]))[:, None]
+    if samples is not None:  # a mask that comes with them is not read by the kernel either
+        return (visible & (samples[:, rows, None] == samples[:, None]))[:, None]
     if mask is not None:  # (B, K) of the flash kernels, 0 at padding
         return (visible & mask[:, None].bool())[:, None]
     return visible

@@ -5,7 +5,7 @@ Importing this package registers EVE with transformers' Auto classes, so that ``
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lit_eve.models.attention import PACKED_SDPA
+from lit_eve.models.attention import PACKED, PACKED_SDPA, PACKED_VARLEN
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration, EveOutput
 from lit_eve.models.linear_patches import LinearPatchEmbedding
@@ -19,7 +19,9 @@ AutoModelForImageTextToText.register(EveConfig, EveForConditionalGeneration)
 AutoProcessor.register(EveConfig, EveProcessor)
 
 __all__ = [
+    "PACKED",
     "PACKED_SDPA",
+    "PACKED_VARLEN",
     "PATCH_EMBEDDINGS",
     "PROJECTORS",
     "EveConfig",

@@ -1,102 +1,273 @@
 """Attention over packed rows: each sample attends to itself only, and no work is done on the rest of the row.
 
-One name, ``packed_sdpa``, is registered with transformers. It is torch's SDPA, as ``sdpa`` is, until the model passes sample
-boundaries; then it runs causal attention sample by sample (CPU; measured faster than a dense mask there) or under a block
-mask (elsewhere). Any other implementation of transformers can be chosen: it finds the boundaries in ``position_ids``.
+Three names are registered with transformers. All are torch's SDPA, as ``sdpa`` is, until the model passes sample boundaries:
+
+    packed          what is fastest here: flash-attn if it is installed, else torch's ``varlen_attn``, else SDPA (the default)
+    packed_varlen   torch's ``varlen_attn``, or an error
+    packed_sdpa     SDPA: sample by sample on the CPU (measured faster than a dense mask there), elsewhere under a block mask
+
+The two kernels for rows of varying length run on NVIDIA GPUs from Ampere on, in float16 and bfloat16, with heads of at most 256
+that are a multiple of 8; ``varlen_attn`` has no dropout. Where that does not fit, ``packed`` is SDPA. The meta device stands
+for such a GPU. Neither path waits for the device.
+
+Any other implementation of transformers can be chosen: ``flash_attention_2`` and its like get the boundaries from the model,
+the others find them in ``position_ids``.
 
 Notation: B rows, T tokens per row, S samples, h heads, d head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from lit_eve.errors import LitEveError
+
+PACKED = "packed"
+PACKED_VARLEN = "packed_varlen"
 PACKED_SDPA = "packed_sdpa"
 
 
-def packed_rows(cu_seqlens: Tensor, rows: int, length: int) -> tuple[Tensor, dict[str, Any]]:
+@dataclass(frozen=True)
+class PackedRows:
+    """Where samples begin and end; made once per forward pass, read by the attention of every layer."""
+
+    cu_seqlens: Tensor  # (S + 1,) int32, boundaries over the flattened B * T tokens; no sample crosses a row
+    max_seqlen: int  # no sample is longer
+    rows: int  # B
+    length: int  # T
+    kernel: str  # "flash_attn", "varlen", "samples" or "mask": the best that name and device allow
+    _masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def sample_lengths(self) -> list[int]:
+        """Tokens of each sample. Only for the CPU: anywhere else this waits for the device."""
+        return self.cu_seqlens.diff().tolist()
+
+    @cached_property
+    def sample_of_token(self) -> Tensor:
+        """(B, T) int64, a number that the tokens of a sample share."""
+        places = torch.arange(self.rows * self.length, dtype=self.cu_seqlens.dtype, device=self.cu_seqlens.device)
+        return torch.searchsorted(self.cu_seqlens, places, right=True).view(self.rows, self.length)
+
+    def mask(self, window: int | None = None) -> Tensor:
+        """True where a query may look: back, within its own sample, at most at ``window`` tokens with its own.
+
+        With samples of 2 and 3 tokens in a row of 5::
+
+            1 . . . .
+            1 1 . . .
+            . . 1 . .
+            . . 1 1 .
+            . . 1 1 1
+
+        Returns:
+            (B, 1, T, T) bool; the same tensor for every layer that asks.
+        """
+        if window not in self._masks:
+            sample = self.sample_of_token
+            same = sample[:, None, :, None] == sample[:, None, None, :]  # (B, 1, T, T)
+            self._masks[window] = same & _band(self.length, window, sample.device)
+        return self._masks[window]
+
+
+def packed_rows(
+    implementation: str, cu_seqlens: Tensor, max_seqlen: int | None, rows: int, length: int
+) -> tuple[Tensor | None, dict[str, Any]]:
     """What the decoder needs to keep the samples of packed rows apart.
 
     Args:
+        implementation: name of the decoder's attention.
         cu_seqlens: (S + 1,) int32, boundaries over the flattened B * T tokens; no sample crosses a row.
+        max_seqlen: length of the longest sample, or more; default: T.
         rows: B.
         length: T.
 
     Returns:
-        The attention mask to give to the decoder, and keyword arguments that reach :func:`packed_sdpa_attention`.
+        The attention mask to give to the decoder, and keyword arguments that it hands on to its attention.
+
+    Raises:
+        LitEveError: ``packed_varlen`` was asked for on a device without it.
     """
-    if cu_seqlens.device.type == "cpu":
+    max_seqlen = length if max_seqlen is None else min(int(max_seqlen), length)
+    if implementation in _KERNELS:
+        packed = PackedRows(cu_seqlens, max_seqlen, rows, length, _KERNELS[implementation](cu_seqlens.device))
         # transformers takes a 4-dimensional mask as it is, and builds none of its own; this one is never read.
-        unread = torch.empty(1, 1, 1, 1, dtype=torch.bool)
-        return unread, {"sample_lengths": cu_seqlens.diff().tolist()}
-    return block_causal_mask(cu_seqlens, rows, length), {}
+        return torch.empty(1, 1, 1, 1, dtype=torch.bool, device=cu_seqlens.device), {"packed": packed}
+    if "flash" in implementation:  # flash_attention_2, kernels-community/flash-attn2: that is how transformers tells them
+        # In position_ids it would look for them in every layer, wait for the device each time, and only if B is 1.
+        lengths = {"max_length_q": max_seqlen, "max_length_k": max_seqlen}
+        return None, {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens, **lengths}
+    return None, {}
 
 
-def block_causal_mask(cu_seqlens: Tensor, rows: int, length: int) -> Tensor:
-    """True where a query may look: back, and within its own sample.
-
-    With samples of 2 and 3 tokens in a row of 5::
-
-        1 . . . .
-        1 1 . . .
-        . . 1 . .
-        . . 1 1 .
-        . . 1 1 1
-
-    Args:
-        cu_seqlens: (S + 1,) boundaries over the flattened B * T tokens.
-
-    Returns:
-        (B, 1, T, T) bool.
-    """
-    places = torch.arange(rows * length, device=cu_seqlens.device)
-    sample = torch.searchsorted(cu_seqlens, places, right=True).view(rows, length)  # (B, T)
-    causal = torch.ones(length, length, dtype=torch.bool, device=cu_seqlens.device).tril()
-    return ((sample[:, :, None] == sample[:, None, :]) & causal)[:, None]
-
-
-def packed_sdpa_attention(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    sample_lengths: list[int] | None = None,
+    packed: PackedRows | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of (B, h, T, d) queries, keys and values, within samples where their lengths are given.
+    """Causal attention of (B, h, T, d) queries, keys and values (these may have fewer heads), within samples where ``packed``.
 
     Returns:
         (B, T, h, d) and no attention weights.
+
+    Raises:
+        LitEveError: this decoder's attention is of a kind that is not here, or ``packed_varlen`` cannot compute it.
     """
-    if sample_lengths is None:
+    name = type(module).__name__
+    for argument, what in (("softcap", "caps its attention scores"), ("s_aux", "has attention sinks")):
+        if kwargs.get(argument) is not None:
+            raise LitEveError(f"{name} {what}: choose attn_implementation 'eager' or a flash attention that can do this")
+    if packed is None:
+        if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
+            raise LitEveError(f"{name} does not hand the samples' boundaries on: choose attn_implementation 'eager'")
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    if kwargs.get("sliding_window") is not None and max(sample_lengths) > kwargs["sliding_window"]:
-        raise NotImplementedError(f"{PACKED_SDPA} has no sliding window; choose another attention implementation")
-    groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    rows, _, length, _ = query.shape
+    device = query.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # SDPA casts by itself; the other kernels would meet rotated queries in float32 and values in half precision.
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+    kernel = packed.kernel
+    if kernel in ("flash_attn", "varlen") and (obstacle := _obstacle(kernel, query, dropout)):
+        if module.config._attn_implementation == PACKED_VARLEN:
+            raise LitEveError(f"attn_implementation {PACKED_VARLEN!r} {obstacle}; {PACKED!r} takes what fits")
+        kernel = _sdpa_kernel(query.device)
+    window = sliding_window if sliding_window is not None and sliding_window < packed.max_seqlen else None
+    if kernel == "mask":
+        return sdpa_attention_forward(module, query, key, value, packed.mask(window), dropout=dropout, scaling=scaling)
+    if kernel == "samples":
+        return _sample_by_sample(packed, query, key, value, dropout, scaling, window), None
+    return _varlen(kernel, packed, query, key, value, dropout, scaling, window), None
+
+
+def _varlen(
+    kernel: str,
+    packed: PackedRows,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """All samples in one call of a kernel that knows their boundaries: (B, h, T, d) -> (B, T, h, d)."""
+    flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (B * T, h, d) each, as projected: no copy
+    cu, longest = packed.cu_seqlens, packed.max_seqlen
+    back = -1 if window is None else window - 1  # both kernels count the tokens before the query's own
+    if kernel == "flash_attn":
+        out = _flash_attn()(
+            *(*flat, cu, cu, longest, longest),
+            dropout_p=dropout,
+            softmax_scale=scaling,
+            causal=True,
+            window_size=(back, 0),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
+    else:
+        out = varlen_attn(*flat, cu, cu, longest, longest, scale=scaling, window_size=(back, 0), enable_gqa=True)
+    return out.unflatten(0, (packed.rows, packed.length))
+
+
+def _sample_by_sample(
+    packed: PackedRows, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
+) -> Tensor:
+    """One causal SDPA per sample: (B, h, T, d) -> (B, T, h, d)."""
 
     def samples(x: Tensor) -> tuple[Tensor, ...]:
-        flat = x.transpose(0, 1).flatten(1, 2) if rows > 1 else x.squeeze(0)  # (h, B * T, d)
-        return flat.split(sample_lengths, dim=1)
+        flat = x.transpose(0, 1).flatten(1, 2)[None]  # (1, h, B * T, d)
+        return flat.split(packed.sample_lengths, dim=2)
 
-    attended = [
-        F.scaled_dot_product_attention(q[None], k[None], v[None], dropout_p=dropout, scale=scaling, is_causal=True)[0]
-        for q, k, v in zip(samples(query), samples(key), samples(value), strict=True)
-    ]
-    out = torch.cat(attended, dim=1)  # (h, B * T, d)
-    return out.transpose(0, 1).reshape(rows, length, *out.shape[::2]).contiguous(), None
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length = q.shape[2]
+        mask = None if window is None or length <= window else _band(length, window, q.device)
+        options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": q.shape[1] != k.shape[1]}
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, **options)
+
+    attended = [attend(*sample) for sample in zip(samples(query), samples(key), samples(value), strict=True)]
+    out = torch.cat(attended, dim=2)[0]  # (h, B * T, d)
+    return out.transpose(0, 1).unflatten(0, (packed.rows, packed.length)).contiguous()
 
 
-AttentionInterface.register(PACKED_SDPA, packed_sdpa_attention)
-AttentionMaskInterface.register(PACKED_SDPA, sdpa_mask)
+def _band(length: int, window: int | None, device: torch.device) -> Tensor:
+    """(length, length) bool: back, and at most at ``window`` tokens with the query's own."""
+    band = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return band if window is None else band.triu(1 - window)
+
+
+# ---- which kernel
+
+
+def _best_kernel(device: torch.device) -> str:
+    if not _has_varlen(device):
+        return _sdpa_kernel(device)
+    return "varlen" if device.type == "meta" or _flash_attn() is None else "flash_attn"
+
+
+def _sdpa_kernel(device: torch.device) -> str:
+    return "samples" if device.type == "cpu" else "mask"
+
+
+def _varlen_kernel(device: torch.device) -> str:
+    if not _has_varlen(device):
+        raise LitEveError(
+            f"attn_implementation {PACKED_VARLEN!r} needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, "
+            f"but the model is on {device}; {PACKED!r} takes what there is"
+        )
+    return "varlen"
+
+
+_KERNELS: dict[str, Callable[[torch.device], str]] = {
+    PACKED: _best_kernel,
+    PACKED_VARLEN: _varlen_kernel,
+    PACKED_SDPA: _sdpa_kernel,
+}
+
+
+@cache
+def _has_varlen(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.cuda is None:  # ROCm calls its devices cuda too
+        return device.type == "meta"
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _flash_attn() -> Callable[..., Tensor] | None:
+    """flash-attn's kernel for rows of varying length, None if it is not installed."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return flash_attn_varlen_func
+
+
+def _obstacle(kernel: str, query: Tensor, dropout: float) -> str | None:
+    """Why a varlen kernel cannot take these queries."""
+    width = query.shape[-1]
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"needs float16 or bfloat16, not {str(query.dtype).removeprefix('torch.')}"
+    if width > 256 or width % 8:
+        return f"needs heads of at most 256 that are a multiple of 8, not {width}"
+    if dropout and kernel == "varlen":
+        return f"has no dropout (attention_dropout is {dropout})"
+    return None
+
+
+for _name in _KERNELS:
+    AttentionInterface.register(_name, packed_attention)
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -24,7 +24,7 @@ from lit_eve.losses import (
     patch_alignment_loss,
     target_positions_of,
 )
-from lit_eve.models.attention import PACKED_SDPA, packed_rows
+from lit_eve.models.attention import PACKED, packed_rows
 from lit_eve.models.config import EveConfig
 from lit_eve.models.generation import repeat_images
 from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens
@@ -81,7 +81,7 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         geometry = config.image_geometry
         if config.text_config._attn_implementation in (None, "sdpa"):
-            config.text_config._attn_implementation = PACKED_SDPA
+            config.text_config._attn_implementation = PACKED
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.patch_embedding = PATCH_EMBEDDINGS.build(config.patch_embedding, geometry=geometry)
         self.projector = PROJECTORS.build(
@@ -213,6 +213,7 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
         pixel_values: Tensor | None = None,
         image_grid_hw: Tensor | None = None,
         teacher_pixel_values: Tensor | None = None,
@@ -233,6 +234,7 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids: (B, T) int64; in packed rows they restart at every sample.
             attention_mask: (B, T), 0 at padding; for batches that are padded instead of packed.
             cu_seqlens: (S + 1,) int32, boundaries of the samples over the flattened B * T tokens, for packed rows.
+            max_seqlen: tokens of the longest sample of packed rows, or more; default: T.
             pixel_values: (P, 3 * p * p) uint8 patches of all images, (0, 3 * p * p) without images.
             image_grid_hw: (N, 2) int64, rows and columns in patches, in the order of the images' slots.
             teacher_pixel_values: (N, 3, C, C) uint8, needed for the alignment loss.
@@ -279,9 +281,9 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if past_key_values is not None or attention_mask is not None:
                 raise LitEveError("packed rows (cu_seqlens) have neither an attention_mask nor a KV cache")
             use_cache = False
-            if self.config.text_config._attn_implementation == PACKED_SDPA:
-                attention_mask, packed = packed_rows(cu_seqlens, *inputs_embeds.shape[:2])
-                kwargs |= packed
+            implementation = self.config.text_config._attn_implementation
+            attention_mask, boundaries = packed_rows(implementation, cu_seqlens, max_seqlen, *inputs_embeds.shape[:2])
+            kwargs |= boundaries
         decoder = self.get_decoder()
         with hidden_state_taps(decoder.layers if taps else (), taps, at_cells) as states:
             outputs = decoder(

@@ -116,7 +116,7 @@ def test_packed_samples_do_not_see_each_other() -> None:
 def test_masks_of_the_flash_kernels() -> None:
     """They get padding as (B, K), windows as a number, and the causal mask not at all."""
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
-    visible = _visible(torch.tensor([0, 2]), length=3, keys=5, mask=mask, window=3, sample_lengths=None)
+    visible = _visible(torch.tensor([0, 2]), length=3, keys=5, mask=mask, window=3, samples=None)
     assert visible.int().tolist() == [[[[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]]], [[[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]]]]
 
 

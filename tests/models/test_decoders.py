@@ -8,7 +8,6 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText
 
 from lit_eve.errors import LitEveError
-from lit_eve.models.attention import block_causal_mask
 from tests.models import tiny
 
 decoders = pytest.mark.parametrize("decoder", tiny.DECODERS)
@@ -19,41 +18,6 @@ def gradients(model, *batches, **kwargs):
     outputs = [model(**batch, **kwargs) for batch in batches]
     sum(output.loss for output in outputs).backward()
     return outputs, {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
-
-
-@decoders
-@pytest.mark.parametrize("attention", ["sdpa", "packed_sdpa", "eager"])
-def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decoder, attention):
-    model = tiny.model(decoder, with_teacher=True)
-    rows = tiny.samples(model, [1, 0, 2, 1, 0])
-    num_targets, num_images = sum(int((row["labels"] != -100).sum()) for row in rows), 4
-    counts = {"num_targets": num_targets, "num_images": num_images}
-    alone, expected = gradients(model, *[tiny.padded([row]) for row in rows], **counts)
-    model.set_attn_implementation(attention)
-    together, got = gradients(model, tiny.packed([rows[:2], rows[2:]]), **counts)
-    for loss in ("loss", "language_loss", "alignment_loss"):
-        assert_close(getattr(together[0], loss), sum(getattr(output, loss) for output in alone), rtol=1e-5, atol=1e-6)
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert_close(got[key], value, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
-
-
-@decoders
-def test_dense_mask_is_the_same_attention(decoder, monkeypatch):
-    """What runs where no per-sample kernel exists."""
-    model = tiny.model(decoder)
-    rows = tiny.samples(model, [1, 0, 1])
-    batch = tiny.packed([rows[:2], rows[2:]])
-    expected = model(**batch, logits_to_keep=0).logits
-    import lit_eve.models.eve as eve
-
-    monkeypatch.setattr(eve, "packed_rows", lambda cu_seqlens, rows, length: (block_causal_mask(cu_seqlens, rows, length), {}))
-    assert_close(model(**batch, logits_to_keep=0).logits, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_block_causal_mask():
-    mask = block_causal_mask(torch.tensor([0, 2, 5]), 1, 5)[0, 0].int()
-    assert mask.tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
 
 
 @decoders

@@ -102,5 +102,6 @@ def packed(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
         lengths += [len(part["input_ids"]) for part in parts]
     batch = {"input_ids": torch.stack(ids), "labels": torch.stack(labels), "position_ids": torch.stack(positions)}
     batch["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0).int()
+    batch["max_seqlen"] = max(lengths)
     batch["target_positions"] = target_positions_of(batch["labels"])
     return batch | _images([sample for row in rows for sample in row])

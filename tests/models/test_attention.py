@@ -1,0 +1,328 @@
+"""Packed rows give exactly what their samples give alone, whichever kernel keeps them apart."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import varlen
+from torch.testing import assert_close
+from transformers import AutoModelForImageTextToText, modeling_flash_attention_utils
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lit_eve.errors import LitEveError
+from lit_eve.models import PACKED, PACKED_SDPA, PACKED_VARLEN, attention
+from lit_eve.models.attention import PackedRows, packed_attention, packed_rows
+from tests.models import tiny
+
+WINDOW = {"mistral_window": {"model_type": "mistral", **tiny.COMMON, "num_key_value_heads": 2, "sliding_window": 12}}
+decoders = pytest.mark.parametrize("decoder", [*tiny.DECODERS, *WINDOW])
+
+
+@pytest.fixture(autouse=True)
+def decoder_with_a_window(monkeypatch):
+    monkeypatch.setattr(tiny, "DECODERS", tiny.DECODERS | WINDOW)
+
+
+# ---- the kernels of GPUs: their documented signatures, in plain arithmetic
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float | None, left: int) -> Tensor:
+    """Causal attention of (T, h, d) queries within samples; ``left``: keys before the query's own that it sees, -1: all."""
+    out = []
+    for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+        groups = query.shape[1] // key.shape[1]
+        q, k, v = query[start:end], *(x[start:end].repeat_interleave(groups, 1) for x in (key, value))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        hidden = (distance < 0) | (distance > left if left >= 0 else False)
+        out.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
+    return torch.cat(out)
+
+
+def flash_attn_varlen_func(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    deterministic=False,
+):
+    """flash-attn 2.8: a window is (left, right), and causal attention ignores its right side."""
+    assert causal and not dropout_p and not softcap and cu_seqlens_q is cu_seqlens_k
+    longest = cu_seqlens_q.diff().max()
+    assert isinstance(max_seqlen_q, int) and max_seqlen_q == max_seqlen_k >= longest
+    return reference(q, k, v, cu_seqlens_q, softmax_scale, window_size[0])
+
+
+def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+    """torch's: causal means a window that ends at 0, and repeated keys must be allowed."""
+    assert window_size[1] == 0 and (enable_gqa or query.shape[1] == key.shape[1])
+    assert isinstance(max_q, int) and max_q == max_k >= cu_seq_q.diff().max()
+    return reference(query, key, value, cu_seq_q, scale, window_size[0])
+
+
+def test_the_reference_kernel_takes_what_torchs_takes():
+    theirs, ours = (inspect.signature(function).parameters for function in (varlen.varlen_attn, varlen_attn))
+    assert [theirs[name] == ours[name].replace(annotation=theirs[name].annotation) for name in ours] == [True] * len(ours)
+
+
+@pytest.fixture(params=["samples", "mask", "varlen", "flash_attn", "flash_attention_2", "sdpa", "eager"])
+def implementation(request, monkeypatch) -> str:
+    """An ``attn_implementation``; those of GPUs with the reference as their kernel."""
+    if request.param in ("sdpa", "eager"):
+        return request.param
+    if request.param == "flash_attention_2":
+        module = modeling_flash_attention_utils
+        functions = (None, flash_attn_varlen_func, None, None, None)
+        process = module._lazy_define_process_function(flash_attn_varlen_func)
+        monkeypatch.setattr(module, "lazy_import_flash_attention", lambda *_: (functions, (process, None)))
+        return request.param
+    monkeypatch.setitem(attention._KERNELS, PACKED, lambda device: request.param)
+    if request.param in ("varlen", "flash_attn"):
+        monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
+        monkeypatch.setattr(attention, "_flash_attn", lambda: flash_attn_varlen_func)
+        monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
+    return PACKED
+
+
+def gradients(model, *batches, **kwargs):
+    model.zero_grad()
+    outputs = [model(**batch, **kwargs) for batch in batches]
+    sum(output.loss for output in outputs).backward()
+    return outputs, {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+
+@decoders
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decoder, implementation, checkpointing):
+    model = tiny.model(decoder, with_teacher=True)
+    rows = tiny.samples(model, [1, 0, 2, 1, 0])
+    counts = {"num_targets": sum(int((row["labels"] != -100).sum()) for row in rows), "num_images": 4}
+    model.language_model.config._attn_implementation = "eager"
+    alone, expected = gradients(model, *[tiny.padded([row]) for row in rows], **counts)
+    model.language_model.config._attn_implementation = implementation
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    together, got = gradients(model, tiny.packed([rows[:2], rows[2:]]), **counts)
+    for loss in ("loss", "language_loss", "alignment_loss"):
+        assert_close(getattr(together[0], loss), sum(getattr(output, loss) for output in alone), rtol=1e-5, atol=1e-6)
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert_close(got[key], value, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_mask():
+    packed = PackedRows(torch.tensor([0, 2, 5], dtype=torch.int32), 3, 1, 5, "mask")
+    mask = packed.mask()[0, 0].int()
+    assert mask.tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert packed.mask(window=2)[0, 0, 4].int().tolist() == [0, 0, 0, 1, 1]
+    assert packed.mask() is packed.mask(), "one mask for all layers"
+
+
+def test_the_default_needs_no_length_of_the_longest_sample():
+    model = tiny.model()
+    batch = tiny.packed([tiny.samples(model, [1, 0])])
+    expected = model(**batch).loss
+    del batch["max_seqlen"]
+    assert model(**batch).loss == expected
+    length = batch["input_ids"].shape[1]
+    assert packed_rows(PACKED, batch["cu_seqlens"], None, 1, length)[1]["packed"].max_seqlen == length
+
+
+def test_attention_dropout():
+    """Values of one: what a query gets is the sum of its weights, 1 on average."""
+    packed = PackedRows(torch.tensor([0, 200, 500], dtype=torch.int32), 300, 1, 500, "samples")
+    query, module = torch.randn(1, 4, 500, 8), SimpleNamespace(training=True, num_key_value_groups=1)
+    for kernel in ("samples", "mask"):
+        packed = PackedRows(packed.cu_seqlens, 300, 1, 500, kernel)
+        out, _ = packed_attention(module, query, query, torch.ones_like(query), None, packed, dropout=0.5)
+        assert out.std() > 0.05 and out.mean() == pytest.approx(1, abs=0.05)
+
+
+# ---- which kernel
+
+
+def choose(monkeypatch, dtype=torch.bfloat16, width=64, dropout=0.0, flash=None, name=PACKED, device="meta") -> str:
+    """The kernel that attention would call for such queries, on a GPU by default."""
+    monkeypatch.setattr(attention, "_flash_attn", lambda: flash)
+    monkeypatch.setattr(attention, "_varlen", lambda kernel, *_: kernel)
+    monkeypatch.setattr(attention, "_sample_by_sample", lambda *_: "samples")
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *_, **__: ("mask", None))
+    _, boundaries = packed_rows(name, torch.zeros(3, dtype=torch.int32, device=device), 5, 1, 10)
+    query = torch.zeros(1, 2, 10, width, dtype=dtype, device=device)
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation=name))
+    return packed_attention(module, query, query, query, None, **boundaries, dropout=dropout)[0]
+
+
+def test_the_best_kernel_that_fits_is_taken(monkeypatch):
+    assert choose(monkeypatch) == "varlen"
+    assert choose(monkeypatch, dtype=torch.float16) == "varlen"
+    assert choose(monkeypatch, dtype=torch.float32) == "mask"
+    assert choose(monkeypatch, width=100) == choose(monkeypatch, width=288) == "mask"
+    assert choose(monkeypatch, dropout=0.1) == "mask"
+    assert choose(monkeypatch, name=PACKED_SDPA) == "mask"
+    assert choose(monkeypatch, device="cpu") == choose(monkeypatch, name=PACKED_SDPA, device="cpu") == "samples"
+    monkeypatch.setattr(attention, "_has_varlen", lambda device: True)
+    assert choose(monkeypatch, flash=flash_attn_varlen_func, device="cpu") == "flash_attn"
+    assert choose(monkeypatch, flash=flash_attn_varlen_func, device="cpu", dropout=0.1) == "flash_attn"
+    assert choose(monkeypatch, device="cpu") == "varlen"
+    assert choose(monkeypatch, flash=flash_attn_varlen_func, name=PACKED_VARLEN, device="cpu") == "varlen"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cpu"}, "'packed_varlen' needs an NVIDIA GPU of compute capability 8.0"),
+        ({"dtype": torch.float32}, "'packed_varlen' needs float16 or bfloat16, not float32"),
+        ({"width": 100}, "'packed_varlen' needs heads of at most 256 that are a multiple of 8, not 100"),
+        ({"dropout": 0.1}, "'packed_varlen' has no dropout"),
+    ],
+)
+def test_a_kernel_that_was_asked_for_is_not_replaced_in_silence(monkeypatch, settings, message):
+    with pytest.raises(LitEveError, match=message):
+        choose(monkeypatch, name=PACKED_VARLEN, **settings)
+
+
+def test_an_attention_that_drops_the_boundaries_is_an_error(monkeypatch):
+    model = tiny.model()
+    forward = packed_attention
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS._global_mapping, PACKED, lambda *args, packed=None, **kwargs: forward(*args, **kwargs)
+    )
+    with pytest.raises(LitEveError, match="LlamaAttention does not hand the samples' boundaries"):
+        model(**tiny.packed([tiny.samples(model, [1, 0])]))
+
+
+@pytest.mark.parametrize(("argument", "message"), [("softcap", "caps its attention"), ("s_aux", "attention sinks")])
+def test_attentions_of_another_kind_are_refused(argument, message):
+    query = torch.zeros(1, 2, 3, 8)
+    with pytest.raises(LitEveError, match=message):
+        packed_attention(torch.nn.Module(), query, query, query, None, **{argument: 1.0})
+
+
+def test_autocast_reaches_the_kernel(monkeypatch):
+    """Rotated queries and keys are float32 under autocast, values are not."""
+    seen = []
+    monkeypatch.setattr(attention, "_has_varlen", lambda device: True)
+    monkeypatch.setattr(attention, "_flash_attn", lambda: None)
+    monkeypatch.setattr(
+        attention, "varlen_attn", lambda *args, **kwargs: seen.extend(x.dtype for x in args[:3]) or varlen_attn(*args, **kwargs)
+    )
+    model = tiny.model("llama_gqa")
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**tiny.packed([tiny.samples(model, [1, 0])])).loss.backward()
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_what_is_saved_names_no_kernel(tmp_path):
+    """A model trained with flash-attn is loaded where there is none."""
+    model = tiny.model()
+    model.language_model.config._attn_implementation = "flash_attention_2"
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert "flash" not in text and "attn_implementation" not in json.loads(text)["text_config"]
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert again.config.text_config._attn_implementation == PACKED
+    chosen = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation=PACKED_SDPA)
+    assert chosen.get_decoder().config._attn_implementation == PACKED_SDPA
+
+
+def test_layers_compile_without_a_break():
+    """On the meta device, where attention is what it is on a GPU; after two batches, other samples compile nothing new."""
+    model = tiny.model("llama_gqa", with_teacher=True)
+    batches = [tiny.packed([tiny.samples(model, images)]) for images in ([1], [2, 1], [1, 1, 1])]
+    model.to(torch.bfloat16).to("meta")
+    model.get_decoder().layers[1].compile(backend="aot_eager", fullgraph=True)
+    torch._dynamo.reset()
+    graphs = []
+    for batch in batches:
+        model(**{key: x.to("meta") if isinstance(x, Tensor) else x for key, x in batch.items()}).loss.backward()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[2] == graphs[1] > 0
+
+
+# ---- GPU
+
+
+def on_gpu(batch, **kwargs):
+    return {key: x.cuda() if isinstance(x, Tensor) else x for key, x in batch.items()} | kwargs
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got.cpu().float() - expected).norm() / expected.norm())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["varlen", "flash_attn", "mask"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("heads", "groups", "window"), [(32, 1, None), (28, 7, None), (8, 2, 100)])
+def test_kernels_of_the_gpu_are_the_attention_of_the_cpu(kernel, dtype, heads, groups, window):
+    """Heads of 128, rows of 2048: EVE-7B's attention."""
+    if kernel == "flash_attn" and attention._flash_attn() is None:
+        pytest.skip("flash-attn is not installed")
+    if kernel != "mask" and dtype == torch.float32:
+        pytest.skip("the kernel is for half precision")
+    torch.manual_seed(0)
+    lengths = torch.tensor([0, 650, 1, 700, 697, 2048])  # the last is a whole row
+    cu = lengths.cumsum(0).int()
+    sizes = [(2, heads, 2048, 128), *[(2, heads // groups, 2048, 128)] * 2]
+    inputs = [torch.randn(size).to(dtype).float().requires_grad_() for size in sizes]
+    weight = torch.randn(2, 2048, heads, 128)
+    module = SimpleNamespace(num_key_value_groups=groups, config=SimpleNamespace(_attn_implementation=PACKED))
+    expected, _ = packed_attention(module, *inputs, None, PackedRows(cu, 2048, 2, 2048, "samples"), sliding_window=window)
+    (expected * weight).sum().backward()
+    there = [x.detach().cuda().to(dtype).requires_grad_() for x in inputs]
+    got, _ = packed_attention(module, *there, None, PackedRows(cu.cuda(), 2048, 2, 2048, kernel), sliding_window=window)
+    (got.float() * weight.cuda()).sum().backward()
+    tolerance = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}[dtype]
+    assert relative(got.detach(), expected.detach()) < tolerance
+    for mine, theirs in zip(there, inputs, strict=True):
+        assert relative(mine.grad, theirs.grad) < 2 * tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", [PACKED, PACKED_VARLEN, PACKED_SDPA, "flash_attention_2"])
+@decoders
+def test_packed_rows_on_a_gpu(decoder, implementation):
+    """bfloat16 there against float32 here: as near as eager attention of the samples alone comes, give or take a factor."""
+    model = tiny.model(decoder, with_teacher=True).to(torch.bfloat16).float()
+    rows = tiny.samples(model, [1, 0, 2, 1, 0])
+    counts = {"num_targets": sum(int((row["labels"] != -100).sum()) for row in rows), "num_images": 4}
+    expected_output, expected = gradients(model, tiny.packed([rows[:2], rows[2:]]), **counts)
+    model.to("cuda", torch.bfloat16)
+    model.language_model.config._attn_implementation = "eager"
+    _, eager = gradients(model, *[on_gpu(tiny.padded([row])) for row in rows], **counts)
+    try:
+        model.set_attn_implementation(implementation)
+    except ImportError:
+        pytest.skip("flash-attn is not installed")
+    output, got = gradients(model, on_gpu(tiny.packed([rows[:2], rows[2:]])), **counts)
+    assert_close(output[0].loss.cpu(), expected_output[0].loss, rtol=0.02, atol=0.02)
+    for key, value in expected.items():
+        assert relative(got[key], value) < 2 * relative(eager[key], value) + 0.02, key
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_step_does_not_wait_for_the_gpu(dtype):
+    model = tiny.model("llama_gqa", with_teacher=True).to("cuda", dtype)
+    batch = on_gpu(tiny.packed([tiny.samples(model, [1, 0, 2]), tiny.samples(model, [1, 1], 1)]))
+    model(**batch).loss.backward()  # what is made once may wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(**batch, num_targets=7, num_images=5).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
