@@ -1,0 +1,245 @@
+"""How much arithmetic a training step is, by part: what a time must be compared with to say how well a GPU is used.
+
+Counted are the floating point operations of matrix products (a multiplication and an addition are two), as the model's
+mathematics needs them: nothing that is computed twice to save memory, no padding, and of causal attention only the pairs that
+see each other. Divided by time and by the peak of the device this gives the model FLOPs utilisation (MFU) of PaLM
+(arXiv 2204.02311, appendix B; which, however, counts all pairs).
+
+The backward pass of a matrix product is two of the same size, one for the gradient of its input and one for that of its
+weights; a frozen layer leaves out the second, and also the first where nothing in front of it trains. Stage 1 of EVE freezes
+the decoder, but its gradients must reach the patch embedding: its forward pass is one part, its backward pass another one.
+
+Decoder, head and teacher are counted by formula. Patch embedding, projector and aligner, which variants replace, are run on the
+meta device under torch's counter: a new one needs no formula.
+
+Notation: S samples, N images, P patches, Q image tokens, M teacher cells, D width, h heads, d head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_eve.errors import ConfigError
+from lit_eve.training.stages import Stage, get_stage
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionConfig
+
+    from lit_eve.models import EveConfig, EveForConditionalGeneration
+
+
+class Flops(NamedTuple):
+    """Floating point operations of one part."""
+
+    forward: float
+    backward: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Both passes."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The samples of a step, or of a typical one; everything here but attention is linear in their sums.
+
+    Args:
+        lengths: (S,) tokens of each sample, image slots included, padding not.
+        image_grid_hw: (N, 2) rows and columns of patches of each image.
+        num_targets: supervised tokens.
+    """
+
+    lengths: np.ndarray
+    image_grid_hw: np.ndarray
+    num_targets: int
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Any]) -> Workload:
+        """The samples of a packed batch (docs/data_format.md) on the CPU; tails without a target are padding."""
+        cu_seqlens = batch["cu_seqlens"].long()
+        sample = torch.searchsorted(cu_seqlens, batch["target_positions"], right=True) - 1
+        lengths = cu_seqlens.diff()[sample.unique()]
+        return cls(lengths.numpy(), batch["image_grid_hw"].numpy(), len(sample))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all samples."""
+        return int(self.lengths.sum())
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.image_grid_hw)
+
+    @property
+    def num_patches(self) -> int:
+        """P."""
+        return int(self.image_grid_hw.prod(1).sum())
+
+    def attended_pairs(self, window: int | None = None) -> int:
+        """Pairs of a query and a key that it sees, in causal attention that looks back at most at ``window`` tokens."""
+        lengths = self.lengths.astype(np.int64)
+        full = lengths if window is None else np.minimum(lengths, window)  # queries that see all before them
+        return int((full * (full + 1) // 2 + (lengths - full) * full).sum())
+
+
+def training_flops(
+    config: EveConfig, workload: Workload, stage: str | Stage | Mapping[str, Any], teacher: CLIPVisionConfig | None = None
+) -> dict[str, Flops]:
+    """Count a training step; needs no weights, and a fraction of a second for a model of 7B.
+
+    Args:
+        config: the architecture.
+        workload: the samples of the step, of all ranks and accumulated batches or of one: the result is for these.
+        stage: what trains.
+        teacher: the config of the CLIP that is aligned to (of a model: ``model.teacher.backbone.config``), if there is one.
+
+    Returns:
+        ``patch_embedding``, ``projector``, ``decoder`` (its linear layers), ``attention`` (of the decoder), ``lm_head``, and
+        with a teacher ``aligner`` and ``teacher``.
+
+    Raises:
+        ConfigError: the decoder has weights that are neither in linear layers nor in embedding tables (mixtures of experts).
+    """
+    model = meta_model(config, teacher)
+    names = {id(p): name for name, p in model.named_parameters() if not name.startswith("teacher.")}
+    rates = get_stage(stage).rates(names.values())
+    for parameter in model.parameters():
+        parameter.requires_grad_(rates.get(names.get(id(parameter))) is not None)
+    flops = _images(model, workload)
+    flops |= _decoder(model, workload)
+    if model.teacher is not None:
+        flops["aligner"] = _aligner(model, workload)
+        flops["teacher"] = Flops(_teacher(model, workload))
+    return flops
+
+
+def total_flops(flops: Mapping[str, Flops]) -> float:
+    """All parts and both passes."""
+    return sum(part.total for part in flops.values())
+
+
+def meta_model(config: EveConfig, teacher: CLIPVisionConfig | None = None) -> EveForConditionalGeneration:
+    """The model without weights: all that follows from its shapes, in no memory.
+
+    Args:
+        config: the architecture; it is copied.
+        teacher: attach a teacher of this config, and an aligner.
+    """
+    from transformers import CLIPVisionModel
+
+    from lit_eve.losses import FrozenTeacher
+    from lit_eve.models import EveForConditionalGeneration
+
+    config = copy.deepcopy(config)
+    with torch.device("meta"):
+        model = EveForConditionalGeneration(config)
+        if teacher is not None:
+            model.attach_teacher(FrozenTeacher(CLIPVisionModel(copy.deepcopy(teacher)), config.teacher_layer))
+    return model
+
+
+# ---- the parts
+
+
+def _images(model: EveForConditionalGeneration, workload: Workload) -> dict[str, Flops]:
+    """Patch embedding and projector."""
+    tokens = workload.num_patches // model.geometry.pool_size**2  # Q
+    patches = torch.empty(workload.num_patches, model.geometry.patch_dim, device="meta")
+    image_of_token = torch.empty(tokens, dtype=torch.long, device="meta")
+    embedding = _measure(model.patch_embedding, patches, image_of_token, workload.num_images)
+    # The projector meets the tokens, the class token of each image, and the split token once.
+    count = tokens + model.geometry.class_token * workload.num_images + model.geometry.split_token
+    embedded = torch.empty(count, model.patch_embedding.width, device="meta").requires_grad_(_trains(model.patch_embedding))
+    return {"patch_embedding": embedding, "projector": _measure(model.projector, embedded)}
+
+
+def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str, Flops]:
+    """Linear layers, attention and head."""
+    decoder, head, config = model.get_decoder(), model.get_output_embeddings(), model.config.text_config
+    _check_dense(decoder)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # d
+    carries = _carries_gradient(model)
+    linear, attention = Flops(0), Flops(0)
+    for layer, reached in zip(decoder.layers, carries[1:], strict=True):
+        for module in layer.modules():
+            if isinstance(module, nn.Linear):
+                linear = _add(linear, _linear(module, workload.num_tokens, needs_input=reached))
+        # Where only some layers have a window, their attention knows; Mistral's asks the config.
+        window = getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None))
+        forward = 4 * config.num_attention_heads * width * workload.attended_pairs(window)  # scores, and weighted values
+        attention = _add(attention, Flops(forward, 2 * forward * reached))
+    return {"decoder": linear, "attention": attention, "lm_head": _linear(head, workload.num_targets, needs_input=carries[-1])}
+
+
+def _carries_gradient(model: EveForConditionalGeneration) -> list[bool]:
+    """Whether something in front of each hidden state trains, from the embeddings (0) to the output of the last layer (L)."""
+    carries = [_trains(model.patch_embedding, model.projector, model.get_input_embeddings())]
+    for layer in model.get_decoder().layers:
+        carries.append(carries[-1] or _trains(layer))
+    carries[-1] |= _trains(model.get_decoder().norm)
+    return carries
+
+
+def _aligner(model: EveForConditionalGeneration, workload: Workload) -> Flops:
+    cells = workload.num_patches // (model.geometry.pool_size * model.geometry.tokens_per_teacher_patch) ** 2  # M
+    shape, carries = (cells, model.config.text_config.hidden_size), _carries_gradient(model)
+    return _measure(
+        model.aligner, [torch.empty(shape, device="meta").requires_grad_(carries[tap]) for tap in model.aligner.taps]
+    )
+
+
+def _teacher(model: EveForConditionalGeneration, workload: Workload) -> float:
+    """A CLIP vision transformer over whole squares: forward pass only."""
+    teacher = model.teacher
+    patches = (teacher.image_size // teacher.patch_size) ** 2
+    tokens = patches + 1  # with the class token
+    flops = 2 * patches * teacher.width * 3 * teacher.patch_size**2
+    for layer in teacher.backbone.encoder.layers:
+        flops += sum(_linear(module, tokens).forward for module in layer.modules() if isinstance(module, nn.Linear))
+        flops += 4 * teacher.width * tokens**2
+    return flops * workload.num_images
+
+
+# ---- the arithmetic
+
+
+def _trains(*modules: nn.Module) -> bool:
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+def _add(a: Flops, b: Flops) -> Flops:
+    return Flops(a.forward + b.forward, a.backward + b.backward)
+
+
+def _linear(module: nn.Linear, rows: int, needs_input: bool = False) -> Flops:
+    forward = 2 * module.weight.numel() * rows
+    return Flops(forward, forward * (needs_input + module.weight.requires_grad))
+
+
+def _check_dense(decoder: nn.Module) -> None:
+    known = {id(module.weight) for module in decoder.modules() if isinstance(module, (nn.Linear, nn.Embedding))}
+    for name, parameter in decoder.named_parameters():
+        if parameter.ndim > 1 and id(parameter) not in known:
+            raise ConfigError(f"the FLOPs of {type(decoder).__name__} are not known: {name} is in no linear layer")
+
+
+def _measure(module: nn.Module, *inputs: Any) -> Flops:
+    """Run a module forward and backward under torch's counter, on the meta device."""
+    with FlopCounterMode(display=False) as forward:
+        outputs = module(*inputs)
+    outputs = [outputs] if isinstance(outputs, Tensor) else [x for x in outputs if x is not None]
+    outputs = [x for x in outputs if x.requires_grad]
+    with FlopCounterMode(display=False) as backward:
+        if outputs:
+            torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
+    return Flops(forward.get_total_flops(), backward.get_total_flops())

@@ -1,0 +1,159 @@
+"""Counted FLOPs against those that torch sees in a whole step."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, LlamaConfig, MixtralConfig
+
+from lit_eve.errors import ConfigError
+from lit_eve.models import EveConfig
+from lit_eve.training import Rule, Stage
+from lit_eve.training.flops import Flops, Workload, meta_model, total_flops, training_flops
+from lit_eve.training.stages import STAGES, get_stage
+from tests.models import tiny
+
+HALF = Stage("half", 1e-3, [Rule(r"language_model\.model\.layers\.[23]"), Rule("language_model.lm_head")])
+ALIGNER = Stage("aligner", 1e-3, [Rule("aligner")])
+UPPER = Stage("upper", 1e-3, [Rule("projector"), Rule(r"language_model\.model\.layers\.3")])
+
+
+class CountedLinear(torch.autograd.Function):
+    """A linear layer that adds up the products that autograd asks of it."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, tally):
+        ctx.save_for_backward(x, weight)
+        ctx.tally = tally
+        tally["forward"] += 2 * x.numel() * len(weight)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        ctx.tally["backward"] += 2 * x.numel() * len(weight) * (needs_x + needs_weight)
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            grad @ weight if needs_x else None,
+            rows.T @ x.reshape(-1, x.shape[-1]) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+            None,
+        )
+
+
+def seen_by_torch(model, batch, monkeypatch) -> dict[str, tuple[int, int]]:
+    """(forward, both passes) of the parts of a step, and of ``all``.
+
+    Torch's counter attributes products to modules in the forward pass; in the backward pass it errs where something is
+    frozen, so that linear layers count for themselves there.
+    """
+    names = {module: name.split(".")[0] if "lm_head" not in name else "lm_head" for name, module in model.named_modules()}
+    names = {module: {"language_model": "decoder"}.get(name, name) for module, name in names.items()}
+
+    def products(backward: bool) -> dict[str, Counter]:
+        with FlopCounterMode(display=False) as counter:
+            loss = model(**batch).loss
+            if backward:
+                loss.backward()
+        root = f"{type(model).__name__}."
+        return {name.removeprefix(root): Counter(ops) for name, ops in counter.get_flop_counts().items()}
+
+    forward, both = products(False), products(True)
+    teacher, bmm = forward["teacher"], torch.ops.aten.bmm
+    parts = {
+        "all": (sum(forward["Global"].values()), sum(both["Global"].values())),
+        "attention": (forward["Global"][bmm] - teacher[bmm], both["Global"][bmm] - teacher[bmm]),
+    }
+    tallies: dict[str, Counter] = defaultdict(Counter)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch.nn.Linear, "forward", lambda self, x: CountedLinear.apply(x, self.weight, self.bias, tallies[names[self]])
+        )
+        model(**batch).loss.backward()
+    parts |= {name: (tally["forward"], tally.total()) for name, tally in tallies.items()}
+    return parts | {"teacher": (sum(teacher.values()),) * 2}
+
+
+@pytest.mark.parametrize("stage", [*STAGES.values(), HALF, ALIGNER, UPPER], ids=lambda stage: stage.name)
+@pytest.mark.parametrize("decoder", ["llama", "qwen3"])
+@pytest.mark.parametrize("patch_embedding", [{"name": "eve_v1", "width": 16, "num_heads": 4}, {"name": "linear", "width": 16}])
+def test_every_part_is_what_torch_counts(stage, decoder, patch_embedding, monkeypatch):
+    model = tiny.model(decoder, with_teacher=True, patch_embedding=patch_embedding, geometry=tiny.HD_GEOMETRY)
+    names = [name for name, _ in model.named_parameters() if not name.startswith("teacher.")]
+    rates = stage.rates(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rates.get(name) is not None)
+    for part in (model.language_model, model.teacher.backbone):
+        part.config._attn_implementation = "eager"  # plain products, which torch tells apart from linear layers
+    batch = tiny.packed([tiny.samples(model, [2])])
+    length = batch["input_ids"].shape[1]
+    flops = training_flops(model.config, Workload.of_batch(batch), stage, model.teacher.backbone.config)
+    all_pairs = 2 * length / (length + 1)  # eager attention computes the pairs above the diagonal too
+    flops["attention"] = Flops(*(x * all_pairs for x in flops["attention"]))
+    expected = seen_by_torch(model, batch, monkeypatch)
+    assert expected.keys() - {"all"} == flops.keys()
+    for name, part in flops.items():
+        assert (part.forward, part.total) == pytest.approx(expected[name], rel=0.02), name
+    assert total_flops(flops) == pytest.approx(expected["all"][1], rel=0.02)
+
+
+def test_frozen_is_twice_and_trained_three_times_the_forward_pass():
+    config, workload = tiny.config(), Workload(np.array([30, 50]), np.array([[4, 6]]), 20)
+    for stage, factor in (("prealign", 2), ("pretrain", 3)):
+        flops = training_flops(config, workload, stage)
+        assert flops["decoder"].total == factor * flops["decoder"].forward == factor * 2 * 80 * 4 * (4 * 32 * 32 + 3 * 32 * 64)
+        assert flops["lm_head"].total == factor * flops["lm_head"].forward == factor * 2 * 20 * 32 * tiny.VOCAB
+        assert flops["attention"].total == 3 * flops["attention"].forward  # it has no weights
+        assert flops.keys() == {"patch_embedding", "projector", "decoder", "attention", "lm_head"}
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 30, 100])
+def test_attended_pairs(window):
+    workload = Workload(np.array([1, 12, 30]), np.zeros((0, 2), int), 0)
+    expected = sum(min(query + 1, window or 1000) for length in workload.lengths for query in range(length))
+    assert workload.attended_pairs(window) == expected
+
+
+def test_sliding_windows_are_counted():
+    text = {"model_type": "mistral", **tiny.COMMON, "sliding_window": 8}
+    workload = Workload(np.array([40]), np.zeros((0, 2), int), 10)
+    attention = training_flops(EveConfig(text_config=text, geometry=tiny.GEOMETRY), workload, "pretrain")["attention"]
+    assert attention.forward == 4 * 4 * 32 * workload.attended_pairs(8)
+
+
+def test_a_batch_is_its_samples_without_padding():
+    model = tiny.model()
+    rows = tiny.samples(model, [1, 0, 2])
+    batch = tiny.packed([rows[:1], rows[1:]])
+    workload = Workload.of_batch(batch)
+    assert workload.lengths.tolist() == [len(row["input_ids"]) for row in rows] and workload.num_images == 3
+    assert workload.num_tokens < batch["input_ids"].numel()
+    assert workload.num_patches == len(batch["pixel_values"]) and workload.num_targets == len(batch["target_positions"])
+
+
+def test_eve_7b_without_weights():
+    """Vicuna-7B has 6.476 billion weights in its linear layers; a CLIP-L/14-336 of 23 layers takes 0.37 TFLOP per image."""
+    text = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
+    teacher = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+    )
+    config = EveConfig(text_config=text.to_dict())
+    workload = Workload(np.full(3, 650), np.full((3, 2), 48), 200)
+    flops = training_flops(config, workload, "prealign", teacher)
+    assert flops["decoder"].forward == 2 * 1950 * 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert flops["teacher"].total / 3 == pytest.approx(0.366e12, rel=0.02)
+    assert 0.92 < flops["decoder"].total / total_flops(flops) < 0.97
+    assert config.teacher is None and config.aligner is None, "the config is left as it was"
+    assert all(p.is_meta for p in meta_model(config, teacher).parameters())
+
+
+def test_experts_are_refused():
+    text = MixtralConfig(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = EveConfig(text_config=text.to_dict(), geometry=tiny.GEOMETRY)
+    with pytest.raises(ConfigError, match="MixtralModel are not known: layers.0.mlp"):
+        training_flops(config, Workload(np.array([8]), np.zeros((0, 2), int), 4), get_stage("pretrain"))
