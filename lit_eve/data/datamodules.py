@@ -47,8 +47,8 @@ class EveDataModule(LightningDataModule):
             its name and arguments. None: the model's own.
         max_tokens: tokens of a row. Samples are packed into rows, longer ones are cut.
         rows: rows per device and micro-batch.
-        global_batch: rows of an optimizer step, over all devices and micro-batches. How many of these are accumulated follows from
-            it and the number of devices. None: rows x devices x trainer.accumulate_grad_batches.
+        global_batch: rows of an optimizer step, over all devices and micro-batches. How many are accumulated follows from it
+            and the number of devices. None: rows x devices x trainer.accumulate_grad_batches.
         validation_rows: the same for validation and test. None: rows.
         limit_samples: use so many samples for validation and test, evenly spread over the shards. None: all.
         shuffle_window: None shuffles and packs over the whole epoch. A number (100000 or so, for disks that are slow at random

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from lit_eve.errors import CheckpointError
+from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
+from lit_eve.models.folders import find_model_folder, read_json
+from lit_eve.models.sharded import read_checkpoint
+from lit_eve.models.weights import is_checkpoint, iterate_weights
 
 if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor
@@ -28,6 +31,7 @@ def load(
     *,
     teacher: bool | str | Path = False,
     tokenizer: str | Path | None = None,
+    image_size: int | None = None,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
     **kwargs: Any,
@@ -36,9 +40,10 @@ def load(
 
     Args:
         path: a folder saved by ``save_pretrained``; a run folder, whose ``model/`` is taken; an official EVE v1 checkpoint;
-            or a Lightning checkpoint (``*.ckpt``).
+            or a Lightning checkpoint (``*.ckpt``). Folders may also be names on the hub, such as BAAI/EVE-7B-HD-v1.0.
         teacher: attach the frozen teacher and the trained aligner: True for the one that the config names, or its folder.
         tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
+        image_size: 672 or 1344, for an official checkpoint whose config does not tell it; other models know their own.
         dtype: floating type of the weights; "auto": as saved.
         device: where the model goes.
         **kwargs: for ``from_pretrained``, for example ``attn_implementation``.
@@ -46,16 +51,10 @@ def load(
     Raises:
         CheckpointError: ``path`` is none of these, its weights do not fit its config, or it has no tokenizer.
     """
-    path = Path(path)
-    if path.suffix == ".ckpt":
-        config, weights, processor = _read_lightning(path)
-    else:
-        path = find_model_folder(path)
-        if official.is_official(read_json(path / "config.json")):
-            config, weights = official.read_config(path), official.read_weights(path)
-        else:
-            config, weights = EveConfig.from_pretrained(path), None
-        processor = _load_processor(path, config, tokenizer)
+    path = Path(path) if is_checkpoint(path) else find_model_folder(path)
+    config, processor = read_architecture(path, tokenizer, image_size)
+    by_transformers = not is_checkpoint(path) and not official.is_official(read_json(path / "config.json"))
+    weights = None if by_transformers else dict(iterate_weights(path))
     model, aligner = _build(path, config, weights, dtype=dtype, **kwargs)
     if teacher:
         if teacher is True and config.teacher is None:
@@ -68,45 +67,26 @@ def load(
     return model.to(device).eval(), processor
 
 
-def read_architecture(path: str | Path, tokenizer: str | Path | None = None) -> tuple[EveConfig, EveProcessor]:
+def read_architecture(
+    path: str | Path, tokenizer: str | Path | None = None, image_size: int | None = None
+) -> tuple[EveConfig, EveProcessor]:
     """Config and processor of what :func:`load` takes, without reading weights.
 
     Raises:
         CheckpointError: as in :func:`load`.
     """
-    path = Path(path)
-    if path.suffix == ".ckpt":
-        config, _, processor = _read_lightning(path)
-        return config, processor
-    path = find_model_folder(path)
-    is_official = official.is_official(read_json(path / "config.json"))
-    config = official.read_config(path) if is_official else EveConfig.from_pretrained(path)
-    return config, _load_processor(path, config, tokenizer)
-
-
-def find_model_folder(path: Path) -> Path:
-    """``path``, or the ``model`` folder of the run in ``path``.
-
-    Raises:
-        CheckpointError: there is no config.json in either.
-    """
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    what = "is no folder" if not path.is_dir() else "holds no config.json, nor does its folder 'model'"
-    raise CheckpointError(f"{path} {what}: no run, transformers folder or official EVE checkpoint")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON file.
-
-    Raises:
-        CheckpointError: it is no JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is no valid JSON: {error}") from error
+    path = Path(path) if is_checkpoint(path) else find_model_folder(path)
+    if is_checkpoint(path):
+        config, processor = _read_entry(path)
+    elif official.is_official(read_json(path / "config.json")):
+        config, image_size = official.read_config(path, image_size), None
+        processor = load_processor(path, config, tokenizer)
+    else:
+        config = EveConfig.from_pretrained(path)
+        processor = load_processor(path, config, tokenizer)
+    if image_size is not None:
+        raise ConfigError(f"image_size is for official checkpoints; {path} has its own: {config.geometry['image_size']}")
+    return config, processor
 
 
 def describe(model: EveForConditionalGeneration, processor: EveProcessor) -> dict[str, Any]:
@@ -117,22 +97,16 @@ def describe(model: EveForConditionalGeneration, processor: EveProcessor) -> dic
     return {"config": model.config.to_json_string(use_diff=False), "processor": files}
 
 
-def _read_lightning(path: Path) -> tuple[EveConfig, dict[str, Tensor], EveProcessor]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+def _read_entry(path: Path) -> tuple[EveConfig, EveProcessor]:
+    checkpoint = read_checkpoint(path)
     if ENTRY not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of LitEve: it has no entry {ENTRY!r}")
     entry = checkpoint[ENTRY]
     config = EveConfig.from_dict(json.loads(entry["config"]))
-    prefix = "model."
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     with tempfile.TemporaryDirectory() as folder:
         for name, content in entry["processor"].items():
             Path(folder, name).write_bytes(content)
-        processor = _load_processor(Path(folder), config, None)
-    return config, weights, processor
+        return config, load_processor(Path(folder), config, None)
 
 
 def _build(
@@ -156,13 +130,19 @@ def _build(
     return model, aligner
 
 
-def _load_processor(folder: Path, config: EveConfig, tokenizer: str | Path | None) -> EveProcessor:
+def load_processor(folder: Path, config: EveConfig, tokenizer: str | Path | None) -> EveProcessor:
+    """The processor saved in ``folder``, or one around the tokenizer in there or in ``tokenizer``.
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+    """
     from lit_eve.processing import EveProcessor
 
     if tokenizer is None and (folder / "processor_config.json").is_file():
         return EveProcessor.from_pretrained(folder)
     try:
-        loaded = AutoTokenizer.from_pretrained(folder if tokenizer is None else tokenizer)
+        source = folder if tokenizer is None else tokenizer
+        loaded = AutoTokenizer.from_pretrained(source, config=config.text_config)  # not of the type that config.json says
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{tokenizer or folder} holds no tokenizer; name one with tokenizer=...: {error}") from error
     return EveProcessor(

@@ -21,7 +21,6 @@ from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
 from lit_eve.models import PATCH_EMBEDDINGS, PROJECTORS, EveConfig, EveForConditionalGeneration
 from lit_eve.models.catalog import known_decoder, known_teacher
 from lit_eve.models.filling import fill
-from lit_eve.models.hub import local_folder
 from lit_eve.models.loading import read_architecture
 from lit_eve.models.weights import iterate_weights
 from lit_eve.processing import EveProcessor, ImageGeometry, templates
@@ -235,8 +234,7 @@ class Blueprint:
     def _stored(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors of the weights that are there, without an aligner that is not wanted."""
         if self.init_from is None:
-            for name, tensor in iterate_weights(local_folder(self.decoder, "model.decoder")):
-                yield f"language_model.{name}", tensor
+            yield from iterate_weights(self.decoder)
             return
         aligner = self._source[0].aligner if self.teacher is not None else None
         wanted = aligner is not None and (self.aligner is None or dict(self.aligner) == aligner)

@@ -97,6 +97,12 @@ class EveCLI(LightningCLI):
         """No abbreviations: half a key is a typo."""
         return super().init_parser(allow_abbrev=False, **kwargs)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse without Lightning's warning that the arguments do not come from the command line itself."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks that a YAML may set, and the file that it is laid over."""
         parser.add_argument(f"--{BASE}", type=str | None, help="In a YAML: the file that it is laid over, relative to itself.")

@@ -224,9 +224,9 @@ def _size(parameters: Iterable[Tensor], trained: bool = False) -> int:
 def _gathered(model: EveForConditionalGeneration, layout: Layout) -> int:
     """Under FSDP2, in the backward pass: each decoder block is a group, everything else but the teacher is the root group.
 
-    Gathered are the root, which stays so between the passes, the block at work and the next one; the latter also as the flat
-    buffer that it is copied from. Gradients of the root wait until the end; those of the block at work are being made while
-    those of the block before are reduced, from a copy in float32.
+    Gathered are the root, which stays so between the passes, the block at work and the buffer of the next one. Gradients of the
+    root wait until the end; those of the block at work are being made while those of the block before are reduced, from a copy
+    in float32.
     """
     blocks = list(model.get_decoder().layers)
     of_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
@@ -234,7 +234,7 @@ def _gathered(model: EveForConditionalGeneration, layout: Layout) -> int:
     block = max(_size(block.parameters()) for block in blocks)
     trained = max(_size(block.parameters(), trained=True) for block in blocks)
     size = layout.computed.itemsize
-    return (_size(root) + 3 * block) * size + (_size(root, trained=True) + trained) * size + trained * 4
+    return (_size(root) + 2 * block) * size + (_size(root, trained=True) + trained) * size + trained * 4
 
 
 def _replicated(student: list[Tensor], layout: Layout) -> int:

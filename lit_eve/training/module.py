@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import ModuleDict, Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -20,6 +21,7 @@ from lit_eve.training.architecture import check_architecture
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
 from lit_eve.training.distributed import sum_over_ranks
+from lit_eve.training.fsdp import sharding_strategy
 from lit_eve.training.generation import generate_answers, split_answer
 from lit_eve.training.optimizer import build_optimizer, parameter_groups
 from lit_eve.training.stages import Stage, get_stage, print_stage
@@ -131,7 +133,10 @@ class LitEve(LightningModule):
         """Build the model once; set what trains."""
         if self.model is not None:
             return
-        self.model = self.blueprint.build().train()
+        if (strategy := sharding_strategy(self)) is not None:
+            self.model = self.blueprint.build(strategy.shard, strategy.root_device).train()
+        else:
+            self.model = self.blueprint.build().train()
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         for name, parameter in self._student().items():
@@ -199,7 +204,9 @@ class LitEve(LightningModule):
     ) -> None:
         """Clip, and keep the norm that the gradient had before."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.gradient_norm = get_total_norm(gradients)
+        self.gradient_norm = norm = get_total_norm(gradients)
+        if isinstance(norm, DTensor):  # of sharded gradients
+            self.gradient_norm = norm.full_tensor()
         if not gradient_clip_val:
             return
         if gradient_clip_algorithm == "value":

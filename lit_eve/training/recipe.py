@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +62,7 @@ class _Reader(EveCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-                super().parse_arguments(parser, args)
+            super().parse_arguments(parser, args)
         except Exception as error:  # jsonargparse and argparse have several kinds
             raise ConfigError(" ".join(str(error).split())) from error
 

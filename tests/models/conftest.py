@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from lit_eve.models import EveForConditionalGeneration, official
+from lit_eve.models.weights import iterate_weights
 from tests.models import reference
 
 
 def load_official(teacher: bool = True, **kwargs) -> EveForConditionalGeneration:
     """The reference weights in our layout."""
     config = official.read_config(reference.WEIGHTS)
-    weights = official.read_weights(reference.WEIGHTS)
+    weights = dict(iterate_weights(reference.WEIGHTS))
     aligner = {key.removeprefix("aligner."): weights.pop(key) for key in list(weights) if key.startswith("aligner.")}
     model = EveForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, **kwargs)
     if teacher:
@@ -21,3 +24,11 @@ def load_official(teacher: bool = True, **kwargs) -> EveForConditionalGeneration
 @pytest.fixture
 def model() -> EveForConditionalGeneration:
     return load_official()
+
+
+@pytest.fixture
+def official_folder(tmp_path):
+    """A checkpoint as the official code leaves it, with a tokenizer."""
+    folder = shutil.copytree(reference.WEIGHTS, tmp_path / "EVE-tiny")
+    shutil.copytree(reference.TOKENIZER, folder, dirs_exist_ok=True)
+    return folder

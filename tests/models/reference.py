@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1] / "data" / "eve_v1"
@@ -111,3 +111,19 @@ def packed_batch(name: str, geometry, image_token_id: int) -> dict[str, Tensor]:
         "cu_seqlens": torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int(),
         **image_fields([image for image in SAMPLES[name] if image]),
     }
+
+
+def split(folder: Path, kind: str, parts: int, index: bool) -> None:
+    """Replace the single safetensors file of a checkpoint by several, of either kind."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem, suffix = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")
+    names, weight_map = list(weights), {}
+    for part in range(parts):
+        file = f"{stem}-{part + 1:05d}-of-{parts:05d}.{suffix}"
+        chosen = {name: weights[name].clone() for name in names[part::parts]}
+        weight_map |= dict.fromkeys(chosen, file)
+        save_file(chosen, folder / file) if kind == "safetensors" else torch.save(chosen, folder / file)
+    if index:
+        content = {"metadata": {"total_size": sum(w.nbytes for w in weights.values())}, "weight_map": weight_map}
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(content))

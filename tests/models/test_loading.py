@@ -15,15 +15,6 @@ from lit_eve.models import official
 from tests.models import reference, tiny
 
 
-@pytest.fixture
-def official_folder(tmp_path):
-    folder = tmp_path / "EVE-tiny"
-    shutil.copytree(reference.WEIGHTS, folder)
-    for file in reference.TOKENIZER.iterdir():
-        shutil.copy(file, folder)
-    return folder
-
-
 def test_official_folder_with_its_relative_towers(official_folder):
     model, processor = lit_eve.load(official_folder, teacher=True)
     batch = reference.padded_batch("b1_image", model.geometry, model.config.image_token_id)

@@ -16,13 +16,14 @@ class KillAt(Callback):
     Args:
         step: number of optimizer steps done.
         saving: wait for the next checkpoint and kill when half of it is written.
+        rank: the process that is killed.
     """
 
-    def __init__(self, step: int, saving: bool = False) -> None:
-        self.step, self.saving = step, saving
+    def __init__(self, step: int, saving: bool = False, rank: int = 0) -> None:
+        self.step, self.saving, self.rank = step, saving, rank
 
     def on_after_backward(self, trainer, pl_module) -> None:
-        if trainer.global_step != self.step:
+        if trainer.global_step != self.step or trainer.global_rank != self.rank:
             return
         if not self.saving:
             os.kill(os.getpid(), signal.SIGKILL)

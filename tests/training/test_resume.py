@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -140,17 +141,17 @@ def test_a_stage_does_not_resume_another_one(world, uninterrupted, tmp_path):
 # ---- files
 
 
-def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
     io, path = AtomicCheckpointIO(), tmp_path / "checkpoints" / "step00000001.ckpt"
     io.save_checkpoint({"step": torch.tensor(1)}, path)
 
-    def full_disk(state, file):
-        file.write(b"PK")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("lit_eve.training.callbacks.checkpoint.torch.save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        io.save_checkpoint({"step": torch.tensor(2)}, path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))  # bytes of a file
+    try:
+        with pytest.raises(CheckpointError, match=r"step00000001.ckpt could not be written \(.*too large.*\).*still there"):
+            io.save_checkpoint({"step": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert io.load_checkpoint(path)["step"] == 1
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_eve.errors import ConfigError
+from lit_eve.models.sharded import is_sharded
+from lit_eve.training.fsdp import FSDP2Strategy
+from lit_eve.training.sharded_checkpoint import not_written, read_whole_checkpoint
 
 FOLDER = "checkpoints"
 
@@ -28,16 +32,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save ``checkpoint`` to the local file ``path``; what stood there stays until the new file is complete."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+            raise not_written(path, error) from error
         finally:
             part.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a file, or the folder that a sharded run wrote."""
+        return read_whole_checkpoint(path) if is_sharded(path) else super().load_checkpoint(path, *args, **kwargs)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -66,7 +76,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and stage == "fit":
             for part in Path(self.dirpath).glob(".*.part"):
-                part.unlink()
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run has saved its first step already."""
@@ -77,10 +87,16 @@ class RunCheckpoint(ModelCheckpoint):
         """Save the end of the run, wherever it falls."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if isinstance(trainer.strategy, FSDP2Strategy):  # which writes in the background
+            trainer.strategy.wait_for_checkpoint()
+            self._drop_older(trainer)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         # Lightning would keep the checkpoint that a run resumed from, and those of a run that was killed while it saved.
         super()._save_checkpoint(trainer, filepath)
+        self._drop_older(trainer)
+
+    def _drop_older(self, trainer: Trainer) -> None:
         if self.keep != -1:
             for path in sorted(Path(self.dirpath).glob("*.ckpt"), key=step_of)[: -self.keep]:
                 trainer.strategy.remove_checkpoint(path)
@@ -102,6 +118,6 @@ def step_of(path: Path) -> int:
 
 
 def _is_whole(path: Path) -> bool:
-    if path.is_dir():  # torch.distributed.checkpoint writes its metadata last, Lightning meta.pt after it
-        return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
+    if path.is_dir():
+        return is_sharded(path)
     return zipfile.is_zipfile(path)  # the directory of a zip is its end

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class ExportModel(Callback):
@@ -18,16 +20,29 @@ class ExportModel(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export; a run that was interrupted does not come here."""
-        if trainer.fast_dev_run or not trainer.is_global_zero:
+        if trainer.fast_dev_run:
+            return
+        weights = _gather(pl_module.model.state_dict(), keep=trainer.is_global_zero)
+        if not trainer.is_global_zero:
             return
         target = Path(trainer.default_root_dir, "model")
         part, old = target.with_name(".model.part"), target.with_name(".model.old")
         for leftover in (part, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        pl_module.model.save_pretrained(part)
+        pl_module.model.save_pretrained(part, state_dict=weights)
         pl_module.processor.save_pretrained(part)
         if target.exists():
             os.replace(target, old)
         os.replace(part, target)
         shutil.rmtree(old, ignore_errors=True)
         rank_zero_info(f"model exported to {target}")
+
+
+def _gather(state_dict: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Full tensors in the CPU's memory, collected one by one from all processes; empty where they are not kept."""
+    weights = {}
+    for name, value in state_dict.items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            weights[name] = full.cpu()
+    return weights

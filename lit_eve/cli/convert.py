@@ -1,0 +1,43 @@
+"""``lit-eve convert``: between the official EVE v1 checkpoints and transformers folders of lit_eve."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``lit-eve convert`` takes."""
+    parser.add_argument("source", help="official checkpoint, transformers folder, run folder, or hub name (BAAI/EVE-7B-v1.0)")
+    parser.add_argument("output", help="the folder to write; it appears when it is complete")
+    parser.add_argument("--to", choices=["lit_eve", "official"], help="(default: the layout that SOURCE does not have)")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="672 or 1344, if the config of an official checkpoint does not tell"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER", help="if SOURCE has none; to official: one with tokenizer.model, which that code reads"
+    )
+    parser.add_argument("--teacher", metavar="FOLDER", help="to official: put the weights of this CLIP back in")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file to write (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is a model's folder")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert, and say what was done."""
+    from lit_eve.models.conversion import convert
+
+    result = convert(
+        args.source,
+        args.output,
+        to=args.to,
+        image_size=args.image_size,
+        tokenizer=args.tokenizer,
+        teacher=args.teacher,
+        max_shard_size=args.max_shard_size,
+        overwrite=args.overwrite,
+        progress=True,
+    )
+    print(f"{result.num_weights} weights, {result.num_bytes / 1e9:.2f} GB, in the layout {result.layout!r}: {result.output}")
+    if result.dropped:
+        print(f"left out: {len(result.dropped)} weights of the frozen CLIP teacher, which is read from its own folder")
+    for note in result.notes:
+        print(f"note: {note}")

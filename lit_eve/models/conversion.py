@@ -1,0 +1,349 @@
+"""Between the official EVE v1 layout and ours, file by file: no tensor is changed, no model is held in memory.
+
+What ours does not need but the official code does is kept in the folder ``official`` of the converted model, so that the
+way back gives the same checkpoint again. Only the frozen teacher is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from lit_eve.errors import CheckpointError
+from lit_eve.losses import ALIGNERS
+from lit_eve.models import official
+from lit_eve.models.config import EveConfig
+from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
+from lit_eve.models.folders import find_model_folder, read_json, replace_folder
+from lit_eve.models.loading import load_processor
+from lit_eve.models.weights import StoredWeight, file_of_each_weight, read_file, read_stored, weight_files, write_shards
+
+KEPT = "official"
+"""Folder of a converted model with what only the official code needs."""
+
+# In that folder, besides copies of the official files:
+_TABLE_FILE = "tables.safetensors"
+_TEACHER_FILE = "teacher_weights.json"  # the names of what was dropped
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".index.json", ".pt", ".pth")
+_LARGEST_KEPT_FILE = 50 * 2**20
+_SHOWN = 5
+
+
+@dataclass
+class Conversion:
+    """What :func:`convert` did."""
+
+    output: Path
+    layout: str  # "official" or "lit_eve"
+    num_weights: int
+    num_bytes: int
+    dropped: list[str] = field(default_factory=list)  # official names of the frozen teacher's weights
+    notes: list[str] = field(default_factory=list)  # what the user should know, a sentence each
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    to: str | None = None,
+    image_size: int | None = None,
+    tokenizer: str | Path | None = None,
+    teacher: str | Path | None = None,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Conversion:
+    """Rewrite an official EVE v1 checkpoint as a folder of ours, or the other way round.
+
+    Everything is checked before anything is written, and ``output`` appears as a whole.
+
+    Args:
+        source: an official checkpoint, a folder saved by ``save_pretrained``, a run folder, or a hub name.
+        output: the new folder.
+        to: "lit_eve" or "official"; default: the layout that ``source`` does not have.
+        image_size: of an official checkpoint whose config does not tell it.
+        tokenizer: folder or hub name, for a source without a tokenizer; the official code needs one with tokenizer.model.
+        teacher: folder of the CLIP whose weights an official checkpoint shall hold again.
+        max_shard_size: of a written file, in bytes or as in "5GB".
+        overwrite: replace ``output`` if it is a model's folder.
+        progress: show a bar.
+
+    Raises:
+        CheckpointError: ``source`` cannot be read or has missing, unknown or misshapen weights, the other layout cannot hold
+            it, or ``output`` cannot be written.
+    """
+    folder, output = find_model_folder(source), Path(os.path.abspath(output))
+    config = read_json(folder / "config.json")
+    layout = "official" if official.is_official(config) else config.get("model_type")
+    if layout not in ("official", EveConfig.model_type):
+        raise CheckpointError(f"{folder} is no EVE: its config.json says model_type {config.get('model_type')!r}")
+    target = to or {"official": EveConfig.model_type, EveConfig.model_type: "official"}[layout]
+    if target == layout:
+        raise CheckpointError(f"{folder} is in the layout {layout!r} already")
+    unused = {"teacher": teacher} if layout == "official" else {"image_size": image_size}
+    for key, value in unused.items():
+        if value is not None:
+            raise CheckpointError(f"{key} has no meaning when converting to {target!r}")
+    if output.resolve().is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(output.resolve()):
+        raise CheckpointError(f"{output} and the source {folder} lie in each other; choose another output")
+    files = file_of_each_weight(weight_files(folder))
+    try:
+        with replace_folder(output, overwrite) as part:
+            if layout == "official":
+                result = _to_ours(folder, part, files, image_size, tokenizer, max_shard_size, progress)
+            else:
+                result = _to_official(folder, part, files, tokenizer, teacher, max_shard_size, progress)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{output} cannot be written, what was there is unchanged: {error}") from error
+    result.output = output
+    return result
+
+
+# ---- official -> ours
+
+
+def _to_ours(
+    folder: Path,
+    part: Path,
+    files: Mapping[str, Path],
+    image_size: int | None,
+    tokenizer: str | Path | None,
+    max_shard_size: int | str,
+    progress: bool,
+) -> Conversion:
+    config = official.read_config(folder, image_size)
+    projector_type = read_json(folder / "config.json").get("mm_projector_type", official.LINEAR_PROJECTOR)
+    weights: dict[str, StoredWeight] = {}
+    for file, stored in _read_all(files):
+        for key, value in stored.items():
+            for name, converted in official.import_weight(key, value):
+                flat = converted.shape != value.shape
+                weights[name] = _stored(file, key, converted, (lambda x: x.flatten(1)) if flat else _unchanged)
+    model = _check(folder, config, weights, lambda name: official.restore(name, projector_type))
+    processor = load_processor(folder, config, tokenizer)
+    result = _conversion("lit_eve", weights)
+    result.dropped = [key for key in files if official.is_teacher(key) and not official.is_table(key)]
+    _check_space(part, result)
+
+    config.architectures, config.dtype = [type(model).__name__], getattr(torch, _main_dtype(weights))
+    config.save_pretrained(part)
+    model.generation_config.save_pretrained(part)
+    processor.save_pretrained(part)
+    _keep(folder, part / KEPT, files, result.dropped)
+    if aligner := _aligner_of(weights):
+        save_file(read_stored(aligner), part / ALIGNER_FILE)
+    write_shards({k: v for k, v in weights.items() if not k.startswith("aligner.")}, part, max_shard_size, progress)
+    return result
+
+
+def _keep(folder: Path, kept: Path, files: Mapping[str, Path], dropped: list[str]) -> None:
+    """Copy the small files of an official checkpoint, and what its vision tower's folder says."""
+    kept.mkdir()
+    tower = Path(read_json(folder / "config.json")["mm_vision_tower"], official.PREPROCESSOR)
+    names = [Path(file.name) for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    for name in [*names, *([tower] if not tower.is_absolute() and (folder / tower).is_file() else [])]:
+        if not str(name).endswith(_WEIGHT_SUFFIXES) and (folder / name).stat().st_size <= _LARGEST_KEPT_FILE:
+            (kept / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, kept / name)
+    if tables := {key: _stored(file, key, read_file(file)[key]) for key, file in files.items() if official.is_table(key)}:
+        save_file(read_stored(tables), kept / _TABLE_FILE)
+    if dropped:
+        (kept / _TEACHER_FILE).write_text(json.dumps(dropped, indent=1) + "\n")
+
+
+# ---- ours -> official
+
+
+def _to_official(
+    folder: Path,
+    part: Path,
+    files: Mapping[str, Path],
+    tokenizer: str | Path | None,
+    teacher: str | Path | None,
+    max_shard_size: int | str,
+    progress: bool,
+) -> Conversion:
+    config = EveConfig.from_pretrained(folder)
+    kept = folder / KEPT if (folder / KEPT / "config.json").is_file() else None
+    weights = {name: _stored(file, name, value) for file, stored in _read_all(files) for name, value in stored.items()}
+    if (path := folder / ALIGNER_FILE).exists():
+        weights |= {f"aligner.{key}": _stored(path, key, value) for key, value in read_file(path).items()}
+    if kept is None and not _aligner_of(weights):
+        config.aligner = None
+    dtype = _main_dtype(weights)
+    theirs = _official_config(config, dtype, kept)
+    _check(folder, config, weights)
+
+    patch_size, projector_type = config.image_geometry.patch_size, theirs.get("mm_projector_type", official.LINEAR_PROJECTOR)
+    exported = {}
+    for name, weight in weights.items():
+        as_theirs = lambda value, name=name: official.export_value(name, value, patch_size)  # noqa: E731
+        meta = as_theirs(weight.meta)
+        exported[official.restore(name, projector_type)] = StoredWeight(weight.file, weight.key, meta, as_theirs)
+    if kept is not None and (tables := kept / _TABLE_FILE).is_file():
+        for key, value in read_file(tables).items():
+            if teacher is not None or not official.is_teacher(key):
+                exported[key] = _stored(tables, key, value)
+    if teacher is not None:
+        exported |= _teacher(find_model_folder(teacher), getattr(torch, dtype), kept)
+    result = _conversion("official", exported)
+    _check_space(part, result)
+
+    if kept is not None:
+        shutil.copytree(kept, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_TABLE_FILE, _TEACHER_FILE))
+    if kept is None or theirs != read_json(kept / "config.json"):
+        (part / "config.json").write_text(json.dumps(theirs, indent=2, sort_keys=True) + "\n")
+    if tokenizer is not None or kept is None:
+        load_processor(folder, config, tokenizer).tokenizer.save_pretrained(part)
+        if (model := Path(tokenizer or folder, "tokenizer.model")).is_file():  # transformers 5 does not save it
+            shutil.copyfile(model, part / model.name)
+    tower = Path(theirs["mm_vision_tower"], official.PREPROCESSOR)
+    if not tower.is_absolute() and ".." not in tower.parts and not (part / tower).exists():
+        (part / tower).parent.mkdir(parents=True, exist_ok=True)
+        (part / tower).write_text(json.dumps(official.write_preprocessor(config), indent=2) + "\n")
+    write_shards(exported, part, max_shard_size, progress)
+    result.notes = _notes(part, tower.parent, theirs, teacher is not None)
+    return result
+
+
+def _official_config(config: EveConfig, dtype: str, kept: Path | None) -> dict[str, Any]:
+    """The kept official config with the keys that were changed since, or a new one."""
+    fresh = official.write_config(config, dtype)
+    if kept is None:
+        return fresh
+    stored = read_json(kept / "config.json")
+    try:
+        before = official.read_config(kept)
+    except CheckpointError:  # the image size was told by hand
+        before = official.read_config(kept, config.image_geometry.image_size)
+    then = official.write_config(before, dtype)
+    then["mm_vision_tower_clip"] = fresh["mm_vision_tower_clip"]  # a path was made relative to another folder: not changed
+    return stored | {key: value for key, value in fresh.items() if value != then[key]}
+
+
+def _teacher(folder: Path, dtype: torch.dtype, kept: Path | None) -> dict[str, StoredWeight]:
+    """The vision half of a CLIP under its official names, in the type of the model: bf16 training writes it so."""
+    with torch.device("meta"):
+        vision = CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder))
+    inner = lambda name: name.removeprefix("vision_model.")  # noqa: E731
+    expected = {inner(name): value.shape for name, value in vision.state_dict().items()}
+    found: dict[str, StoredWeight] = {}
+    for file, stored in _read_all(file_of_each_weight(weight_files(folder))):
+        for key, value in stored.items():
+            if (name := inner(key)) in expected:
+                found[name] = _stored(file, key, value.to("meta", dtype), lambda x: x.to(dtype, copy=True))
+    _compare(f"the teacher {folder}", expected, {name: weight.meta.shape for name, weight in found.items()})
+    copies = [{f"{prefix}vision_model.{name}": found[name] for name in found} for prefix in official.TEACHER_PREFIXES]
+    if kept is None or not (kept / _TEACHER_FILE).is_file():
+        return copies[0]  # modules that share weights are saved once in safetensors files
+    names, both = json.loads((kept / _TEACHER_FILE).read_text()), copies[0] | copies[1]
+    if strange := [name for name in names if name not in both]:
+        raise CheckpointError(f"the teacher {folder} is another one than the checkpoint had: it lacks {_some(strange)}")
+    return {name: both[name] for name in names}
+
+
+def _notes(part: Path, tower: Path, config: Mapping[str, Any], has_teacher: bool) -> list[str]:
+    notes = [f"the official code looks for the folder {tower} (it is in the output) where it is started"]
+    if "eve" not in part.name.lower():
+        notes.append("the official code loads an EVE only from a folder with 'eve' in its name")
+    if not (part / "tokenizer.model").is_file():
+        notes.append("the official code needs tokenizer.model; name a folder that has it with --tokenizer")
+    if config.get("requires_cliploss") and not has_teacher:
+        notes.append(f"the teacher is not in it: the official code reads it from {config.get('mm_vision_tower_clip')}")
+    return notes
+
+
+# ---- both ways
+
+
+def _unchanged(value: Tensor) -> Tensor:
+    return value
+
+
+def _stored(file: Path, key: str, value: Tensor, convert: Any = _unchanged) -> StoredWeight:
+    return StoredWeight(file, key, value.to("meta"), convert)
+
+
+def _read_all(files: Mapping[str, Path]) -> Any:
+    """(file, its tensors), one file at a time."""
+    return ((file, read_file(file)) for file in dict.fromkeys(files.values()))
+
+
+def _aligner_of(weights: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
+    prefix = "aligner."
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+
+def _check(
+    folder: Path, config: EveConfig, weights: Mapping[str, StoredWeight], name_in_file: Any = lambda name: name
+) -> EveForConditionalGeneration:
+    """The model, without memory for its weights, if they are exactly the ones that it needs."""
+    with torch.device("meta"):
+        model = EveForConditionalGeneration(config)
+        expected = {name: value.shape for name, value in model.state_dict().items()}
+        if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+            expected.pop("language_model.lm_head.weight", None)
+        if aligner := _aligner_of(weights):
+            text = config.text_config
+            width = next(
+                (len(aligner[f"{side}_layer.bias"].meta) for side in ("input", "output") if f"{side}_layer.bias" in aligner),
+                1024,
+            )
+            built = ALIGNERS.build(
+                config.aligner or {"name": "layerwise"},
+                hidden_size=text.hidden_size,
+                num_layers=text.num_hidden_layers,
+                teacher_width=width,
+            )
+            expected |= {f"aligner.{name}": value.shape for name, value in built.state_dict().items()}
+    found = {name_in_file(name): weight.meta.shape for name, weight in weights.items()}
+    _compare(str(folder), {name_in_file(name): shape for name, shape in expected.items()}, found)
+    return model
+
+
+def _compare(where: str, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
+    if missing := [name for name in expected if name not in found]:
+        raise CheckpointError(f"{where} lacks {_some(missing)}")
+    if extra := [name for name in found if name not in expected]:
+        raise CheckpointError(f"{where} has weights that its config.json has no place for: {_some(extra)}")
+    wrong = [f"{name} is {tuple(found[name])}, not {tuple(expected[name])}" for name in found if found[name] != expected[name]]
+    if wrong:
+        raise CheckpointError(f"{where} has weights of another shape than its config.json asks for: {_some(wrong)}")
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+
+
+def _main_dtype(weights: Mapping[str, StoredWeight]) -> str:
+    """The floating type of most values."""
+    count: Counter[str] = Counter()
+    for weight in weights.values():
+        if weight.meta.is_floating_point():
+            count[str(weight.meta.dtype).removeprefix("torch.")] += weight.meta.numel()
+    return count.most_common(1)[0][0]
+
+
+def _conversion(layout: str, weights: Mapping[str, StoredWeight]) -> Conversion:
+    return Conversion(Path(), layout, len(weights), sum(weight.meta.nbytes for weight in weights.values()))
+
+
+def _check_space(part: Path, result: Conversion) -> None:
+    free = shutil.disk_usage(part).free
+    if free < result.num_bytes:
+        raise CheckpointError(
+            f"no space: the weights take {result.num_bytes / 1e9:.1f} GB, and the disk of {part.parent} has "
+            f"{free / 1e9:.1f} GB free"
+        )

@@ -1,0 +1,176 @@
+"""Fully sharded data parallelism (FSDP2) for any number of devices and nodes: ``trainer.strategy: fsdp2``.
+
+Every process holds its part of each weight, gradient and optimizer state. The decoder's blocks are gathered one at a time
+while they run; everything else (embeddings, head, patch embedding, projector, aligner) once per step. Runs on GPUs (nccl) and
+CPUs (gloo).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.optim import Optimizer
+
+from lit_eve.errors import ConfigError
+from lit_eve.models.sharded import read_checkpoint
+from lit_eve.training.sharded_checkpoint import ShardedCheckpoints, load_model, load_optimizer
+
+
+class ShardedMixedPrecision(Precision):
+    """bf16-mixed under FSDP2: weights are kept in float32 and gathered in bfloat16; gradients are reduced in float32.
+
+    There is no autocast: what the model computes in float32 (norms, softmax, losses), it does by itself.
+    """
+
+    precision = "bf16-mixed"
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """FSDP2 over all devices of all nodes.
+
+    Precision: ``32-true``; ``bf16-mixed`` (float32 weights, bfloat16 computation, float32 reduction); ``bf16-true``.
+
+    Checkpoints are folders to which every process writes its part, while training goes on
+    (:mod:`lit_eve.models.sharded`). They are resumed by any number of processes, and so are the single files of other
+    strategies.
+
+    Args:
+        replicas: copies of the model (hybrid sharding): with one per node, weights travel inside a node only, and gradients
+            between nodes. The devices of a copy share it.
+        asynchronous: write checkpoints in the background.
+    """
+
+    strategy_name = "fsdp2"
+
+    def __init__(self, replicas: int = 1, asynchronous: bool = True) -> None:
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1)
+        if replicas < 1:
+            raise ConfigError(f"trainer.strategy: replicas must be at least 1, got {replicas}")
+        self.replicas = replicas
+        self.checkpoints = ShardedCheckpoints(asynchronous)
+
+    # ---- devices
+
+    def setup_environment(self) -> None:
+        """Connect the processes, and arrange them in copies of the model."""
+        world = self.num_nodes * self.num_processes
+        if world % self.replicas:
+            raise ConfigError(f"trainer.strategy: {world} devices cannot be shared out to replicas = {self.replicas}")
+        # Lightning's default of 1 would train every process for itself.
+        self._data_parallel_size = world
+        super().setup_environment()
+        if self.replicas > 1:
+            shape = (self.replicas, world // self.replicas)
+            self._device_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Every process has its own rows."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    # ---- precision
+
+    @property
+    def precision_plugin(self) -> Precision:
+        """How numbers are kept and computed."""
+        return self._precision_plugin if self._precision_plugin is not None else Precision()
+
+    @precision_plugin.setter
+    def precision_plugin(self, precision_plugin: Precision | None) -> None:
+        if isinstance(precision_plugin, MixedPrecision) and precision_plugin.precision == "bf16-mixed":
+            precision_plugin = ShardedMixedPrecision()
+        if precision_plugin is not None and precision_plugin.precision not in ("32-true", "bf16-mixed", "bf16-true"):
+            raise ConfigError(
+                f"trainer.precision: fsdp2 has no {precision_plugin.precision}; choose 32-true, bf16-mixed or bf16-true"
+            )
+        self._precision_plugin = precision_plugin
+
+    @property
+    def _policy(self) -> MixedPrecisionPolicy:
+        if isinstance(self.precision_plugin, ShardedMixedPrecision | HalfPrecision):
+            return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        return MixedPrecisionPolicy()
+
+    # ---- model
+
+    def shard(self, model: nn.Module) -> None:
+        """Shard an EVE model in place: each block of its decoder, and all the rest together.
+
+        The head is in the rest, which stays gathered from the forward to the backward pass: the loss applies it in chunks, some
+        of which are computed again in the backward pass.
+        """
+        settings = {"mesh": self._fsdp_mesh, "mp_policy": self._policy}
+        for block in model.get_decoder().layers:
+            fully_shard(block, **settings)
+        fully_shard(model, **settings)
+        model._is_fsdp_managed_module = True  # transformers' generate: no process stops before the others
+
+    @property
+    def _fsdp_mesh(self) -> Any:
+        return self.device_mesh if self.replicas > 1 else self.device_mesh["data_parallel"]
+
+    # ---- checkpoints
+
+    # As soon as the model is built: before the data is asked for its length, so that it can go on where it was.
+    restore_checkpoint_after_setup = False
+    lightning_restore_optimizer = True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """This process's part of the weights."""
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """This process's part of the optimizer's state."""
+        return getattr(optimizer, "_optimizer", optimizer).state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Begin to write a checkpoint; it appears at ``filepath`` when every process has written its part."""
+        self.checkpoints.save(checkpoint, self.broadcast(filepath))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Everything but the tensors; these are read by the methods below."""
+        self._resumed_from = self.broadcast(checkpoint_path)
+        return read_checkpoint(self._resumed_from)
+
+    def load_model_state_dict(self, checkpoint: dict[str, Any], strict: bool = True) -> None:
+        """Read this process's part of the weights."""
+        load_model(self._resumed_from, checkpoint, self.lightning_module)
+
+    def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
+        """Read this process's part of the optimizer's state."""
+        load_optimizer(self._resumed_from, checkpoint, self.lightning_module, self.optimizers[0])
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Notice that a checkpoint is complete, or could not be written."""
+        self.checkpoints.poll()
+
+    def wait_for_checkpoint(self) -> None:
+        """Return when the checkpoint that is being written is complete."""
+        self.checkpoints.wait()
+        self.barrier()
+
+    def teardown(self) -> None:
+        """Finish the checkpoint that is being written."""
+        self.checkpoints.close()
+        super().teardown()
+
+    @classmethod
+    def register_strategies(cls, strategy_registry: Any) -> None:
+        """Nothing beside the name below."""
+
+
+StrategyRegistry.register(FSDP2Strategy.strategy_name, FSDP2Strategy, description=FSDP2Strategy.__doc__.splitlines()[0])
+
+
+def sharding_strategy(module: LightningModule) -> FSDP2Strategy | None:
+    """The strategy of the module's trainer, if it shards."""
+    trainer = module._trainer
+    strategy = None if trainer is None else trainer.strategy
+    return strategy if isinstance(strategy, FSDP2Strategy) else None

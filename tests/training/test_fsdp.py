@@ -1,0 +1,229 @@
+"""FSDP2 with two real processes: the losses of one process, exact resume on another number of them, an end when one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import lit_eve
+from lit_eve.data import ShardWriter
+from lit_eve.errors import ConfigError
+from lit_eve.models.weights import iterate_weights
+from lit_eve.training.callbacks import find_checkpoint
+from lit_eve.training.cli import EveCLI
+from tests.training import world as micro
+from tests.training.world import scalars
+
+STAGES = ("1_prealign", "2_pretrain", "3_finetune")
+TAGS = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm")
+VALIDATION = ("val/loss", "val/alignment_loss", "val/token_accuracy")
+PROCESSES = 2
+
+
+def torchrun(*command: str, **kwargs) -> subprocess.CompletedProcess:
+    """Run a program in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    return subprocess.run(
+        [*launcher, *command],
+        cwd=micro.ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(micro.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
+
+
+def run_jobs(folder, jobs: list[list[str]]) -> None:
+    """Run trainings in two processes, one after the other."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    done = torchrun("-m", "tests.training.fsdp_worker", str(file))
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def arguments(world, run, stage: str, start, sharded: bool, **overrides) -> list[str]:
+    settings = {
+        "data.train": world / "mixed",
+        "data.global_batch": 4,
+        "checkpoint.every_n_steps": 2,
+        "checkpoint.keep": -1,
+        "trainer.gradient_clip_val": 0.5,
+        "model.weight_decay": 0.1,  # two parameter groups
+        "model.gradient_checkpointing": True,
+    }
+    if sharded:
+        settings |= {"trainer.strategy": "fsdp2", "trainer.devices": PROCESSES}
+    if start is not None:
+        settings["model.init_from"] = start
+    return micro.arguments(world, run, stage, **settings, **overrides)
+
+
+@pytest.fixture(scope="module")
+def mixed(world):
+    """Samples that each fill more than half a row, so that a process has either images or none."""
+    rng = random.Random(3)
+    if not (world / "mixed").exists():
+        from PIL import Image
+
+        with ShardWriter(world / "mixed") as shards:
+            for index in range(24):
+                images = [] if index % 2 else [Image.frombytes("RGB", (64, 60), rng.randbytes(3 * 64 * 60))]
+                words = " ".join(rng.choices(["red", "green", "circle", "above"], k=40 if images else 90))
+                human = {"from": "human", "value": "<image>\n" * len(images) + "What is this?"}
+                shards.write({"id": f"{index:04d}", "conversations": [human, {"from": "gpt", "value": words}]}, images)
+    return world
+
+
+@pytest.fixture(scope="module")
+def runs(mixed, tmp_path_factory):
+    """Each stage in one process and in two, from the same start."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    starts = {"1_prealign": None, "2_pretrain": folder / "one" / "1_prealign", "3_finetune": folder / "one" / "2_pretrain"}
+    for stage in STAGES:
+        EveCLI(args=arguments(mixed, folder / "one" / stage, stage, starts[stage], sharded=False))
+    jobs = [arguments(mixed, folder / "two" / stage, stage, starts[stage], sharded=True) for stage in STAGES]
+    run_jobs(folder, jobs)
+    return folder, starts
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_train_like_one(runs, stage):
+    one, two = (runs[0] / number / stage for number in ("one", "two"))
+    for tag in (*TAGS, *VALIDATION):
+        expected, found = scalars(one, tag), scalars(two, tag)
+        assert found.keys() == expected.keys() and len(found) > 1
+        for step, value in expected.items():
+            assert found[step] == pytest.approx(value, rel=1e-5, abs=1e-5), (tag, step)
+    for file in ("model.safetensors", "aligner.safetensors"):
+        expected, found = load_file(one / "model" / file), load_file(two / "model" / file)
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_process_had_images_while_the_other_had_none(runs, mixed):
+    cli = EveCLI(
+        args=arguments(mixed, runs[0] / "look", "2_pretrain", runs[1]["2_pretrain"], False, **{"trainer.max_steps": 1})
+    )
+    loader = cli.datamodule.train_dataloader()
+    counts = [len(batch["image_grid_hw"]) for batch in loader]
+    pairs = list(zip(counts[::2], counts[1::2], strict=False))
+    assert any(bool(a) != bool(b) for a, b in pairs)
+
+
+def test_the_frozen_decoder_did_not_move(runs, mixed):
+    decoder = load_file(mixed / "decoder" / "model.safetensors")
+    trained = load_file(runs[0] / "two" / "1_prealign" / "model" / "model.safetensors")
+    for name, value in decoder.items():
+        assert torch.equal(trained[f"language_model.{name}"], value), name
+
+
+def cut(run, target, step: int):
+    """A copy of a run as it was when it had just saved ``step``."""
+    shutil.copytree(run, target, ignore=shutil.ignore_patterns("model", "tensorboard"))
+    for path in (target / "checkpoints").iterdir():
+        if not path.name.startswith(f"step{step:08d}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert find_checkpoint(target).name == f"step{step:08d}.ckpt"
+    return target
+
+
+def test_resumed_on_any_number_of_processes(runs, mixed):
+    """2 -> 2 gives the same bits; 2 -> 1 and 1 -> 2 the same losses up to the order of sums."""
+    folder, starts = runs
+    stage = "2_pretrain"
+    command = lambda run, sharded: arguments(mixed, run, stage, starts[stage], sharded)  # noqa: E731
+    two, one = folder / "two" / stage, folder / "one" / stage
+    targets = {name: cut(run, folder / name, 2) for name, run in (("2to2", two), ("2to1", two), ("1to2", one))}
+    EveCLI(args=command(targets["2to1"], False))
+    run_jobs(folder, [command(targets[name], True) for name in ("2to2", "1to2")])
+
+    for name, original in (("2to2", two), ("2to1", two), ("1to2", one)):
+        for tag in TAGS:
+            expected = {step: value for step, value in scalars(original, tag).items() if step >= 2}
+            found = scalars(targets[name], tag)
+            assert expected and found.keys() == expected.keys()
+            for step, value in expected.items():
+                assert found[step] == (value if name == "2to2" else pytest.approx(value, rel=1e-5, abs=1e-5)), (name, tag)
+    same, again = (load_file(run / "model" / "model.safetensors") for run in (two, targets["2to2"]))
+    assert all(torch.equal(same[key], again[key]) for key in same)
+
+
+def test_a_killed_process_ends_the_job_and_the_resumed_run_repeats_it(runs, mixed, tmp_path):
+    folder, starts = runs
+    command = arguments(mixed, tmp_path / "run", "2_pretrain", starts["2_pretrain"], True)
+    kill = ["--trainer.callbacks+=tests.training.killer.KillAt", "--trainer.callbacks.step=3", "--trainer.callbacks.rank=1"]
+    start = time.monotonic()
+    killed = torchrun("train.py", *command, *kill)
+    assert killed.returncode != 0 and "SIGKILL" in killed.stderr
+    assert time.monotonic() - start < 120
+    assert find_checkpoint(tmp_path / "run").name == "step00000002.ckpt"
+
+    run_jobs(tmp_path, [command])
+    for tag in (*TAGS, *VALIDATION):
+        assert scalars(tmp_path / "run", tag) == scalars(folder / "two" / "2_pretrain", tag), tag
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(runs, mixed, tmp_path):
+    folder, starts = runs
+    run = cut(folder / "two" / "2_pretrain", tmp_path / "run", 2)
+    command = arguments(mixed, run, "2_pretrain", starts["2_pretrain"], True)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731 - bytes of a file
+    full = torchrun("train.py", *command, preexec_fn=limit)
+    assert full.returncode != 0
+    assert re.search(
+        r"error: the checkpoint .*step00000004.ckpt could not be written \(.*File too large.*still there", full.stderr
+    )
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step00000002.ckpt"]
+
+
+def test_a_sharded_checkpoint_is_a_model_for_everyone(runs):
+    """lit_eve.load and model.init_from read it as they read a file."""
+    run = runs[0] / "two" / "3_finetune"
+    model, processor = lit_eve.load(find_checkpoint(run))
+    exported = load_file(run / "model" / "model.safetensors")
+    weights = model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in exported.items())
+    assert processor.geometry.image_size == 64
+    aligner = {name: value for name, value in iterate_weights(find_checkpoint(run)) if name.startswith("aligner.")}
+    assert {name.removeprefix("aligner.") for name in aligner} == set(load_file(run / "model" / "aligner.safetensors"))
+
+
+def test_bfloat16_over_float32_weights_and_hybrid_sharding(runs, mixed, tmp_path):
+    folder, starts = runs
+    start = starts["2_pretrain"]
+    half = arguments(mixed, tmp_path / "bf16", "2_pretrain", start, True, **{"trainer.precision": "bf16-mixed"})
+    hybrid = arguments(mixed, tmp_path / "hybrid", "2_pretrain", start, True)
+    hybrid[hybrid.index("--trainer.strategy=fsdp2")] = "--trainer.strategy=lit_eve.training.FSDP2Strategy"
+    run_jobs(tmp_path, [half, [*hybrid, "--trainer.strategy.replicas=2"]])
+    expected = scalars(folder / "one" / "2_pretrain", "train/loss")
+    found = scalars(tmp_path / "bf16", "train/loss")
+    assert found != expected
+    assert found == pytest.approx(expected, rel=0.02)
+    assert load_file(tmp_path / "bf16" / "model" / "model.safetensors")["projector.0.weight"].dtype == torch.float32
+    assert scalars(tmp_path / "hybrid", "train/loss") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--trainer.precision=16-mixed"], "trainer.precision: fsdp2 has no 16-mixed; choose 32-true, bf16-mixed or bf16-true"),
+        (["--trainer.strategy=lit_eve.training.FSDP2Strategy", "--trainer.strategy.replicas=0"], "replicas must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(world, tmp_path, more, message):
+    with pytest.raises(ConfigError, match=message):
+        EveCLI(args=[*micro.arguments(world, tmp_path / "run", **{"trainer.strategy": "fsdp2"}), *more])
