@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import ConfigError
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if not console.is_terminal:
         console.width = WIDTH
     if len(plans) == 1:
-        print_plan(console, *plans.items())
+        print_plan(console, *next(iter(plans.items())))
     else:
         print_overview(console, plans)
     console.print(f"\n{PAPER}.", highlight=False)
@@ -98,13 +99,13 @@ def print_overview(console: Console, plans: dict[str, Plan]) -> None:
     table = _table(
         f"{first.gpus} x {first.gpu.name}, {first.mfu:.0%} of the peak reached",
         ["recipe"],
-        ["parameters", "trainable", "samples", "TFLOPs / sample", "samples / step", "steps", "GiB / GPU", "fits", "days"],
+        ["size", "trained", "samples", "TFLOPs / sample", "samples / step", "steps", "GiB / GPU", "fits", "days"],
     )
     for path, plan in plans.items():
         trainable = sum(part.trainable for part in plan.parameters.values())
         total = trainable + sum(part.frozen for part in plan.parameters.values())
         table.add_row(
-            path.removeprefix("experiments/"),
+            f"{Path(path).parent.name}/{Path(path).stem}",
             _short(total),
             _short(trainable),
             _short(plan.steps.samples),
@@ -116,15 +117,14 @@ def print_overview(console: Console, plans: dict[str, Plan]) -> None:
             f"{plan.days:.2f}",
         )
     table.add_section()
-    table.add_row("all", *[""] * 8, f"{sum(plan.days for plan in plans.values()):.2f}")
+    table.add_row("one after the other", *[""] * 8, f"{sum(plan.days for plan in plans.values()):.2f}")
     console.print(table)
 
 
-def print_plan(console: Console, item: tuple[str, Plan]) -> None:
+def print_plan(console: Console, path: str, plan: Plan) -> None:
     """All numbers of one recipe."""
     from lit_eve.training.gpus import GIB
 
-    path, plan = item
     steps = plan.steps
     console.print(f"[bold]{path}[/], stage {plan.stage}, on {plan.gpus} x {plan.gpu.name}\n", highlight=False)
 
@@ -189,7 +189,7 @@ def _table(title: str, left: list[str], right: list[str]):
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in left:
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in right:
         table.add_column(name, justify="right")
     return table

@@ -2,7 +2,9 @@
 
 What a GPU keeps (weights, gradients, optimizer) follows from the parameters and from how they are shared out. What a step adds
 is measured: forward and backward pass run on the meta device, where tensors have sizes but no contents, and the bytes of all
-tensors that are alive at a time are counted. For a model of 7B this takes seconds and no memory.
+tensors that are alive at a time are counted. For a model of 7B this takes seconds and no memory. The meta device stands for a
+GPU with attention kernels for packed rows; in float32, which these do not take, all attention scores are counted, as an upper
+bound.
 
 Notation: B rows, T tokens of a row, N images, P patches, M supervised tokens, C teacher image size.
 """
