@@ -17,6 +17,7 @@ from lit_eve.errors import LitEveError
 COMMANDS = {
     "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
     "convert": ("lit_eve.cli.convert", "rewrite an official EVE v1 checkpoint for lit_eve, or the other way round"),
+    "plan": ("lit_eve.cli.plan", "what a training would cost: memory, FLOPs, steps and days"),
     "nano": ("lit_eve.nano.pipeline", "train and evaluate a miniature EVE from nothing, on any machine"),
 }
 USAGE_ERROR = 2

@@ -173,7 +173,7 @@ class Blueprint:
 
     def _around(self, text_config: PreTrainedConfig) -> EveConfig:
         config = EveConfig(
-            text_config=text_config,
+            text_config=copy.deepcopy(text_config),  # models write into their config
             tie_word_embeddings=text_config.tie_word_embeddings,
             **{key: value for key in PARTS if (value := getattr(self, key)) is not None},
         )

@@ -1,0 +1,245 @@
+"""How much memory a training step takes on each GPU, from the model itself: no formula of a layer is written down here.
+
+What a GPU keeps (weights, gradients, optimizer) follows from the parameters and from how they are shared out. What a step adds
+is measured: forward and backward pass run on the meta device, where tensors have sizes but no contents, and the bytes of all
+tensors that are alive at a time are counted. For a model of 7B this takes seconds and no memory. The meta device stands for a
+GPU with attention kernels for packed rows; in float32, which these do not take, all attention scores are counted, as an upper
+bound.
+
+Notation: B rows, T tokens of a row, N images, P patches, M supervised tokens, C teacher image size.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lit_eve.errors import ConfigError
+from lit_eve.models import EveForConditionalGeneration
+from lit_eve.training.gpus import GIB
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+RESERVED = 2 * GIB
+"""CUDA's context, buffers of NCCL and cuBLAS, and what the allocator loses between blocks: assumed, not measured."""
+
+_PRECISIONS = {  # (what the optimizer sees, what the model computes with)
+    **dict.fromkeys((None, "32-true", "32", 32), (torch.float32, torch.float32)),
+    **dict.fromkeys(("bf16-mixed", "bf16"), (torch.float32, torch.bfloat16)),
+    "bf16-true": (torch.bfloat16, torch.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the GPU that needs most, at the moment of a step that needs most."""
+
+    weights: int  # of the student, this GPU's part
+    gradients: int
+    optimizer: int  # Adam's two moments
+    teacher: int  # whole, on every GPU
+    copies: int  # weights gathered or cast for computing, and gradients on their way to be reduced
+    activations: int  # what the forward pass leaves for the backward pass, and the batch
+    temporary: int  # what lives for a moment on top: logits, a block that is computed again, the teacher's forward pass
+    reserved: int = RESERVED
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model is shared out to GPUs.
+
+    Args:
+        shards: GPUs that share one copy; 1 without FSDP2.
+        gathers: whether weights are gathered for computing (FSDP2).
+        replicas: copies of the model.
+        stored: dtype of weights, gradients and optimizer.
+        computed: dtype of the arithmetic.
+    """
+
+    shards: int
+    gathers: bool
+    replicas: int
+    stored: torch.dtype
+    computed: torch.dtype
+
+    @classmethod
+    def of(cls, trainer: Namespace, gpus: int) -> Layout:
+        """The layout that a recipe's trainer settings make of ``gpus`` GPUs.
+
+        Raises:
+            ConfigError: a strategy or precision whose memory is not known.
+        """
+        if trainer.precision not in _PRECISIONS:
+            known = ", ".join(key for key in _PRECISIONS if isinstance(key, str))
+            raise ConfigError(f"trainer.precision: no plan can be made for {trainer.precision!r}, only for {known}")
+        dtypes = _PRECISIONS[trainer.precision]
+        strategy = trainer.strategy
+        name = strategy if isinstance(strategy, str) else strategy["class_path"].rpartition(".")[2]
+        if name in ("fsdp2", "FSDP2Strategy"):
+            replicas = 1 if isinstance(strategy, str) else strategy["init_args"].get("replicas", 1)
+            if gpus % replicas:
+                raise ConfigError(f"trainer.strategy: {gpus} GPUs cannot be shared out to replicas = {replicas}")
+            return cls(gpus // replicas, True, replicas, *dtypes)
+        if name == "auto" or name.startswith("ddp") or name in ("DDPStrategy", "SingleDeviceStrategy"):
+            return cls(1, False, gpus, *dtypes)
+        raise ConfigError(f"trainer.strategy: no plan can be made for {name!r}, only for fsdp2, ddp and auto")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of a forward and backward pass, without weights and their gradients."""
+
+    activations: int  # alive between the two passes
+    peak: int  # the most that was alive
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made inside and are still alive; on any device.
+
+    Args:
+        existing: tensors that are there already and are not counted (views of them neither).
+    """
+
+    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._existing = [tensor.untyped_storage() for tensor in existing]  # alive, so that no other gets their id
+        self._known: dict[int, Any] = {id(storage): None for storage in self._existing}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count what it made."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key not in self._known:
+            self._known[key] = weakref.ref(storage, lambda _: self._forget(key, size))
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int, size: int) -> None:
+        del self._known[key]
+        self.now -= size
+
+
+def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, row: Mapping[str, int]) -> dict[str, Any]:
+    """A packed batch without contents (docs/data_format.md): ``rows`` rows that each hold ``row``.
+
+    Args:
+        row: numbers of ``images``, ``patches``, ``targets`` and ``samples``.
+    """
+    images, patches, targets, samples = (rows * row[key] for key in ("images", "patches", "targets", "samples"))
+    side = model.geometry.teacher_image_size
+
+    def tensor(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    batch = {
+        **{key: tensor(rows, max_tokens) for key in ("input_ids", "labels", "position_ids")},
+        "cu_seqlens": tensor(samples + rows + 1, dtype=torch.int32),  # a tail of padding in each row
+        "max_seqlen": max_tokens,
+        "target_positions": tensor(targets),
+        "pixel_values": tensor(patches, model.geometry.patch_dim, dtype=torch.uint8),
+        "image_grid_hw": tensor(images, 2),
+    }
+    if model.teacher is not None:
+        batch["teacher_pixel_values"] = tensor(images, 3, side, side, dtype=torch.uint8)
+    return batch
+
+
+def measure(model: EveForConditionalGeneration, batch: Mapping[str, Any], checkpointing: bool) -> Measured:
+    """Run forward and backward pass, and count.
+
+    Args:
+        model: on the meta device or a real one, in the dtype of the arithmetic; what trains requires gradients. Gradients of
+            weights are dropped as soon as they are complete, as where they are reduced at once.
+        batch: what the model takes, on the same device.
+        checkpointing: whether the decoder's blocks are computed again in the backward pass.
+    """
+    model.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers renames the method
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
+    drops = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters() if p.requires_grad]
+    inputs = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        loss = model(**batch).loss
+        activations = live.now
+        loss.backward()
+    for drop in drops:
+        drop.remove()
+    return Measured(activations + inputs, live.peak + inputs)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def memory_of(model: EveForConditionalGeneration, layout: Layout, step: Measured) -> Memory:
+    """Everything that a GPU holds at the peak of a step, once the optimizer has made its first.
+
+    Args:
+        model: what trains requires gradients.
+        layout: how it is shared out.
+        step: what was measured with this model.
+    """
+    student = [parameter for name, parameter in model.named_parameters() if not name.startswith("teacher.")]
+    trained = _size(student, trained=True)
+    size = layout.stored.itemsize
+    share = lambda count: -(-count * size // layout.shards)  # noqa: E731
+    return Memory(
+        weights=share(_size(student)),
+        gradients=share(trained),
+        optimizer=2 * share(trained),
+        teacher=0 if model.teacher is None else _size(model.teacher.parameters()) * layout.computed.itemsize,
+        copies=_gathered(model, layout) if layout.gathers else _replicated(student, layout),
+        activations=step.activations,
+        temporary=step.peak - step.activations,
+    )
+
+
+def _size(parameters: Iterable[Tensor], trained: bool = False) -> int:
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad or not trained)
+
+
+def _gathered(model: EveForConditionalGeneration, layout: Layout) -> int:
+    """Under FSDP2, in the backward pass: each decoder block is a group, everything else but the teacher is the root group.
+
+    Gathered are the root, which stays so between the passes, the block at work and the buffer of the next one. Gradients of the
+    root wait until the end; those of the block at work are being made while those of the block before are reduced, from a copy
+    in float32.
+    """
+    blocks = list(model.get_decoder().layers)
+    of_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
+    root = [p for name, p in model.named_parameters() if id(p) not in of_blocks and not name.startswith("teacher.")]
+    block = max(_size(block.parameters()) for block in blocks)
+    trained = max(_size(block.parameters(), trained=True) for block in blocks)
+    size = layout.computed.itemsize
+    return (_size(root) + 2 * block) * size + (_size(root, trained=True) + trained) * size + trained * 4
+
+
+def _replicated(student: list[Tensor], layout: Layout) -> int:
+    """Copies that autocast makes of the weights, and DDP's buckets of gradients."""
+    cast = _size(student) * layout.computed.itemsize if layout.computed != layout.stored else 0
+    return cast + (_size(student, trained=True) * layout.stored.itemsize if layout.replicas > 1 else 0)

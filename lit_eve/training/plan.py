@@ -1,0 +1,188 @@
+"""What a training would cost, before it is started: parameters, FLOPs, memory, steps and days of a recipe on given GPUs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lit_eve.errors import ConfigError
+from lit_eve.models import EveForConditionalGeneration
+from lit_eve.training.flops import Flops, total_flops, training_flops
+from lit_eve.training.gpus import GIB, Gpu
+from lit_eve.training.memory import Layout, Memory, measure, memory_of, meta_batch
+from lit_eve.training.recipe import Recipe
+from lit_eve.training.typical_data import TypicalEpoch, typical_epoch
+
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of one part of the model."""
+
+    trainable: int
+    frozen: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a training is cut into optimizer steps."""
+
+    data: str  # where the numbers come from
+    samples: int  # of an epoch
+    rows: int  # packed rows of an epoch
+    padding: float  # share of the rows' tokens that holds no sample
+    tokens_per_sample: float
+    images_per_sample: float
+    rows_per_step: int
+    accumulated: int  # micro-batches of a GPU per step
+    samples_per_step: float
+    tokens_per_step: int  # padding included
+    steps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe costs.
+
+    Args:
+        stage: its name.
+        gpus: how many.
+        gpu: of which kind.
+        parameters: by part of the model.
+        flops: of an average sample, by part.
+        memory: on each GPU, as the recipe says.
+        memory_other: the same with gradient checkpointing turned over (None if not asked for).
+        checkpointing: what the recipe says.
+        steps: data and steps.
+        mfu: share of the GPUs' peak that is assumed to be reached.
+        days: of computing, without validation, checkpoints and interruptions.
+    """
+
+    stage: str
+    gpus: int
+    gpu: Gpu
+    parameters: dict[str, Parameters]
+    flops: dict[str, Flops]
+    memory: Memory
+    memory_other: Memory | None
+    checkpointing: bool
+    steps: Steps
+    mfu: float
+    days: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether a GPU has enough memory."""
+        return self.memory.total <= self.gpu.memory_gib * GIB
+
+
+def make_plan(
+    recipe: Recipe, gpus: int, gpu: Gpu, mfu: float = 0.4, num_samples: float | None = None, compare: bool = True
+) -> Plan:
+    """Plan a recipe. The model is never built: it exists on the meta device only.
+
+    Args:
+        gpus: number of GPUs, all nodes together.
+        gpu: their kind.
+        mfu: model FLOPs utilisation: the share of the peak that training reaches, recomputation not counted as work.
+        num_samples: assume an epoch of so many samples instead of counting the shards.
+        compare: also measure memory with gradient checkpointing turned over.
+
+    Raises:
+        ConfigError: a value that makes no sense, or rows of a step that cannot be shared out to the GPUs.
+        CheckpointError: the decoder is neither well known nor to be found.
+    """
+    if gpus < 1:
+        raise ConfigError(f"--gpus must be at least 1, got {gpus}")
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu must lie between 0 and 1, got {mfu:g}")
+    if num_samples is not None and num_samples < 1:
+        raise ConfigError(f"--samples must be at least 1, got {num_samples:g}")
+    layout = Layout.of(recipe.trainer, gpus)
+    accumulated = _accumulated(recipe, gpus)
+    model = _model(recipe, layout.computed)
+    epoch = typical_epoch(recipe, model.geometry, num_samples)
+    steps = _steps(recipe, epoch, gpus, accumulated)
+    flops = _flops_per_sample(recipe, model, epoch)
+
+    batch = meta_batch(model, recipe.data.rows, recipe.data.max_tokens, epoch.heaviest_row())
+    checkpointing = recipe.module.gradient_checkpointing
+    memory = {on: memory_of(model, layout, measure(model, batch, on)) for on in {checkpointing, checkpointing ^ compare}}
+
+    work = total_flops(flops) * steps.samples_per_step * steps.steps
+    return Plan(
+        stage=recipe.module.stage.name,
+        gpus=gpus,
+        gpu=gpu,
+        parameters=_parameters(model),
+        flops=flops,
+        memory=memory[checkpointing],
+        memory_other=memory.get(not checkpointing),
+        checkpointing=checkpointing,
+        steps=steps,
+        mfu=mfu,
+        days=work / (gpus * gpu.teraflops * 1e12 * mfu) / SECONDS_PER_DAY,
+    )
+
+
+def _model(recipe: Recipe, dtype: torch.dtype) -> EveForConditionalGeneration:
+    """The recipe's model on the meta device, with gradients required where the stage trains."""
+    model = recipe.module.blueprint.skeleton(planned=True).to(dtype)
+    student = {name: p for name, p in model.named_parameters() if not name.startswith("teacher.")}
+    rates = recipe.module.stage.rates(student)
+    for name, parameter in student.items():
+        parameter.requires_grad_(rates[name] is not None)
+    return model
+
+
+def _parameters(model: EveForConditionalGeneration) -> dict[str, Parameters]:
+    parts = {name: list(part.parameters()) for name, part in model.named_children()}
+    return {
+        name: Parameters(*(sum(p.numel() for p in part if p.requires_grad is trained) for trained in (True, False)))
+        for name, part in parts.items()
+    }
+
+
+def _flops_per_sample(recipe: Recipe, model: EveForConditionalGeneration, epoch: TypicalEpoch) -> dict[str, Flops]:
+    teacher = None if model.teacher is None else model.teacher.backbone.config
+    flops = training_flops(model.config, epoch.workload, recipe.module.stage, teacher)
+    count = len(epoch.lengths)
+    return {part: Flops(f.forward / count, f.backward / count) for part, f in flops.items()}
+
+
+def _accumulated(recipe: Recipe, gpus: int) -> int:
+    """Micro-batches of a GPU per step."""
+    rows, wanted = recipe.data.rows * gpus, recipe.data.global_batch
+    if wanted is None:
+        return recipe.trainer.accumulate_grad_batches
+    if wanted % rows:
+        fitting = [n for n in range(1, wanted + 1) if wanted % (recipe.data.rows * n) == 0]
+        hint = f"--gpus of {', '.join(map(str, fitting))}" if fitting else "a smaller data.rows"
+        raise ConfigError(
+            f"data.global_batch = {wanted} rows cannot be shared out to {gpus} GPUs x data.rows = {recipe.data.rows}; "
+            f"choose {hint}, or another data.rows or data.global_batch"
+        )
+    return wanted // rows
+
+
+def _steps(recipe: Recipe, epoch: TypicalEpoch, gpus: int, accumulated: int) -> Steps:
+    rows = recipe.data.rows * gpus * accumulated
+    steps = math.ceil(epoch.num_rows / rows) * (recipe.trainer.max_epochs or 1)
+    if (limit := recipe.trainer.max_steps) != -1:
+        steps = limit if recipe.trainer.max_epochs in (None, -1) else min(steps, limit)
+    return Steps(
+        data=epoch.origin,
+        samples=epoch.num_samples,
+        rows=epoch.num_rows,
+        padding=epoch.padding,
+        tokens_per_sample=float(epoch.lengths.mean()),
+        images_per_sample=float(epoch.num_images.mean()),
+        rows_per_step=rows,
+        accumulated=accumulated,
+        samples_per_step=rows * epoch.samples_per_row,
+        tokens_per_step=rows * recipe.data.max_tokens,
+        steps=steps,
+    )

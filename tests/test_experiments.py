@@ -1,0 +1,181 @@
+"""Every recipe is read, built on the meta device and counted; numbers are those of the papers, or worked out by hand here."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_eve.training.recipe import Recipe, read_recipe
+from lit_eve.training.typical_data import typical_epoch
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ROOT / "experiments"
+STAGES = ("1_prealign", "2_pretrain", "3_finetune")
+LARGE = sorted(str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.glob("eve_*/*.yaml"))
+ALL = [*LARGE, *(f"nano/{stage}.yaml" for stage in STAGES), "ablations/linear_patches.yaml"]
+SMALL_SETTINGS = [f"nano/{name}.yaml" for name in ("0_language_model", "0_teacher", "world")]  # read by tests/nano
+
+# Hub name, published number of parameters, width and layers of the decoder: from the models' cards and papers.
+DECODERS = {
+    "eve_7b": ("lmsys/vicuna-7b-v1.5", 6_738_415_616, 4096, 32),
+    "eve_7b_hd": ("lmsys/vicuna-7b-v1.5", 6_738_415_616, 4096, 32),
+    "eve_smollm2_360m": ("HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, 960, 32),
+    "eve_qwen2.5_1.5b": ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, 1536, 28),
+    "eve_qwen3_4b": ("Qwen/Qwen3-4B", 4_022_468_096, 2560, 36),
+    "eve_llama3.1_8b": ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248, 4096, 32),
+}
+# arXiv 2406.11832, section 4.1, and the official scripts: learning rate, warm-up, length, image size, samples per step.
+PAPER = {
+    ("eve_7b", "1_prealign"): (4e-4, 0.03, 2048, 672, 512),
+    ("eve_7b", "2_pretrain"): (4e-5, 0.01, 2048, 672, 512),
+    ("eve_7b", "3_finetune"): (2e-5, 0.01, 2048, 672, 128),
+    ("eve_7b_hd", "3_finetune"): (2e-5, 0.01, 4096, 1344, 128),
+}
+
+
+@cache
+def recipe_of(name: str) -> Recipe:
+    if name.startswith("ablations/"):
+        return read_recipe("--config", str(EXPERIMENTS / "nano/1_prealign.yaml"), "--config", str(EXPERIMENTS / name))
+    return read_recipe(str(EXPERIMENTS / name))
+
+
+def folder_and_stage(name: str) -> tuple[str, str]:
+    path = Path(name)
+    return path.parent.name, path.stem
+
+
+# ---- files
+
+
+def test_every_file_is_known():
+    found = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*") if path.is_file()}
+    assert found == {*ALL, *SMALL_SETTINGS}
+    assert {folder_and_stage(name)[0] for name in LARGE} == set(DECODERS)
+
+
+@pytest.mark.parametrize("name", [*ALL, *SMALL_SETTINGS])
+def test_first_lines_ask_a_question(name):
+    lines = (EXPERIMENTS / name).read_text().splitlines()
+    head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    assert "?" in " ".join(head[:2])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_recipe_is_read(name):
+    recipe = recipe_of(name)
+    expected = {"1_prealign": "prealign", "2_pretrain": "pretrain", "3_finetune": "finetune"}
+    stage = expected.get(folder_and_stage(name)[1], "prealign")
+    assert recipe.module.stage.name == stage
+    assert type(recipe.data).__name__ == f"{stage.capitalize()}DataModule"
+    assert recipe.template == (None if stage == "finetune" else "plain")
+
+
+@pytest.mark.parametrize("name", [name for name in LARGE if not name.startswith("eve_7b")])
+def test_other_sizes_are_overrides_only(name):
+    folder, stage = folder_and_stage(name)
+    content = yaml.safe_load((EXPERIMENTS / name).read_text())
+    model = {"decoder", "template"} | ({"init_from"} if stage != "1_prealign" else set())
+    assert content.keys() == {"base", "model", "trainer"} and content["base"] == f"../eve_7b/{stage}.yaml"
+    assert content["model"].keys() == model and content["trainer"].keys() == {"default_root_dir"}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_stages_follow_each_other(name):
+    recipe, (folder, stage) = recipe_of(name), folder_and_stage(name)
+    assert recipe.trainer.default_root_dir == f"runs/{folder}/{stage}"
+    start = recipe.module.blueprint.init_from
+    if stage == "1_prealign":
+        assert start is None
+        return
+    earlier = recipe_of(f"{start.removeprefix('runs/')}.yaml")
+    assert earlier.module.stage.name == {"2_pretrain": "prealign", "3_finetune": "pretrain"}[stage]
+    for key in ("decoder", "patch_embedding", "projector", "teacher", "aligner", "template"):
+        assert getattr(recipe.module.blueprint, key) == getattr(earlier.module.blueprint, key), key
+
+
+def test_templates():
+    templates = {name: recipe_of(name).module.blueprint.template for name in LARGE}
+    for name, template in templates.items():
+        thinking = {"name": "chat", "arguments": {"enable_thinking": False}}
+        assert template == {"eve_7b": "vicuna_v1", "eve_7b_hd": "vicuna_v1", "eve_qwen3_4b": thinking}.get(
+            folder_and_stage(name)[0], "chat"
+        )
+
+
+# ---- the paper's settings
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_settings_are_those_of_the_paper(name):
+    recipe, (folder, stage) = recipe_of(name), folder_and_stage(name)
+    lr, warmup, length, size, _ = PAPER.get((folder, stage)) or PAPER["eve_7b", stage]
+    module = recipe.module
+    assert (module.stage.lr, module.stage.warmup, recipe.data.max_tokens) == (lr, warmup, length)
+    assert module.blueprint.geometry["image_size"] == size
+    assert (module.weight_decay, module.betas, module.lr_floor) == (0.0, (0.9, 0.999), 0.0)
+    assert module.blueprint.alignment_weight == 1.0 and module.blueprint.teacher_layer == -2
+    trainer = recipe.trainer
+    assert (trainer.max_epochs, trainer.gradient_clip_val, trainer.precision) == (1, 1.0, "bf16-mixed")
+    assert trainer.strategy == "fsdp2" and module.gradient_checkpointing
+    (source,) = recipe.data.sources["train"]
+    assert source.weight == pytest.approx(16 / 33 if stage == "1_prealign" else 1, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_steps_are_about_as_large_as_in_the_paper(name):
+    recipe, (folder, stage) = recipe_of(name), folder_and_stage(name)
+    samples = (PAPER.get((folder, stage)) or PAPER["eve_7b", stage])[-1]
+    epoch = typical_epoch(recipe, skeleton_of(name).geometry)
+    assert samples / 1.5 < recipe.data.global_batch * epoch.samples_per_row < samples * 1.5
+    for gpus in (8, 16, 32):
+        assert recipe.data.global_batch % (gpus * recipe.data.rows) == 0
+
+
+# ---- the model
+
+
+@cache
+def skeleton_of(name: str):
+    return recipe_of(name).module.blueprint.skeleton(planned=True)
+
+
+def by_hand(width: int, layers: int) -> dict[str, int]:
+    """Parameters of the parts around a decoder of this width (D), for E = K = 1024 and patches of 14 pixels."""
+    e = k = 1024
+    attention = 2 * 2 * e + e * e + 2 * e * e + e * e + e  # two norms; query; key and value; out with bias
+    taps = layers // 4 + 1
+    teacher_layer = 4 * (k * k + k) + 2 * 2 * k + (k * 4 * k + 4 * k) + (4 * k * k + k)
+    return {
+        "patch_embedding": 3 * 14 * 14 * e + 2 * e + 2 * attention,  # class and split token; local and global attention
+        "projector": (e * width + width) + (width * width + width),
+        "aligner": taps * (2 * width + width * k) + (width * k + k) + (k * k + k),
+        # class token, patches, places; norms before and behind; 23 of 24 layers, as layer -2 is aligned to
+        "teacher": k + 3 * 14 * 14 * k + (24 * 24 + 1) * k + 2 * 2 * k + 23 * teacher_layer,
+    }
+
+
+def test_arithmetic_by_hand():
+    expected = {"patch_embedding": 9_003_008, "projector": 20_979_712, "aligner": 43_067_392, "teacher": 290_911_232}
+    assert by_hand(4096, 32) == expected
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_parameters(name):
+    recipe, model, (folder, stage) = recipe_of(name), skeleton_of(name), folder_and_stage(name)
+    hub, decoder, width, layers = DECODERS[folder]
+    assert recipe.module.blueprint.decoder == hub
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
+    expected = {"language_model": decoder, **by_hand(width, layers)}
+    assert counts == expected
+    assert model.aligner.taps == tuple(range(layers, -1, -4))
+
+    student = {name: p.numel() for name, p in model.named_parameters() if not name.startswith("teacher.")}
+    rates = recipe.module.stage.rates(student)
+    trainable = sum(size for name, size in student.items() if rates[name] is not None)
+    around = expected["patch_embedding"] + expected["projector"] + expected["aligner"]
+    assert trainable == (around if stage == "1_prealign" else around + decoder)

@@ -1,0 +1,173 @@
+"""lit-eve plan: FLOPs of real epochs, counted and assumed data, and what it prints and refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_eve.cli import main
+from lit_eve.data import model_inputs
+from lit_eve.errors import ConfigError
+from lit_eve.training.gpus import get_gpu
+from lit_eve.training.plan import make_plan
+from lit_eve.training.recipe import read_recipe
+from lit_eve.training.typical_data import typical_epoch
+from tests.training import world as micro
+
+A100 = get_gpu("a100-40g")
+EXPERIMENTS = micro.ROOT / "experiments"
+PRETRAIN = str(EXPERIMENTS / "eve_smollm2_360m/2_pretrain.yaml")
+
+
+def micro_recipe(world, tmp_path, **overrides):
+    overrides = {f"model.{key}" if key == "stage" else f"data.{key}": value for key, value in overrides.items()}
+    return read_recipe(*micro.arguments(world, tmp_path / "run", **overrides)[1:])
+
+
+# ---- numbers
+
+
+def test_flops_are_those_of_a_real_epoch(world, tmp_path):
+    recipe = micro_recipe(world, tmp_path, stage="pretrain", num_workers=0)
+    plan = make_plan(recipe, 1, A100, compare=False)
+    module, data = recipe.module, recipe.data
+    module.configure_model()
+    data.attach(module.processor, module.uses_teacher)
+    data.setup("fit")
+    samples, operations = 0, dict.fromkeys(("linear", "attention"), 0)
+    for batch in data.train_dataloader():
+        samples += len(batch["sample_ids"])
+        with FlopCounterMode(display=False) as counter:
+            module.model(**model_inputs(batch)).loss.backward()
+        for operation, count in counter.get_flop_counts()["Global"].items():
+            operations["attention" if "attention" in str(operation) else "linear"] += count
+    data.teardown("fit")
+    assert samples == plan.steps.samples
+    padded = {"decoder": 1 / (1 - plan.steps.padding)}  # the decoder's linear layers also run over padding
+    # Attention is compared in test_flops.py: torch counts pairs of tokens that do not see each other.
+    linear = sum(f.total * padded.get(part, 1) for part, f in plan.flops.items() if part != "attention") * samples
+    images = plan.steps.images_per_sample * samples
+    linear -= images * 2 * 4 * 16 * 65**2  # the teacher's: two layers of width 16, 8 x 8 patches and the class token
+    assert linear == pytest.approx(operations["linear"], rel=0.02)
+
+
+def test_counted_data(world, tmp_path):
+    recipe = micro_recipe(world, tmp_path)
+    plan = make_plan(recipe, 2, A100, compare=False)
+    data = recipe.data
+    data.attach(recipe.processor, True)
+    data.setup("fit")
+    rows = data.plan("train")
+    steps = plan.steps
+    assert (steps.samples, steps.rows, steps.steps) == (60, len(rows), -(-len(rows) // 2))
+    assert steps.data == "counted in 1 shards"
+    lengths = data._tables["train"].length
+    assert steps.tokens_per_sample == pytest.approx(lengths.mean()) and steps.padding == rows.padding(lengths, 256)
+    # what a row must hold at most, from the batches themselves
+    batches = list(data.train_dataloader())
+    data.teardown("fit")
+    heaviest = typical_epoch(recipe, recipe.module.geometry).heaviest_row()
+    assert heaviest["images"] == max(len(batch["image_grid_hw"]) for batch in batches)
+    assert heaviest["patches"] == max(len(batch["pixel_values"]) for batch in batches)
+    assert heaviest["samples"] == max(len(batch["sample_ids"]) for batch in batches)
+    assert heaviest["targets"] == max(len(batch["target_positions"]) for batch in batches)
+
+
+def test_assumed_data():
+    recipe = read_recipe(PRETRAIN)
+    epoch = typical_epoch(recipe, recipe.module.blueprint.skeleton(planned=True).geometry)
+    assert (epoch.origin, epoch.num_samples) == ("assumed captions", 33_000_000)
+    assert 1 - epoch.padding == pytest.approx(epoch.samples_per_row * epoch.lengths.mean() / 2048, rel=1e-3)
+    assert np.median(epoch.num_targets + 1) == pytest.approx(90, abs=1)
+    image_tokens = epoch.lengths - epoch.num_targets - 1
+    # by hand: 4:3 18 * 25 + 1, 3:4 24 * 19 + 1, 3:2 16 * 25 + 1, 2:3 24 * 17 + 1, 16:9 14 * 25 + 1, 1:1 24 * 25 + 1
+    tokens = {451: 0.4, 457: 0.1, 401: 0.25, 409: 0.08, 351: 0.07, 601: 0.1}
+    values, counts = np.unique(image_tokens, return_counts=True)
+    assert dict(zip(values.tolist(), (counts / counts.sum()).tolist(), strict=True)) == pytest.approx(tokens, abs=2e-3)
+    other = typical_epoch(read_recipe(PRETRAIN), recipe.module.blueprint.skeleton(planned=True).geometry, 1000)
+    assert other.num_samples == 1000 and other.num_rows == pytest.approx(1000 / epoch.samples_per_row, abs=1)
+
+
+def test_days_follow_from_the_flops():
+    recipe = read_recipe(PRETRAIN)
+    plan = make_plan(recipe, 16, A100, mfu=0.5, compare=False)
+    work = sum(f.total for f in plan.flops.values()) * 33e6
+    assert plan.days == pytest.approx(work / (16 * 312e12 * 0.5) / 86400, rel=1e-3)
+    assert plan.steps.steps == pytest.approx(33e6 / plan.steps.samples_per_step, abs=1)
+    # 6 FLOPs per parameter and token, and the teacher: a check from outside
+    decoder = 6 * (361_821_120 - 49152 * 960) * plan.steps.tokens_per_sample
+    assert plan.flops["decoder"].total == pytest.approx(decoder, rel=0.01)
+    half = make_plan(read_recipe(PRETRAIN, "--trainer.max_steps=100"), 16, A100, compare=False)
+    assert half.steps.steps == 100
+
+
+def test_stage_1_keeps_nothing_for_the_decoder():
+    plan = make_plan(read_recipe(str(EXPERIMENTS / "eve_smollm2_360m/1_prealign.yaml")), 16, A100, compare=False)
+    trained = sum(part.trainable for part in plan.parameters.values())
+    assert plan.parameters["language_model"].trainable == 0
+    assert plan.memory.gradients == -(-trained * 4 // 16) and plan.memory.optimizer == 2 * plan.memory.gradients
+    assert plan.memory.teacher == 290_911_232 * 2
+
+
+# ---- the command
+
+
+def planned_json(capsys, *arguments) -> dict:
+    assert main(["plan", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json(capsys):
+    plan = planned_json(capsys, PRETRAIN, "--gpus", "8", "--gpu", "RTX4090", "--set", "data.rows=2")[PRETRAIN]
+    assert plan["gpu"]["name"] == "GeForce RTX 4090" and plan["steps"]["accumulated"] == 8
+    assert plan["fits"] == (plan["memory"]["total"] <= plan["gpu"]["memory_gib"] * 2**30)
+    assert plan["memory"]["activations"] < plan["memory_other"]["activations"] / 3  # without checkpointing
+    for memory in (plan["memory"], plan["memory_other"]):
+        assert memory["total"] == sum(size for kind, size in memory.items() if kind != "total")
+    assert plan["flops"]["decoder"]["backward"] == 2 * plan["flops"]["decoder"]["forward"]
+
+
+def test_tables(capsys):
+    assert main(["plan", PRETRAIN]) == 0
+    shown = capsys.readouterr().out
+    for text in ("16 x A100 40 GB", "361,821,120", "with checkpointing", "without checkpointing", "33,000,000", "about 9 days"):
+        assert text in shown
+    first = str(EXPERIMENTS / "eve_smollm2_360m/1_prealign.yaml")
+    assert main(["plan", first, PRETRAIN, "--gpu", "h100"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "smollm2" in line]
+    assert [line[3] for line in lines] == ["16M", "33M"] and {line[-2] for line in lines} == {"yes"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "h1000"], "unknown GPU 'h1000'; known: a100-40g, a100-80g, h100,"),
+        (["--gpus", "24"], "data.global_batch = 128 rows cannot be shared out to 24 GPUs x data.rows = 4; choose"),
+        (["--gpus", "0"], "--gpus must be at least 1, got 0"),
+        (["--mfu", "40"], "--mfu must lie between 0 and 1, got 40"),
+        (["--samples", "0"], "--samples must be at least 1"),
+        (["--set", "data.rows"], "--set takes KEY=VALUE, as in data.rows=2, got 'data.rows'"),
+        (["--set", "data.rosw=2"], "rosw"),
+        (["--set", "data.train=shards/mine"], "there are no shards in 'shards/mine' yet; say with --samples how many"),
+        (["--set", "data.max_tokens=500"], "data.max_tokens: an image takes up to 601 tokens, and a row has 500"),
+        (["--set", "model.decoder=no/where"], "model.decoder: 'no/where'"),
+        (["nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_what_is_refused(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["plan", PRETRAIN, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+
+
+def test_an_unknown_set_needs_a_number(tmp_path):
+    recipe = read_recipe(PRETRAIN, "--data.train=shards/mine")
+    with pytest.raises(ConfigError, match="--samples"):
+        make_plan(recipe, 16, A100)
+    assert make_plan(recipe, 16, A100, num_samples=1e6, compare=False).steps.samples == 1_000_000
+    assert torch.get_default_dtype() == torch.float32

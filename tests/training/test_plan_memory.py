@@ -1,0 +1,160 @@
+"""The memory that is planned on the meta device against that of real steps, as torch's own memory trackers see it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from jsonargparse import Namespace
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from lit_eve.errors import ConfigError
+from lit_eve.models import EveForConditionalGeneration
+from lit_eve.training.memory import Layout, LiveBytes, Memory, measure, memory_of, meta_batch
+from tests.models import tiny
+
+DECODER = {"vocab_size": 997, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4}
+RANKS = 4
+STEPS = 2  # the first has no moments of Adam yet
+
+
+@pytest.fixture
+def student(monkeypatch):
+    """Makes a model, a packed batch of one row, and what a row holds."""
+
+    def make(with_teacher: bool):
+        monkeypatch.setitem(tiny.DECODERS, "larger", {"model_type": "llama", **DECODER})
+        model = tiny.model("larger", with_teacher=with_teacher).train()
+        samples = tiny.samples(model, [5, 4])
+        batch = tiny.packed([samples])
+        batch["max_seqlen"] = int(batch["cu_seqlens"].diff().max())
+        counts = {"images": "image_grid_hw", "patches": "pixel_values", "targets": "target_positions"}
+        row = {key: len(batch[name]) for key, name in counts.items()} | {"samples": len(samples)}
+        return model, batch, row
+
+    return make
+
+
+def planned(model, row, batch, checkpointing, layout) -> Memory:
+    """What the plan says, from a model on the meta device."""
+    with torch.device("meta"):
+        meta = EveForConditionalGeneration(copy.deepcopy(model.config))
+        if model.teacher is not None:
+            meta.attach_teacher(tiny.teacher(), dict(model.config.aligner))
+    meta = meta.to(layout.computed)
+    batch = meta_batch(meta, 1, batch["input_ids"].shape[1], row)
+    return memory_of(meta, layout, measure(meta, batch, checkpointing))
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_one_device(student, checkpointing):
+    dtype = torch.bfloat16
+    model, batch, row = student(with_teacher=True)
+    model.to(dtype)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    plan = planned(model, row, batch, checkpointing, Layout(1, False, 1, dtype, dtype))
+
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.teacher.requires_grad_(True)  # the tracker takes no frozen weights; these get no gradient all the same
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer, *(value for value in batch.values() if isinstance(value, torch.Tensor)))
+    with tracker:
+        for _ in range(STEPS):
+            for _ in range(2):  # micro-batches: gradients are there before the second begins
+                tracker.reset_mod_stats()
+                model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    seen = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    kind = lambda name: next(size for key, size in seen.items() if str(key).endswith(name))  # noqa: E731
+    assert plan.weights + plan.teacher == pytest.approx(kind("PARAM"), rel=0.02)
+    assert plan.gradients == pytest.approx(kind("GRAD"), rel=0.02)
+    assert plan.optimizer == pytest.approx(kind("OPT"), rel=0.02)
+    assert plan.total - plan.reserved == pytest.approx(kind("Total"), rel=0.15)
+    assert plan.activations + plan.temporary > 0.2 * kind("Total")  # else the line above would say little about them
+
+
+@pytest.fixture
+def ranks():
+    """A process group whose other members are imagined: collectives allocate what they would, and move nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
+    yield init_device_mesh("cpu", (RANKS,))
+    dist.destroy_process_group()
+
+
+def test_fsdp2(student, ranks):
+    model, batch, row = student(with_teacher=False)
+    plan = planned(model, row, batch, True, Layout(RANKS, True, 1, torch.float32, torch.bfloat16))
+
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    settings = {"mesh": ranks, "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)}
+    for block in model.get_decoder().layers:
+        fully_shard(block, **settings)
+    fully_shard(model, **settings)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    tracker = FSDPMemTracker(model, optimizer)
+    tracker.track_inputs(tuple(value for value in batch.values() if isinstance(value, torch.Tensor)))
+    with tracker:
+        for _ in range(STEPS):
+            for _ in range(2):
+                model(**batch).loss.backward()
+                tracker.reset_mod_stats()
+            optimizer.step()
+            optimizer.zero_grad()
+    seen = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    kind = lambda name: next(size for key, size in seen.items() if str(key).endswith(name))  # noqa: E731
+    assert plan.weights == pytest.approx(kind(".SHARDED_PARAM"), rel=0.02)
+    assert plan.gradients == pytest.approx(kind(".SHARDED_GRAD"), rel=0.02)
+    assert plan.optimizer == pytest.approx(kind("OPT"), rel=0.02)
+    assert plan.total - plan.reserved == pytest.approx(kind("Total"), rel=0.15)
+    assert plan.copies > 0.2 * kind("Total")
+
+
+def test_live_bytes_count_storages_once():
+    weight = torch.zeros(100)
+    with LiveBytes([weight]) as live:
+        kept = torch.zeros(10)  # 40 bytes
+        view = kept.view(2, 5)
+        assert (live.now, view.sum().nbytes) == (40, 4)
+        weight.view(10, 10)  # no new storage
+        torch.zeros(1000)  # gone at once
+        del view
+        assert (live.now, live.peak) == (40, 4040)
+        del kept
+        assert live.now == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "layout"),
+    [
+        ("fsdp2", "bf16-mixed", Layout(8, True, 1, torch.float32, torch.bfloat16)),
+        ({"class_path": "lit_eve.training.FSDP2Strategy", "init_args": {"replicas": 2}}, "bf16-true", (4, True, 2)),
+        ("auto", None, Layout(1, False, 8, torch.float32, torch.float32)),
+        ("ddp", "32-true", Layout(1, False, 8, torch.float32, torch.float32)),
+    ],
+)
+def test_layouts(strategy, precision, layout):
+    if isinstance(layout, tuple):
+        layout = Layout(*layout, torch.bfloat16, torch.bfloat16)
+    assert Layout.of(Namespace(strategy=strategy, precision=precision), 8) == layout
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "message"),
+    [
+        ("deepspeed", "bf16-mixed", "trainer.strategy: no plan can be made for 'deepspeed'"),
+        ("fsdp2", "64-true", "trainer.precision: no plan can be made for '64-true'"),
+        ({"class_path": "FSDP2Strategy", "init_args": {"replicas": 3}}, None, "8 GPUs cannot be shared out to replicas = 3"),
+    ],
+)
+def test_unknown_layouts(strategy, precision, message):
+    with pytest.raises(ConfigError, match=message):
+        Layout.of(Namespace(strategy=strategy, precision=precision), 8)
