@@ -126,7 +126,10 @@ class Blueprint:
         return model.to(torch.get_default_dtype())
 
     def build(
-        self, shard: Callable[[EveForConditionalGeneration], None] | None = None, device: torch.device | str = "cpu"
+        self,
+        shard: Callable[[EveForConditionalGeneration], None] | None = None,
+        device: torch.device | str = "cpu",
+        teacher_dtype: torch.dtype | None = None,
     ) -> EveForConditionalGeneration:
         """The model with its weights, and with teacher and aligner if there is a teacher.
 
@@ -134,6 +137,7 @@ class Blueprint:
             shard: called with the model on the meta device; may replace its parameters by sharded ones. Every process then
                 keeps its part of each tensor that is read.
             device: where the weights go.
+            teacher_dtype: floating type of the teacher; None: the model's.
 
         Raises:
             CheckpointError: weights are missing, or do not fit the architecture.
@@ -152,7 +156,8 @@ class Blueprint:
         may_be_new = parts if self.init_from is None else parts.keys() & {"aligner"}
         fill(model, self._stored(), parts, may_be_new, device, source=str(self.init_from or self.decoder))
         if self.teacher is not None:
-            model.teacher = load_teacher(self.teacher, model.config.teacher_layer, dtype=model.dtype).to(device)
+            dtype = teacher_dtype or model.dtype
+            model.teacher = load_teacher(self.teacher, model.config.teacher_layer, dtype=dtype).to(device)
         return model
 
     # ---- a new model around a decoder

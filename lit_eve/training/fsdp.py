@@ -91,10 +91,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._precision_plugin = precision_plugin
 
     @property
-    def _policy(self) -> MixedPrecisionPolicy:
-        if isinstance(self.precision_plugin, ShardedMixedPrecision | HalfPrecision):
-            return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        return MixedPrecisionPolicy()
+    def compute_dtype(self) -> torch.dtype:
+        """The type in which the model computes."""
+        return torch.bfloat16 if isinstance(self.precision_plugin, ShardedMixedPrecision | HalfPrecision) else torch.float32
 
     # ---- model
 
@@ -104,7 +103,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         The head is in the rest, which stays gathered from the forward to the backward pass: the loss applies it in chunks, some
         of which are computed again in the backward pass.
         """
-        settings = {"mesh": self._fsdp_mesh, "mp_policy": self._policy}
+        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32)
+        settings = {"mesh": self._fsdp_mesh, "mp_policy": policy}
         for block in model.get_decoder().layers:
             fully_shard(block, **settings)
         fully_shard(model, **settings)

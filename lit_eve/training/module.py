@@ -138,7 +138,7 @@ class LitEve(LightningModule):
         if self.model is not None:
             return
         if (strategy := sharding_strategy(self)) is not None:
-            self.model = self.blueprint.build(strategy.shard, strategy.root_device).train()
+            self.model = self.blueprint.build(strategy.shard, strategy.root_device, strategy.compute_dtype).train()
         else:
             self.model = self.blueprint.build().train()
         if self.gradient_checkpointing:
