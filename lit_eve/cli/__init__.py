@@ -16,6 +16,7 @@ from lit_eve.errors import LitEveError
 
 COMMANDS = {
     "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
+    "pack": ("lit_eve.cli.pack", "turn annotation files and images into shards for training"),
     "nano": ("lit_eve.nano.pipeline", "train and evaluate a miniature EVE from nothing, on any machine"),
 }
 USAGE_ERROR = 2

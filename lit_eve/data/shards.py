@@ -17,6 +17,7 @@ import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 from types import TracebackType
@@ -99,8 +100,20 @@ def parse_text(key: str, members: Mapping[str, bytes]) -> Sample:
         caption = members["txt"].decode("utf-8", "replace") if "txt" in members else record.get("caption")
         if not isinstance(caption, str):
             raise SampleError(f"{key}: it has neither a conversation (JSON key 'conversations') nor a caption")
-        conversation = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption.strip()}]
+        conversation = caption_conversation(caption)
     return Sample(key, conversation, metadata=record)
+
+
+def caption_conversation(caption: str) -> list[dict[str, str]]:
+    """A caption as the conversation that training takes it for."""
+    return [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption.strip()}]
+
+
+def is_whole(path: Path, end: int) -> bool:
+    """Whether a tar ends at this byte, behind its last member: a block of zeros stands there. tarfile itself does not ask."""
+    with open(path, "rb") as file:
+        file.seek(end)
+        return file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
 
 
 def check_images(sample: Sample, found: int) -> None:
@@ -236,7 +249,8 @@ class ShardWriter:
         if kind is None:
             self.close()
         elif self._stream is not None:
-            self._writer.tarstream.close()
+            with suppress(OSError):  # where the disk is full, the end cannot be written either
+                self._writer.tarstream.close()
             self._discard()
 
     def _new_key(self, name: str) -> str:
@@ -266,7 +280,8 @@ class ShardWriter:
 
     def _discard(self) -> None:
         name = self._stream.name
-        self._stream.close()
+        with suppress(OSError):
+            self._stream.close()
         self._stream = None
         os.unlink(name)
 
