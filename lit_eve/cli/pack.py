@@ -21,14 +21,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--annotations",
         required=True,
         metavar="PATH",
-        help="a JSON array or JSONL of LLaVA records, captions or messages; or shards, such as img2dataset's: a folder, a tar, or "
-        "a pattern of tars in quotes",
+        help="a JSON array or JSONL of LLaVA records, captions or messages; or shards, such as img2dataset's: a folder, a tar, "
+        "or a pattern of tars in quotes",
     )
     parser.add_argument("--images", metavar="DIR", help="what names of images are relative to (the annotations' folder)")
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the shards; without it, shards given as annotations are only indexed"
     )
-    parser.add_argument("--json-path", metavar="DIR", help="where the records are, if the annotations are a list of their names")
+    parser.add_argument(
+        "--json-path", metavar="DIR", help="folder of the records, if the annotations are a list of their names"
+    )
     parser.add_argument(
         "--config",
         action="append",

@@ -2,10 +2,11 @@
 
     [{"id": ..., "image": "coco/train2017/1.jpg", "conversations": [{"from": "human", "value": "<image>\n..."}, ...]}, ...]
 
-A file is a JSON array (LLaVA's and EVE's), or JSONL. A record is LLaVA's, as above (without "image": text only); a caption
-(``{"image": ..., "caption": ...}``); or ``{"messages": [{"role": ..., "content": ...}, ...], "images": [...]}``, as trainers of the
-Hugging Face ecosystem read it. In EVE's split form the array holds names, each of a JSON file in another folder
-(``data_is_index`` in EVEv1/eve/train/train.py). Shards, such as those of img2dataset, are read as well.
+A file is a JSON array (LLaVA's and EVE's) or JSONL. A record is LLaVA's, as above (without "image": text only), a caption
+(``{"image": ..., "caption": ...}``), or ``{"messages": [{"role": ..., "content": ...}, ...], "images": [...]}`` as trainers of
+the Hugging Face ecosystem read it. EVE's captions for stages 1 and 2 are LLaVA's records too, of one question and one answer.
+In EVE's split form the array holds names, each of a JSON file in another folder (``data_is_index`` in
+EVEv1/eve/train/train.py). Shards, such as those of img2dataset, are read as well.
 """
 
 from __future__ import annotations

@@ -120,15 +120,15 @@ class ArrayReader(Reader):
 
     def _element(self) -> Any:
         while True:
-            problem = None
+            problem: Exception | None = None
             try:
                 value, end = _DECODER.raw_decode(self._text, self._place)
             except (ValueError, RecursionError) as error:
                 problem = error
-            if problem is None and end < len(self._text):  # at the very end of the text a number may go on
+            if problem is None and self._text[end : end + 1] not in ("", ".", "e", "E"):  # there, a number may go on
                 break
             if len(self._text) - self._place > MAX_ELEMENT:
-                raise self._broken(f"this record does not end within {MAX_ELEMENT >> 20} MiB: {problem}")
+                raise self._broken(f"this record does not end within {MAX_ELEMENT >> 20} MiB")
             if not self._more():
                 if problem is None:
                     break

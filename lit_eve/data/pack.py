@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -138,7 +138,9 @@ def pack(
         if fault:
             raise ConfigError(f"{fault[0]}; the {packed.samples} samples before it are packed")
         if not packed.samples:
-            raise ConfigError(f"none of the {packed.rejected} records of {job.annotations.path} can be used{_first_reason(job)}")
+            raise ConfigError(
+                f"none of the {packed.rejected} records of {job.annotations.path} can be used{_first_reason(job)}"
+            )
     return packed
 
 
@@ -155,9 +157,7 @@ def pack_block(
     ids: set[str] = set()
     samples = 0
     try:
-        with ShardWriter(
-            job.output, samples_per_shard=2**62, bytes_per_shard=float("inf"), first_shard=block.number
-        ) as writer:
+        with ShardWriter(job.output, samples_per_shard=2**62, bytes_per_shard=float("inf"), first_shard=block.number) as writer:
             for entry in job.annotations.entries(block):
                 try:
                     record, images = _usable(entry, job)
@@ -196,7 +196,9 @@ def _usable(entry: Entry, job: PackJob) -> tuple[dict[str, Any], list[bytes]]:
     places = sum(part is Slot.IMAGE for message in messages for part in message.parts)
     count = len(names) if entry.images is None else len(entry.images)
     if places != count:
-        raise SampleError(f"the conversation has {places} places for images ({IMAGE_PLACEHOLDER}), but there are {count} images")
+        raise SampleError(
+            f"the conversation has {places} places for images ({IMAGE_PLACEHOLDER}), but there are {count} images"
+        )
     images = [_read(job.images / name, name) for name in names] if entry.images is None else entry.images
     for number, image in enumerate(images):
         name = names[number] if entry.images is None else f"image {number + 1} of {count}"
