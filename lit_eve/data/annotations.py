@@ -161,7 +161,7 @@ class AnnotationFile:
                 block, fault = known(number), None
                 if block is None:
                     if reader.offset != start:
-                        reader.__exit__(None, None, None)
+                        reader.close()
                         reader = self.reader(self.path, start, first)
                     try:
                         for _ in islice(reader, count):
@@ -177,7 +177,7 @@ class AnnotationFile:
                     return
                 start, first = block.end, block.first + block.count
         finally:
-            reader.__exit__(None, None, None)
+            reader.close()
 
     def entries(self, block: Block) -> Iterator[Entry]:
         with self.reader(self.path, block.start, block.first) as reader:

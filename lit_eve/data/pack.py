@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,9 +121,10 @@ def pack(
         LitEveError: a process was killed; likewise.
     """
     _check(job)
-    (job.output / _STATE).mkdir(parents=True, exist_ok=True)
-    with _lock(job.output):
+    with _stopping(f"packing into {job.output}"), _lock(job.output):
         _remember(job)
+        for path in job.output.rglob("*.tmp"):  # of a run that was killed
+            path.unlink()
         start = time.monotonic()
         packed = Packed()
         fault: list[ConfigError] = []
@@ -156,7 +157,7 @@ def pack_block(
     shard = job.shard(block.number)
     ids: set[str] = set()
     samples = 0
-    try:
+    with _stopping(f"writing {shard}"):
         with ShardWriter(job.output, samples_per_shard=2**62, bytes_per_shard=float("inf"), first_shard=block.number) as writer:
             for entry in job.annotations.entries(block):
                 try:
@@ -175,10 +176,6 @@ def pack_block(
             shard.unlink(missing_ok=True)
         note = {**asdict(block), "samples": samples, "renamed": samples - len(ids), "rejected": rejected}
         _write_whole(job.note(block.number), json.dumps(note, ensure_ascii=False))
-    except OSError as error:
-        raise ConfigError(
-            f"shard {shard} cannot be written: {error}; what is done stays done, the same command goes on"
-        ) from error
     return note
 
 
@@ -233,6 +230,7 @@ def _check(job: PackJob) -> None:
 @contextmanager
 def _lock(output: Path) -> Iterator[IO[str]]:
     """Held by this process and its workers: two jobs in one folder would mix their files."""
+    (output / _STATE).mkdir(parents=True, exist_ok=True)
     with open(output / _STATE / "lock", "w") as file:
         end = time.monotonic() + _PATIENCE
         while True:
@@ -243,7 +241,18 @@ def _lock(output: Path) -> Iterator[IO[str]]:
                 if time.monotonic() > end:
                     raise ConfigError(f"another run packs into {output}") from None
                 time.sleep(0.1)
+            except OSError:  # this file system has no locks
+                break
         yield file
+
+
+@contextmanager
+def _stopping(what: str) -> Iterator[None]:
+    """A full disk and the like in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{what} stopped: {error}; what is done stays done, the same command goes on") from error
 
 
 def _remember(job: PackJob) -> None:
@@ -271,7 +280,7 @@ def _note(job: PackJob, block: int) -> dict[str, Any] | None:
     return None
 
 
-def _missing(job: PackJob, packed: Packed, fault: list[ConfigError], show: Any) -> Iterator[Block]:
+def _missing(job: PackJob, packed: Packed, fault: list[ConfigError], show: Callable[[Packed, int], None]) -> Iterator[Block]:
     """The blocks that are not done. Damage of the file waits in ``fault`` until what was read before it is packed."""
     notes: dict[int, dict[str, Any]] = {}
 
@@ -320,8 +329,8 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _bar(total: int, visible: bool) -> Iterator[Any]:
-    """A progress bar over the bytes of the annotations; yields what advances it."""
+def _bar(total: int, visible: bool) -> Iterator[Callable[[Packed, int], None]]:
+    """A progress bar over the bytes of the annotations; yields what advances it by so many."""
     counts = TextColumn("{task.fields[samples]:,} samples, {task.fields[rejected]:,} rejected")
     columns = TextColumn("packing"), BarColumn(), TaskProgressColumn(), counts, TimeRemainingColumn()
     with Progress(*columns, disable=not visible) as bar:

@@ -144,6 +144,35 @@ def test_samples_are_the_records_and_the_rest_is_reported(tmp_path: Path) -> Non
     assert [path.name for path in list_shards(tmp_path / "out")] == [f"shard-{i:06d}.tar" for i in range(9)]
 
 
+def test_every_format_of_a_record_can_be_trained_on(tmp_path: Path, processor: EveProcessor) -> None:
+    make_files(tmp_path, 1, bad=False)
+    image = photo(np.random.default_rng(1))
+    (tmp_path / "b.png").write_bytes(image)
+    llava = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A cat."}]
+    parts = [{"type": "image", "path": "b.png"}, {"type": "text", "text": "What?"}]
+    records = [
+        {"id": "llava", "image": "b.png", "conversations": llava},
+        {"id": "list", "image": ["b.png"], "conversations": llava, "model": "kept"},
+        {"id": "caption", "image": "b.png", "caption": "A cat.\n"},
+        {"id": "parts", "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]},
+        {
+            "id": "messages",
+            "images": ["b.png"],
+            "messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cat."}],
+        },
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    packed = pack(PackJob(open_annotations(tmp_path / "a.jsonl"), tmp_path / "out", tmp_path), processor)
+    assert packed.samples == 5
+    samples = {sample.key: sample for sample in samples_of(tmp_path / "out")}
+    assert all(sample.images == [image] for sample in samples.values()) and samples["list"].metadata["model"] == "kept"
+    assert samples["caption"].conversation == [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A cat."}]
+    ids = {key: processor.encode_sample(sample)["input_ids"].tolist() for key, sample in samples.items()}
+    assert ids["llava"] == ids["list"] == ids["parts"] == ids["messages"] != ids["caption"]
+    table = load_table([tmp_path / "out"], processor)
+    assert table.length.tolist() == [len(ids[key]) for key in samples] and not table.unusable
+
+
 def test_any_number_of_processes_gives_the_same_files(tmp_path: Path, processor: EveProcessor) -> None:
     make_files(tmp_path, 100)
     for processes in (1, 2, 3):
@@ -225,6 +254,8 @@ def good_samples(path: Path) -> Iterator[Sample]:
 
 def test_a_killed_run_goes_on_without_loss_or_duplicates(tmp_path: Path, processor: EveProcessor) -> None:
     make_files(tmp_path, 1500)
+    (tmp_path / "killed" / ".lit_eve").mkdir(parents=True)
+    (tmp_path / "killed" / ".lit_eve" / "of_a_killed_run.tmp").touch()
     command = lambda: pack(job_of(tmp_path, "killed", samples_per_shard=20), processor, processes=2)  # noqa: E731
     for notes in (5, 40):  # twice, so that a run that goes on is killed as well
         process = in_process(lambda: command() and 0)
@@ -277,7 +308,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_done_stays(
     process.join()
     error = capfd.readouterr().err
     assert process.exitcode == 2 and "Traceback" not in error
-    assert "shard-000003.tar cannot be written: [Errno 27] File too large; what is done stays done" in error
+    assert "shard-000003.tar stopped: [Errno 27] File too large; what is done stays done, the same command goes on" in error
     assert not list((tmp_path / "out").glob("*.tmp")) and notes_in(tmp_path / "out") >= 3
     assert main(arguments) == 0
     assert [sample.key for sample in samples_of(tmp_path / "out")] == [one["id"] for one in records]
@@ -320,7 +351,6 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.
 
     make_files(tmp_path, 20)
     monkeypatch.setattr(module, "_PATIENCE", 0.2)
-    (tmp_path / "out" / ".pack").mkdir(parents=True)
     with module._lock(tmp_path / "out"), pytest.raises(ConfigError, match="another run packs into"):
         pack(job_of(tmp_path))
     assert pack(job_of(tmp_path)).samples == 18
@@ -361,6 +391,7 @@ def test_bad_arguments_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
     write_shards(tmp_path / "shards", 4)
     for arguments, message in [
         (annotations, "--output is needed"),
+        ((*annotations, "--output", tmp_path / "a.json" / "out"), "packing into .* stopped: .*Not a directory"),
         (("--annotations", tmp_path / "gone.json", *output), "gone.json does not exist"),
         ((*annotations, *output, "--images", tmp_path / "gone"), "folder of images"),
         ((*annotations, *output, "--samples-per-shard", 0), "samples_per_shard must be at least 1"),
