@@ -133,6 +133,7 @@ def test_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         list(reader)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
 def test_memory_is_that_of_one_record(tmp_path: Path) -> None:
     """200 MB on disk, some 350 MB as Python objects, must pass through a few MB."""
     words = " ".join(np.random.default_rng(0).choice(["red", "blue", "circle", "square"], 100))
@@ -146,8 +147,8 @@ def test_memory_is_that_of_one_record(tmp_path: Path) -> None:
             file.write(",\n" + text)
         file.write("]")
     code = f"""
-import resource, runpy; from pathlib import Path
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+import re, runpy; from pathlib import Path
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024  # ru_maxrss begins with pytest's
 module = runpy.run_path({json_stream.__file__!r})  # alone: torch and the like take seconds to import
 before = peak()
 with module["ArrayReader"](Path({str(path)!r})) as reader:
@@ -156,4 +157,4 @@ with module["ArrayReader"](Path({str(path)!r})) as reader:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     number, grown = map(int, done.stdout.split())
     assert path.stat().st_size > 195_000_000 and number == count
-    assert grown < 20  # MiB
+    assert 0 < grown < 20  # MiB

@@ -71,4 +71,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     parent.join()
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not any(map(is_alive, workers))
+    orphans = [worker for worker in workers if is_alive(worker)]
+    for worker in orphans:
+        os.kill(worker, signal.SIGKILL)
+    assert not orphans
