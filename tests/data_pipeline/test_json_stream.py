@@ -146,9 +146,10 @@ def test_memory_is_that_of_one_record(tmp_path: Path) -> None:
         for _ in range(count - 1):
             file.write(",\n" + text)
         file.write("]")
+    # not ru_maxrss: a child's begins with what its parent had, here pytest
     code = f"""
 import re, runpy; from pathlib import Path
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024  # ru_maxrss begins with pytest's
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 module = runpy.run_path({json_stream.__file__!r})  # alone: torch and the like take seconds to import
 before = peak()
 with module["ArrayReader"](Path({str(path)!r})) as reader:

@@ -203,6 +203,24 @@ def test_a_shard_without_samples_is_none(tmp_path: Path) -> None:
     assert pack(job_of(tmp_path, samples_per_shard=4)).new == 0
 
 
+def test_an_unfinished_block_is_made_again_as_things_are_now(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A cat."}]
+    for name in "ab":
+        (tmp_path / name).write_bytes(photo(np.random.default_rng(0)))
+    records = [{"id": str(i), "image": "aabb"[i], "conversations": talk} for i in range(4)]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    job = job_of(tmp_path, samples_per_shard=2)
+    pack(job)
+    job.note(0).write_text("")  # as a power failure may leave it
+    (tmp_path / "a").unlink()
+    packed = pack(job)
+    assert (packed.samples, packed.rejected, packed.new) == (2, 2, 2)
+    assert list_shards(tmp_path / "out") == [job.shard(1)] and [line["id"] for line in report_of(tmp_path / "out")] == [
+        "0",
+        "1",
+    ]
+
+
 def test_an_id_that_occurs_again_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """In LLaVA's mix an id is that of an image, which several records may be about."""
     records = make_files(tmp_path, 6, bad=False)
