@@ -112,7 +112,10 @@ def open_annotations(path: str | os.PathLike[str], json_path: str | os.PathLike[
         raise ConfigError(f"{path} does not exist")
     if json_path is not None and not Path(json_path).is_dir():
         raise ConfigError(f"{json_path} is no folder")
-    reader = LineReader if path.suffix in _LINES or _has_lines(path) else ArrayReader
+    try:
+        reader = LineReader if path.suffix in _LINES or _has_lines(path) else ArrayReader
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     return AnnotationFile(path.absolute(), reader, json_path and Path(json_path).absolute())
 
 

@@ -123,8 +123,7 @@ def pack(
     _check(job)
     with _stopping(f"packing into {job.output}"), _lock(job.output):
         _remember(job)
-        for path in job.output.rglob("*.tmp"):  # of a run that was killed
-            path.unlink()
+        _clean(job)
         start = time.monotonic()
         packed = Packed()
         fault: list[ConfigError] = []
@@ -271,6 +270,13 @@ def _remember(job: PackJob) -> None:
             )
 
 
+def _clean(job: PackJob) -> None:
+    """Remove what a killed run was writing."""
+    for pattern in ("shard-*.tar.tmp", f"{REPORT}.tmp", f"{_STATE}/*.tmp", ".lit_eve/*.tmp"):
+        for path in job.output.glob(pattern):
+            path.unlink()
+
+
 def _note(job: PackJob, block: int) -> dict[str, Any] | None:
     """The note of a block that is done."""
     with suppress(OSError, ValueError):
@@ -324,7 +330,10 @@ def _first_reason(job: PackJob) -> str:
 def _write_whole(path: Path, text: str) -> None:
     """The file appears with all of its text, or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
