@@ -261,7 +261,7 @@ def _remember(job: PackJob) -> None:
     if not path.exists():
         _write_whole(path, json.dumps(settings, indent=2, ensure_ascii=False))
         return
-    begun = json.loads(path.read_text())
+    begun = json.loads(path.read_text("utf-8"))
     for key in begun | settings:
         if begun.get(key) != settings.get(key):
             raise ConfigError(
@@ -280,7 +280,7 @@ def _clean(job: PackJob) -> None:
 def _note(job: PackJob, block: int) -> dict[str, Any] | None:
     """The note of a block that is done."""
     with suppress(OSError, ValueError):
-        note = json.loads(job.note(block).read_text())
+        note = json.loads(job.note(block).read_text("utf-8"))
         if not note["samples"] or job.shard(block).exists():
             return note
     return None
@@ -311,13 +311,13 @@ def _missing(job: PackJob, packed: Packed, fault: list[ConfigError], show: Calla
 
 def _rejected(job: PackJob) -> Iterator[dict[str, Any]]:
     for path in sorted((job.output / _STATE).glob("[0-9]*.json")):
-        yield from json.loads(path.read_text())["rejected"]
+        yield from json.loads(path.read_text("utf-8"))["rejected"]
 
 
 def _report(job: PackJob) -> None:
     """All rejected records, in the order of the annotations."""
     path = job.output / REPORT
-    with open(f"{path}.tmp", "w") as file:
+    with _open(Path(f"{path}.tmp")) as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in _rejected(job))
     os.replace(file.name, path)
 
@@ -327,10 +327,15 @@ def _first_reason(job: PackJob) -> str:
     return "" if first is None else f"; the first: {first['reason']}"
 
 
+def _open(path: Path) -> IO[str]:
+    """For JSON: what is no Unicode in an id becomes the escape that it was."""
+    return open(path, "w", encoding="utf-8", errors="backslashreplace")
+
+
 def _write_whole(path: Path, text: str) -> None:
     """The file appears with all of its text, or not at all."""
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as file:
+    with _open(temporary) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -219,7 +219,7 @@ class ShardWriter:
             The sample's key in the shard: its id, without characters that tar and WebDataset give a meaning to.
 
         Raises:
-            SampleError: no conversation, or an image that is no image file.
+            SampleError: no conversation, text that is no Unicode, or an image that is no image file.
         """
         if not record.get("conversations"):
             raise SampleError(f"{record.get('id', 'sample')}: there is no conversation (key 'conversations')")
@@ -234,7 +234,10 @@ class ShardWriter:
         if encoded:
             files = [f"{key}.{ext}" for ext in extensions]
             record.setdefault("image", files[0] if len(files) == 1 else files)
-        members["json"] = json.dumps(record, ensure_ascii=False).encode()
+        try:
+            members["json"] = json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # half of a pair, as "\ud83d" in a file that was cut by characters
+            raise SampleError(f"{key}: its text is no Unicode: {error.reason}") from error
         self._writer.write({"__key__": key, **members})
         return key
 

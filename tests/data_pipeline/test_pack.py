@@ -106,6 +106,23 @@ def test_a_shard_without_samples_is_none(tmp_path: Path) -> None:
     assert pack(job_of(tmp_path, samples_per_shard=4)).new == 0
 
 
+def test_half_a_character_is_rejected_not_fatal(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "\ud83d"}]
+    records = [
+        {"id": "日本", "conversations": talk[:1] * 2},
+        {"id": "\ud83d", "conversations": talk},
+        {"id": "s", "caption": "A cat."},
+    ]
+    records.append({"id": "good", "conversations": [talk[0], {"from": "gpt", "value": "\U0001f600"}]})
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    for new in (4, 0):
+        packed = pack(job_of(tmp_path))
+        assert (packed.samples, packed.rejected, packed.new) == (1, 3, new)
+    report = report_of(tmp_path / "out")
+    assert [line["id"] for line in report] == ["日本", "\ud83d", "s"] and "is no Unicode" in report[1]["reason"]
+    assert "日本" in (tmp_path / "out" / "rejected.jsonl").read_text()
+
+
 def test_an_unfinished_block_is_made_again_as_things_are_now(tmp_path: Path) -> None:
     talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A cat."}]
     for name in "ab":
