@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lit_eve.cli import main
 from lit_eve.training.recipe import Recipe, read_recipe
 from lit_eve.training.typical_data import typical_epoch
 
@@ -179,3 +181,41 @@ def test_parameters(name):
     trainable = sum(size for name, size in student.items() if rates[name] is not None)
     around = expected["patch_embedding"] + expected["projector"] + expected["aligner"]
     assert trainable == (around if stage == "1_prealign" else around + decoder)
+
+
+# ---- docs/recipes.md
+
+
+def lines_of(text: str) -> dict[str, list[str]]:
+    """Recipe -> the columns of its line in an overview."""
+    rows = [line.split() for line in text.splitlines()]
+    return {row[0]: row[1:] for row in rows if row and row[0].startswith("eve_")}
+
+
+def plan_lines(names: list[str], capsys: pytest.CaptureFixture) -> dict[str, list[str]]:
+    assert main(["plan", *(str(EXPERIMENTS / name) for name in names)]) == 0
+    return lines_of(capsys.readouterr().out)
+
+
+DOCUMENTED = lines_of((ROOT / "docs/recipes.md").read_text())
+
+
+def test_documented_plans_are_of_all_recipes():
+    assert {f"{name}.yaml" for name in DOCUMENTED} == set(LARGE)
+
+
+def test_documented_plans_of_the_smallest(capsys):
+    names = [name for name in LARGE if "smollm2" in name]
+    assert plan_lines(names, capsys) == {name: DOCUMENTED[name] for name in DOCUMENTED if "smollm2" in name}
+
+
+@pytest.mark.slow
+def test_documented_plans(capsys):
+    assert plan_lines(LARGE, capsys) == DOCUMENTED
+
+
+def test_documented_comparison_with_the_paper():
+    days = sum(float(DOCUMENTED[f"eve_7b/{stage}"][-1]) for stage in STAGES)
+    text = " ".join((ROOT / "docs/recipes.md").read_text().split())
+    stated = re.search(r"At 40 % of the peak the three stages of EVE-7B take ([\d.]+) days; .* correspond to (\d+) %", text)
+    assert float(stated[1]) == pytest.approx(days, abs=0.05) and int(stated[2]) == pytest.approx(40 * days / 9, abs=0.5)
