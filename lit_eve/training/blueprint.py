@@ -109,6 +109,11 @@ class Blueprint:
             **({"template": template} if template else {}),
         )
 
+    def check(self) -> None:
+        """Raise ConfigError or CheckpointError if something is missing or does not fit; weights are not read."""
+        _ = self.processor
+        self.skeleton()
+
     def skeleton(self, planned: bool = False) -> EveForConditionalGeneration:
         """The model on the meta device, with aligner and teacher if there is a teacher; in the default dtype.
 

@@ -190,6 +190,11 @@ class EveCLI(LightningCLI):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from None
 
+    def after_instantiate_classes(self) -> None:
+        """Find out now, before data is read, whether decoder, teacher and the earlier stage are there and fit."""
+        if isinstance(self.model, LitEve):
+            self.model.blueprint.check()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer that the config describes, with this project's logger, checkpoints and progress."""
         settings = self._get(self.config_init, "trainer")

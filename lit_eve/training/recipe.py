@@ -72,6 +72,9 @@ class _Reader(EveCLI):
     def before_instantiate_classes(self) -> None:
         return
 
+    def after_instantiate_classes(self) -> None:
+        return
+
     def instantiate_trainer(self, **kwargs: Any) -> None:
         return None
 

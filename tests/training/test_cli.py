@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -277,6 +278,17 @@ def test_help_is_quick_and_says_what_keys_mean(tmp_path):
         assert text in shown
     # On a quiet machine both are below 10 seconds; on a busy one the processor time still says what this costs.
     assert min(wall, cpu) < 15
+
+
+@pytest.mark.parametrize("key", ["model.teacher", "model.decoder"])
+def test_what_the_hub_does_not_give_is_one_sentence_before_data_is_read(world, tmp_path, key, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shutil.copytree(world / "train", tmp_path / "new", ignore=shutil.ignore_patterns(".lit_eve"))
+    overrides = {key: "openai/clip-vit-large-patch14-336", "data.train": tmp_path / "new"}
+    message = fails(micro.arguments(world, tmp_path / "run", **overrides), capsys)
+    assert f"{key}: 'openai/clip-vit-large-patch14-336' is no folder, is not in the Hugging Face cache, and" in message
+    assert not (tmp_path / "new" / ".lit_eve").exists()
 
 
 # ---- global batch, files laid over others

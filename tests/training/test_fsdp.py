@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lit_eve
 from lit_eve.data import ShardWriter
@@ -30,6 +31,7 @@ STAGES = ("1_prealign", "2_pretrain", "3_finetune")
 TAGS = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm")
 VALIDATION = ("val/loss", "val/alignment_loss", "val/token_accuracy")
 PROCESSES = 2
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}")
 
 
 def launch(script: str, command: list[str], **kwargs) -> subprocess.CompletedProcess:
@@ -55,8 +57,7 @@ def run_jobs(folder, jobs: list[list[str]]) -> None:
     """Run trainings in two processes, one after the other."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    done = start([*launcher, "-m", "tests.training.fsdp_worker", str(file)])
+    done = start([*LAUNCHER, "-m", "tests.training.fsdp_worker", str(file)])
     assert done.returncode == 0, done.stderr[-6000:]
 
 
@@ -221,6 +222,23 @@ def test_bfloat16_over_float32_weights_and_hybrid_sharding(runs, mixed, tmp_path
     assert found == pytest.approx(expected, rel=0.02)
     assert load_file(tmp_path / "bf16" / "model" / "model.safetensors")["projector.0.weight"].dtype == torch.float32
     assert scalars(tmp_path / "hybrid", "train/loss") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("how", ["sharded", "whole"])
+def test_no_process_ever_holds_the_whole_model(world, tmp_path, how):
+    """Nor does one that builds it without sharding hold it twice."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 24, "num_attention_heads": 8}
+    LlamaForCausalLM(LlamaConfig(vocab_size=512, **shape)).save_pretrained(tmp_path, max_shard_size="50MB")
+    for file in (micro.DATA / "tokenizer").iterdir():
+        shutil.copy(file, tmp_path)
+    done = start([*LAUNCHER, "-m", "tests.training.memory_worker", str(tmp_path), how])
+    assert done.returncode == 0, done.stderr[-3000:]
+    grew = re.findall(r"grew by (\d+) of (\d+)", done.stdout)
+    assert len(grew) == PROCESSES
+    for peak, size in grew:
+        own = int(size) / (PROCESSES if how == "sharded" else 1)
+        assert 0.9 * own < int(peak) < own + 0.2 * int(size), f"{int(peak) / 1e6:.0f} MB of {int(size) / 1e6:.0f}"
 
 
 def test_every_sample_is_answered_once_and_in_order(runs, mixed, tmp_path):
