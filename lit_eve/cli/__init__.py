@@ -18,6 +18,7 @@ COMMANDS = {
     "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
     "convert": ("lit_eve.cli.convert", "rewrite an official EVE v1 checkpoint for lit_eve, or the other way round"),
     "plan": ("lit_eve.cli.plan", "what a training would cost: memory, FLOPs, steps and days"),
+    "pack": ("lit_eve.cli.pack", "turn annotation files and images into shards for training"),
     "nano": ("lit_eve.nano.pipeline", "train and evaluate a miniature EVE from nothing, on any machine"),
 }
 USAGE_ERROR = 2

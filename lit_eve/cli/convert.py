@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         progress=True,
     )
-    print(f"{result.num_weights} weights, {result.num_bytes / 1e9:.2f} GB, in the layout {result.layout!r}: {result.output}")
+    print(f"{result.num_weights} weights, {result.num_bytes / 1e9:.2f} GB, in the layout {result.layout!r}: {args.output}")
     if result.dropped:
         print(f"left out: {len(result.dropped)} weights of the frozen CLIP teacher, which is read from its own folder")
     for note in result.notes:

@@ -161,9 +161,15 @@ class EveDataModule(LightningDataModule):
         self._loaders.clear()
 
     def predict_dataloader(self) -> DataLoader:
-        """Samples of the test split as they are stored, in lists of ``validation_rows``; the model makes prompts of them."""
+        """Samples of the test split as they are stored, in lists of ``validation_rows``; the model makes prompts of them.
+
+        Rank r of R takes the samples r, r + R, ... All ranks take equally many, as sharded models need: past the end they begin
+        again at the first.
+        """
+        samples, (rank, world_size) = self.samples("test", self.limit_samples), self._place()
+        own = (rank + world_size * np.arange(-(-len(samples) // world_size))) % len(samples)
         return DataLoader(
-            self.samples("test", self.limit_samples),
+            StoredSamples(samples.reader, samples.references[own]),
             batch_size=self.validation_rows or self.rows,
             collate_fn=list,
             num_workers=self.num_workers,
@@ -234,7 +240,7 @@ class EveDataModule(LightningDataModule):
             raise ConfigError(f"data.{split} is not set" if not self.sources[split] else "call setup() first")
         table = self._tables[split]
         processor = self.processor
-        ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {"rank": 0, "num_replicas": 1}
+        rank, world_size = self._place()
         tokenizer = processor.tokenizer
         loader = PackedLoader(
             table,
@@ -247,8 +253,8 @@ class EveDataModule(LightningDataModule):
                 teacher_image_size=processor.geometry.teacher_image_size if self.uses_teacher else None,
             ),
             rows=rows,
-            rank=ranks["rank"],
-            world_size=ranks["num_replicas"],
+            rank=rank,
+            world_size=world_size,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             skips=self._skips(table),
@@ -256,6 +262,11 @@ class EveDataModule(LightningDataModule):
         )
         self._loaders.append(loader)
         return loader
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and number of ranks that share the data."""
+        ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {"rank": 0, "num_replicas": 1}
+        return ranks["rank"], ranks["num_replicas"]
 
     def _skips(self, table: SampleTable) -> SkipLog:
         path = None if self.trainer is None else Path(self.trainer.default_root_dir) / "skipped.jsonl"

@@ -15,7 +15,7 @@ import numpy as np
 
 from lit_eve.data.cache import is_kept, load_arrays, save_arrays
 from lit_eve.data.parallel import for_each_shard
-from lit_eve.data.shards import TEXT_EXTENSIONS, image_place, split_name
+from lit_eve.data.shards import TEXT_EXTENSIONS, image_place, is_whole, split_name
 from lit_eve.errors import ConfigError, SampleError
 from lit_eve.processing.images import image_size
 
@@ -116,10 +116,8 @@ def scan_shard(path: Path) -> ShardIndex:
     except (OSError, tarfile.TarError) as error:
         raise ConfigError(f"shard {path} cannot be read: {error}") from error
     members += [image for _, image in sorted(images)]
-    with open(path, "rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise ConfigError(f"shard {path} is cut off or damaged after {len(keys)} samples")
+    if not is_whole(path, end):
+        raise ConfigError(f"shard {path} is cut off or damaged after {len(keys)} samples")
     table = np.array(members, np.int64).reshape(-1, 5)
     start = np.array(offsets, np.int64)
     return ShardIndex(

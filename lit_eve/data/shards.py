@@ -17,6 +17,7 @@ import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 from types import TracebackType
@@ -99,8 +100,20 @@ def parse_text(key: str, members: Mapping[str, bytes]) -> Sample:
         caption = members["txt"].decode("utf-8", "replace") if "txt" in members else record.get("caption")
         if not isinstance(caption, str):
             raise SampleError(f"{key}: it has neither a conversation (JSON key 'conversations') nor a caption")
-        conversation = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption.strip()}]
+        conversation = caption_conversation(caption)
     return Sample(key, conversation, metadata=record)
+
+
+def caption_conversation(caption: str) -> list[dict[str, str]]:
+    """A caption as the conversation that training takes it for."""
+    return [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption.strip()}]
+
+
+def is_whole(path: Path, end: int) -> bool:
+    """Whether a tar ends at this byte, behind its last member: a block of zeros stands there. tarfile itself does not ask."""
+    with open(path, "rb") as file:
+        file.seek(end)
+        return file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
 
 
 def check_images(sample: Sample, found: int) -> None:
@@ -206,7 +219,7 @@ class ShardWriter:
             The sample's key in the shard: its id, without characters that tar and WebDataset give a meaning to.
 
         Raises:
-            SampleError: no conversation, or an image that is no image file.
+            SampleError: no conversation, text that is no Unicode, or an image that is no image file.
         """
         if not record.get("conversations"):
             raise SampleError(f"{record.get('id', 'sample')}: there is no conversation (key 'conversations')")
@@ -221,7 +234,10 @@ class ShardWriter:
         if encoded:
             files = [f"{key}.{ext}" for ext in extensions]
             record.setdefault("image", files[0] if len(files) == 1 else files)
-        members["json"] = json.dumps(record, ensure_ascii=False).encode()
+        try:
+            members["json"] = json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # half of a pair, as "\ud83d" in a file that was cut by characters
+            raise SampleError(f"{key}: its text is no Unicode: {error.reason}") from error
         self._writer.write({"__key__": key, **members})
         return key
 
@@ -236,7 +252,8 @@ class ShardWriter:
         if kind is None:
             self.close()
         elif self._stream is not None:
-            self._writer.tarstream.close()
+            with suppress(OSError):  # where the disk is full, the end cannot be written either
+                self._writer.tarstream.close()
             self._discard()
 
     def _new_key(self, name: str) -> str:
@@ -266,7 +283,8 @@ class ShardWriter:
 
     def _discard(self) -> None:
         name = self._stream.name
-        self._stream.close()
+        with suppress(OSError):
+            self._stream.close()
         self._stream = None
         os.unlink(name)
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from lit_eve.errors import CheckpointError
+from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.losses import ALIGNERS
 from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
-from lit_eve.models.folders import find_model_folder, read_json, replace_folder
+from lit_eve.models.folders import check_replaceable, find_model_folder, read_json, replace_folder
 from lit_eve.models.loading import load_processor
-from lit_eve.models.weights import StoredWeight, file_of_each_weight, read_file, read_stored, weight_files, write_shards
+from lit_eve.models.weights import (
+    StoredWeight,
+    check_shard_size,
+    file_of_each_weight,
+    read_file,
+    read_stored,
+    weight_files,
+    write_shards,
+)
 
+LAYOUTS = ("official", EveConfig.model_type)
 KEPT = "official"
 """Folder of a converted model with what only the official code needs."""
 
@@ -45,8 +54,7 @@ _SHOWN = 5
 class Conversion:
     """What :func:`convert` did."""
 
-    output: Path
-    layout: str  # "official" or "lit_eve"
+    layout: str  # of the output: "official" or "lit_eve"
     num_weights: int
     num_bytes: int
     dropped: list[str] = field(default_factory=list)  # official names of the frozen teacher's weights
@@ -81,15 +89,24 @@ def convert(
         progress: show a bar.
 
     Raises:
+        ConfigError: ``to`` or ``max_shard_size`` is none.
         CheckpointError: ``source`` cannot be read or has missing, unknown or misshapen weights, the other layout cannot hold
             it, or ``output`` cannot be written.
     """
-    folder, output = find_model_folder(source), Path(os.path.abspath(output))
+    output = Path(os.path.abspath(output))
+    if to not in (None, *LAYOUTS):
+        raise ConfigError(f"to = {to!r} is no layout; there are {' and '.join(LAYOUTS)}")
+    check_shard_size(max_shard_size)
+    check_replaceable(output, overwrite)  # now, before a source is downloaded
+    folder = find_model_folder(source)
     config = read_json(folder / "config.json")
     layout = "official" if official.is_official(config) else config.get("model_type")
-    if layout not in ("official", EveConfig.model_type):
-        raise CheckpointError(f"{folder} is no EVE: its config.json says model_type {config.get('model_type')!r}")
-    target = to or {"official": EveConfig.model_type, EveConfig.model_type: "official"}[layout]
+    if layout not in LAYOUTS:
+        raise CheckpointError(
+            f"{folder} is neither an official EVE v1 checkpoint nor one of lit_eve: "
+            f"its config.json says model_type {config.get('model_type')!r}"
+        )
+    target = to or next(other for other in LAYOUTS if other != layout)
     if target == layout:
         raise CheckpointError(f"{folder} is in the layout {layout!r} already")
     unused = {"teacher": teacher} if layout == "official" else {"image_size": image_size}
@@ -102,13 +119,10 @@ def convert(
     try:
         with replace_folder(output, overwrite) as part:
             if layout == "official":
-                result = _to_ours(folder, part, files, image_size, tokenizer, max_shard_size, progress)
-            else:
-                result = _to_official(folder, part, files, tokenizer, teacher, max_shard_size, progress)
+                return _to_ours(folder, part, files, image_size, tokenizer, max_shard_size, progress)
+            return _to_official(folder, part, files, tokenizer, teacher, max_shard_size, progress)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{output} cannot be written, what was there is unchanged: {error}") from error
-    result.output = output
-    return result
 
 
 # ---- official -> ours
@@ -157,7 +171,13 @@ def _keep(folder: Path, kept: Path, files: Mapping[str, Path], dropped: list[str
         if not str(name).endswith(_WEIGHT_SUFFIXES) and (folder / name).stat().st_size <= _LARGEST_KEPT_FILE:
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, kept / name)
-    if tables := {key: _stored(file, key, read_file(file)[key]) for key, file in files.items() if official.is_table(key)}:
+    tables = {
+        key: _stored(file, key, value)
+        for file, stored in _read_all(files)
+        for key, value in stored.items()
+        if official.is_table(key)
+    }
+    if tables:
         save_file(read_stored(tables), kept / _TABLE_FILE)
     if dropped:
         (kept / _TEACHER_FILE).write_text(json.dumps(dropped, indent=1) + "\n")
@@ -210,11 +230,13 @@ def _to_official(
         if (model := Path(tokenizer or folder, "tokenizer.model")).is_file():  # transformers 5 does not save it
             shutil.copyfile(model, part / model.name)
     tower = Path(theirs["mm_vision_tower"], official.PREPROCESSOR)
-    if not tower.is_absolute() and ".." not in tower.parts and not (part / tower).exists():
-        (part / tower).parent.mkdir(parents=True, exist_ok=True)
-        (part / tower).write_text(json.dumps(official.write_preprocessor(config), indent=2) + "\n")
+    if not tower.is_absolute() and ".." not in tower.parts:
+        if not (part / tower).exists():
+            (part / tower).parent.mkdir(parents=True, exist_ok=True)
+            (part / tower).write_text(json.dumps(official.write_preprocessor(config), indent=2) + "\n")
+        result.notes.append(f"the official code looks for the folder {tower.parent} (it is in the output) where it is started")
     write_shards(exported, part, max_shard_size, progress)
-    result.notes = _notes(part, tower.parent, theirs, teacher is not None)
+    result.notes += _notes(part, theirs, teacher is not None)
     return result
 
 
@@ -254,9 +276,9 @@ def _teacher(folder: Path, dtype: torch.dtype, kept: Path | None) -> dict[str, S
     return {name: both[name] for name in names}
 
 
-def _notes(part: Path, tower: Path, config: Mapping[str, Any], has_teacher: bool) -> list[str]:
-    notes = [f"the official code looks for the folder {tower} (it is in the output) where it is started"]
-    if "eve" not in part.name.lower():
+def _notes(part: Path, config: Mapping[str, Any], has_teacher: bool) -> list[str]:
+    notes = []
+    if "eve" not in part.name.lower():  # .<name of the output>.part
         notes.append("the official code loads an EVE only from a folder with 'eve' in its name")
     if not (part / "tokenizer.model").is_file():
         notes.append("the official code needs tokenizer.model; name a folder that has it with --tokenizer")
@@ -272,11 +294,11 @@ def _unchanged(value: Tensor) -> Tensor:
     return value
 
 
-def _stored(file: Path, key: str, value: Tensor, convert: Any = _unchanged) -> StoredWeight:
+def _stored(file: Path, key: str, value: Tensor, convert: Callable[[Tensor], Tensor] = _unchanged) -> StoredWeight:
     return StoredWeight(file, key, value.to("meta"), convert)
 
 
-def _read_all(files: Mapping[str, Path]) -> Any:
+def _read_all(files: Mapping[str, Path]) -> Iterator[tuple[Path, dict[str, Tensor]]]:
     """(file, its tensors), one file at a time."""
     return ((file, read_file(file)) for file in dict.fromkeys(files.values()))
 
@@ -287,7 +309,10 @@ def _aligner_of(weights: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
 
 
 def _check(
-    folder: Path, config: EveConfig, weights: Mapping[str, StoredWeight], name_in_file: Any = lambda name: name
+    folder: Path,
+    config: EveConfig,
+    weights: Mapping[str, StoredWeight],
+    name_in_file: Callable[[str], str] = lambda name: name,
 ) -> EveForConditionalGeneration:
     """The model, without memory for its weights, if they are exactly the ones that it needs."""
     with torch.device("meta"):
@@ -333,11 +358,11 @@ def _main_dtype(weights: Mapping[str, StoredWeight]) -> str:
     for weight in weights.values():
         if weight.meta.is_floating_point():
             count[str(weight.meta.dtype).removeprefix("torch.")] += weight.meta.numel()
-    return count.most_common(1)[0][0]
+    return count.most_common(1)[0][0] if count else "float32"
 
 
 def _conversion(layout: str, weights: Mapping[str, StoredWeight]) -> Conversion:
-    return Conversion(Path(), layout, len(weights), sum(weight.meta.nbytes for weight in weights.values()))
+    return Conversion(layout, len(weights), sum(weight.meta.nbytes for weight in weights.values()))
 
 
 def _check_space(part: Path, result: Conversion) -> None:

@@ -277,14 +277,14 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             chosen = hidden.flatten(0, 1).index_select(0, cells.positions.flatten())
             return chosen.unflatten(0, cells.positions.shape).mean(1)
 
+        decoder = self.get_decoder()
         if cu_seqlens is not None:
             if past_key_values is not None or attention_mask is not None:
                 raise LitEveError("packed rows (cu_seqlens) have neither an attention_mask nor a KV cache")
             use_cache = False
-            implementation = self.config.text_config._attn_implementation
-            attention_mask, boundaries = packed_rows(implementation, cu_seqlens, max_seqlen, *inputs_embeds.shape[:2])
+            name = decoder.config._attn_implementation  # a decoder that was loaded on its own has a config of its own
+            attention_mask, boundaries = packed_rows(name, cu_seqlens, max_seqlen, *inputs_embeds.shape[:2])
             kwargs |= boundaries
-        decoder = self.get_decoder()
         with hidden_state_taps(decoder.layers if taps else (), taps, at_cells) as states:
             outputs = decoder(
                 inputs_embeds=inputs_embeds,

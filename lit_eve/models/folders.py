@@ -56,6 +56,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def check_replaceable(target: Path, overwrite: bool) -> None:
+    """Raise a CheckpointError if ``target`` exists and ``overwrite`` was not asked for, or if it is no model's folder."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{target} exists already; remove it, or ask for --overwrite (overwrite=True)")
+    if not (target / "config.json").is_file():
+        raise CheckpointError(f"{target} holds no config.json: it is no model's folder and is not overwritten")
+
+
 @contextmanager
 def replace_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A new folder to write into, which takes the place of ``target`` as a whole when the block ends well.
@@ -63,16 +73,12 @@ def replace_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     Until then ``target`` stays as it is; after an error nothing is left of the new folder.
 
     Raises:
-        CheckpointError: ``target`` exists and ``overwrite`` was not asked for, or it is no model's folder.
+        CheckpointError: as in :func:`check_replaceable`.
     """
     part, old = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():  # killed between the two renames below
         os.replace(old, target)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        if not overwrite:
-            raise CheckpointError(f"{target} exists already; remove it, or ask for --overwrite (overwrite=True)")
-        if not (target / "config.json").is_file():
-            raise CheckpointError(f"{target} holds no config.json: it is no model's folder and is not overwritten")
+    check_replaceable(target, overwrite)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:

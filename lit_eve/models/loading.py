@@ -78,9 +78,13 @@ def read_architecture(
     path = Path(path) if is_checkpoint(path) else find_model_folder(path)
     if is_checkpoint(path):
         config, processor = _read_entry(path)
-    elif official.is_official(read_json(path / "config.json")):
+    elif official.is_official(written := read_json(path / "config.json")):
         config, image_size = official.read_config(path, image_size), None
         processor = load_processor(path, config, tokenizer)
+    elif written.get("model_type") != EveConfig.model_type:
+        raise CheckpointError(
+            f"{path} is neither an EVE of lit_eve nor an official EVE v1: config.json says {written.get('model_type')!r}"
+        )
     else:
         config = EveConfig.from_pretrained(path)
         processor = load_processor(path, config, tokenizer)

@@ -108,7 +108,7 @@ def is_table(key: str) -> bool:
 def import_weight(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
     """An official weight under our name and in our shape; nothing for those that we do not keep."""
     if (name := rename(key)) is not None:
-        yield name, value.flatten(1) if name == _KERNEL else value
+        yield name, value.flatten(1) if name == _KERNEL and value.ndim == 4 else value
 
 
 def export_value(name: str, value: Tensor, patch_size: int) -> Tensor:
@@ -151,9 +151,13 @@ def read_config(folder: Path, image_size: int | None = None) -> EveConfig:
         raise CheckpointError(f"{path} has no {absent[0]!r}, which every official EVE v1 checkpoint has")
     sizes = _read_sizes(folder, str(config["mm_vision_tower"]), image_size)
     text = {key: value for key, value in config.items() if value is not None and not key.startswith(_NOT_OF_LLAMA)}
+    try:
+        text_config = LlamaConfig(**text)
+    except Exception as error:  # transformers has several of its own for values of the wrong kind
+        raise CheckpointError(f"{path} describes no LLaMA: {error}") from error
     teacher = config.get("mm_vision_tower_clip")
     return EveConfig(
-        text_config=LlamaConfig(**text),
+        text_config=text_config,
         patch_embedding={"name": "eve_v1", "width": config["mm_hidden_size"]},
         projector=_read_projector(path, config.get("mm_projector_type", LINEAR_PROJECTOR)),
         geometry={

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lit_eve.errors import CheckpointError
@@ -105,5 +106,5 @@ def load_tensors(path: str | Path, tensors: dict[str, Tensor], no_dist: bool = F
     """
     try:
         dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=no_dist)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the second is a BaseException
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error

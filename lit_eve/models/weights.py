@@ -18,7 +18,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_eve.errors import CheckpointError
+from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import ALIGNER_FILE
@@ -192,6 +192,14 @@ def write_shards(
         total = {"total_parameters": sum(weight.meta.numel() for weight in weights.values()), **plan.metadata}
         index = {"metadata": total, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def check_shard_size(size: int | str) -> None:
+    """Raise a ConfigError unless ``size`` is a number of bytes, or one with a unit as in "5GB"."""
+    try:
+        split_state_dict_into_shards_factory({}, get_storage_size=len, filename_pattern="{suffix}", max_shard_size=size)
+    except ValueError as error:
+        raise ConfigError(f"max_shard_size {size!r} is no size such as 5GB or 500MB") from error
 
 
 def read_stored(weights: Mapping[str, StoredWeight]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lit_eve.errors import SampleError
 from lit_eve.processing.geometry import ImageGeometry
@@ -142,6 +142,8 @@ def _open(source: ImageSource, name: str) -> tuple[Image.Image, int]:
             image = source
         else:
             image = Image.open(BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source)
+    except UnidentifiedImageError as error:  # its own message names a place in memory
+        raise SampleError(f"{name}: the image cannot be opened: it is no image of a known kind") from error
     except Exception as error:  # as above; FileNotFoundError and DecompressionBombError among them
         raise SampleError(f"{name}: the image cannot be opened: {error}") from error
     return image, _orientation(image)

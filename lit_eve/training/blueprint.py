@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import CheckpointError, ConfigError, not_found
 from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
@@ -48,6 +49,7 @@ class Blueprint:
     teacher_layer: int | None = None
     alignment_weight: float | None = None
     template: str | Mapping[str, Any] | None = None
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         if self.init_from is None and self.decoder is None:
@@ -72,6 +74,9 @@ class Blueprint:
                 templates.build({"name": self.template} if isinstance(self.template, str) else self.template)
             except ConfigError as error:
                 raise ConfigError(f"model.template: {error}") from error
+        name, known = self.attn_implementation, (*ALL_ATTENTION_FUNCTIONS, "eager")
+        if name is not None and name not in known and "/" not in name:  # with a slash: a kernel of the hub
+            raise ConfigError(f"model.attn_implementation: there is no {name!r}; known: {', '.join(sorted(known))}")
         if self.decoder is not None:
             ImageGeometry(**(self.geometry or {}))
 
@@ -121,7 +126,10 @@ class Blueprint:
         return model.to(torch.get_default_dtype())
 
     def build(
-        self, shard: Callable[[EveForConditionalGeneration], None] | None = None, device: torch.device | str = "cpu"
+        self,
+        shard: Callable[[EveForConditionalGeneration], None] | None = None,
+        device: torch.device | str = "cpu",
+        teacher_dtype: torch.dtype | None = None,
     ) -> EveForConditionalGeneration:
         """The model with its weights, and with teacher and aligner if there is a teacher.
 
@@ -129,11 +137,18 @@ class Blueprint:
             shard: called with the model on the meta device; may replace its parameters by sharded ones. Every process then
                 keeps its part of each tensor that is read.
             device: where the weights go.
+            teacher_dtype: floating type of the teacher; None: the model's.
 
         Raises:
             CheckpointError: weights are missing, or do not fit the architecture.
+            ConfigError: the attention that was asked for is not installed.
         """
         model = self.skeleton()
+        if self.attn_implementation is not None:
+            try:
+                model.language_model.set_attn_implementation(self.attn_implementation)
+            except (ImportError, ValueError) as error:
+                raise ConfigError(f"model.attn_implementation: {error}") from error
         parts = self._parts()
         model.teacher = None  # read as a whole below, and never sharded
         if shard is not None:
@@ -141,7 +156,8 @@ class Blueprint:
         may_be_new = parts if self.init_from is None else parts.keys() & {"aligner"}
         fill(model, self._stored(), parts, may_be_new, device, source=str(self.init_from or self.decoder))
         if self.teacher is not None:
-            model.teacher = load_teacher(self.teacher, model.config.teacher_layer, dtype=model.dtype).to(device)
+            dtype = teacher_dtype or model.dtype
+            model.teacher = load_teacher(self.teacher, model.config.teacher_layer, dtype=dtype).to(device)
         return model
 
     # ---- a new model around a decoder

@@ -47,7 +47,14 @@ CONFIG = "config.yaml"
 OWN = (CONFIG, FOLDER, "tensorboard", "model", "skipped.jsonl")
 
 # A resumed run may differ in these: they say how fast it goes, not where to.
-_FREE = [["num_workers"], ["index_workers"], ["gradient_checkpointing"], ["max_new_tokens"], ["max_bad_fraction"]]
+_FREE = [
+    ["num_workers"],
+    ["index_workers"],
+    ["gradient_checkpointing"],
+    ["attn_implementation"],
+    ["max_new_tokens"],
+    ["max_bad_fraction"],
+]
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -51,8 +51,6 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def __init__(self, replicas: int = 1, asynchronous: bool = True) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1)
-        if replicas < 1:
-            raise ConfigError(f"trainer.strategy: replicas must be at least 1, got {replicas}")
         self.replicas = replicas
         self.checkpoints = ShardedCheckpoints(asynchronous)
 
@@ -61,7 +59,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Connect the processes, and arrange them in copies of the model."""
         world = self.num_nodes * self.num_processes
-        if world % self.replicas:
+        if self.replicas < 1 or world % self.replicas:
             raise ConfigError(f"trainer.strategy: {world} devices cannot be shared out to replicas = {self.replicas}")
         # Lightning's default of 1 would train every process for itself.
         self._data_parallel_size = world
@@ -93,10 +91,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._precision_plugin = precision_plugin
 
     @property
-    def _policy(self) -> MixedPrecisionPolicy:
-        if isinstance(self.precision_plugin, ShardedMixedPrecision | HalfPrecision):
-            return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        return MixedPrecisionPolicy()
+    def compute_dtype(self) -> torch.dtype:
+        """The type in which the model computes."""
+        return torch.bfloat16 if isinstance(self.precision_plugin, ShardedMixedPrecision | HalfPrecision) else torch.float32
 
     # ---- model
 
@@ -106,7 +103,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         The head is in the rest, which stays gathered from the forward to the backward pass: the loss applies it in chunks, some
         of which are computed again in the backward pass.
         """
-        settings = {"mesh": self._fsdp_mesh, "mp_policy": self._policy}
+        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32)
+        settings = {"mesh": self._fsdp_mesh, "mp_policy": policy}
         for block in model.get_decoder().layers:
             fully_shard(block, **settings)
         fully_shard(model, **settings)

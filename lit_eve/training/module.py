@@ -58,6 +58,8 @@ class LitEve(LightningModule):
         betas: AdamW's coefficients of the running averages.
         eps: AdamW's term in the denominator.
         gradient_checkpointing: recompute the decoder's layers in the backward pass, for less memory.
+        attn_implementation: how the decoder attends: packed, packed_varlen, packed_sdpa, or a name of transformers such as
+            flash_attention_2; null: packed, which takes flash-attn, torch's varlen_attn or SDPA, the first that fits.
         max_new_tokens: length of the answers that `predict` generates.
 
     Raises:
@@ -84,6 +86,7 @@ class LitEve(LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
         max_new_tokens: int = 64,
     ) -> None:
         super().__init__()
@@ -103,6 +106,7 @@ class LitEve(LightningModule):
             teacher_layer=teacher_layer,
             alignment_weight=alignment_weight,
             template=template,
+            attn_implementation=attn_implementation,
         )
         self.lr_floor, self.weight_decay, self.betas, self.eps = lr_floor, weight_decay, betas, eps
         self.gradient_checkpointing, self.max_new_tokens = gradient_checkpointing, max_new_tokens
@@ -134,7 +138,7 @@ class LitEve(LightningModule):
         if self.model is not None:
             return
         if (strategy := sharding_strategy(self)) is not None:
-            self.model = self.blueprint.build(strategy.shard, strategy.root_device).train()
+            self.model = self.blueprint.build(strategy.shard, strategy.root_device, strategy.compute_dtype).train()
         else:
             self.model = self.blueprint.build().train()
         if self.gradient_checkpointing:

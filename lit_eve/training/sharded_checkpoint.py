@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from lit_eve.errors import CheckpointError
@@ -125,7 +126,7 @@ def _refusals(path: Path) -> Iterator[None]:
     """Say in one sentence why a checkpoint could not be written, and drop what was."""
     try:
         yield
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the second is a BaseException
         shutil.rmtree(_part(path), ignore_errors=True)
         failures = getattr(error, "failures", None)  # by rank, of torch.distributed.checkpoint
         raise not_written(path, next(iter(failures.values()))[0] if failures else error) from error
@@ -137,7 +138,7 @@ def not_written(path: Path, reason: BaseException) -> CheckpointError:
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     reason = cause or reason
-    return CheckpointError(f"the checkpoint {path} could not be written ({reason}); the one before it is still there")
+    return CheckpointError(f"the checkpoint {path} could not be written ({reason}); earlier ones are still there")
 
 
 def _part(path: Path) -> Path:

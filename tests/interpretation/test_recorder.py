@@ -7,8 +7,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation import AttentionRecorder
-from lit_eve.interpretation.recorder import _visible
-from lit_eve.models import PACKED_SDPA, EveConfig, EveForConditionalGeneration
+from lit_eve.interpretation.recorder import _samples, _visible
+from lit_eve.models import PACKED, EveConfig, EveForConditionalGeneration, attention
 
 SIZE = {
     "vocab_size": 50,
@@ -56,7 +56,7 @@ def eager_attentions(model: EveForConditionalGeneration, **inputs) -> list[torch
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("implementation", [PACKED_SDPA, "sdpa", "eager"])
+@pytest.mark.parametrize("implementation", [PACKED, "sdpa", "eager"])
 def test_probabilities_are_those_of_eager_attention_under_left_padding(name: str, implementation: str) -> None:
     model = make_model(name)
     expected = eager_attentions(model, input_ids=TEXT, attention_mask=MASK)
@@ -99,7 +99,9 @@ def test_generation_gives_one_call_per_token_with_the_whole_cache(name: str) -> 
         torch.testing.assert_close(call[:, :, 0], weights[1][:, :, 7 + step, : 8 + step], atol=1e-6, rtol=1e-4)
 
 
-def test_packed_samples_do_not_see_each_other() -> None:
+@pytest.mark.parametrize("kernel", ["samples", "mask"])
+def test_packed_samples_do_not_see_each_other(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention._KERNELS, PACKED, lambda device: kernel)
     model = make_model()
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 0, 1]])
     boundaries = torch.tensor([0, 3, 8, 14, 16], dtype=torch.int32)
@@ -117,12 +119,17 @@ def test_masks_of_the_flash_kernels() -> None:
     """They get padding as (B, K), windows as a number, and the causal mask not at all."""
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     visible = _visible(torch.tensor([0, 2]), length=3, keys=5, mask=mask, window=3, samples=None)
+    query, boundaries = torch.zeros(2, 1, 3, 8), torch.tensor([0, 1, 3, 6], dtype=torch.int32)
+    samples = _samples(query, cu_seq_lens_q=boundaries, max_length_q=3)
+    assert [len(set(row)) for row in samples.tolist()] == [2, 1] and _samples(query) is None
+    packed = _visible(torch.arange(3), length=3, keys=3, mask=None, window=None, samples=samples)
+    assert packed.int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]], [[[1, 0, 0], [1, 1, 0], [1, 1, 1]]]]
     assert visible.int().tolist() == [[[[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]]], [[[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]]]]
 
 
 def test_recorders_leave_nothing_behind_even_when_they_overlap_or_fail() -> None:
     model, other = make_model(), make_model()
-    before = ALL_ATTENTION_FUNCTIONS[PACKED_SDPA]
+    before = ALL_ATTENTION_FUNCTIONS[PACKED]
     first, second, foreign = AttentionRecorder(model), AttentionRecorder(model), AttentionRecorder(other)
     first.__enter__(), second.__enter__(), foreign.__enter__()
     model(TEXT)
@@ -134,7 +141,7 @@ def test_recorders_leave_nothing_behind_even_when_they_overlap_or_fail() -> None
         foreign.calls(0)
     with pytest.raises(ZeroDivisionError), AttentionRecorder(model):
         raise ZeroDivisionError
-    assert ALL_ATTENTION_FUNCTIONS[PACKED_SDPA] is before and not ALL_ATTENTION_FUNCTIONS._local_mapping
+    assert ALL_ATTENTION_FUNCTIONS[PACKED] is before and not ALL_ATTENTION_FUNCTIONS._local_mapping
 
 
 def test_what_cannot_be_recorded_is_refused() -> None:

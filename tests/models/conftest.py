@@ -21,6 +21,12 @@ def load_official(teacher: bool = True, **kwargs) -> EveForConditionalGeneration
     return model.train()
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """What is no folder is not looked for on the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture
 def model() -> EveForConditionalGeneration:
     return load_official()

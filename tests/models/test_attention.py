@@ -315,6 +315,19 @@ def test_packed_rows_on_a_gpu(decoder, implementation):
 
 
 @pytest.mark.gpu
+def test_compiled_layers_on_a_gpu():
+    model = tiny.model("llama_gqa", with_teacher=True).to("cuda", torch.bfloat16)
+    batch = on_gpu(tiny.packed([tiny.samples(model, [1, 0, 2])]))
+    (expected,), gradients_of_eager = gradients(model, batch)
+    for layer in model.get_decoder().layers:
+        layer.compile(fullgraph=True)
+    (output,), got = gradients(model, batch)
+    assert_close(output.loss, expected.loss, rtol=0.02, atol=0.02)
+    for key, value in gradients_of_eager.items():
+        assert relative(got[key], value.cpu().float()) < 0.05, key
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_step_does_not_wait_for_the_gpu(dtype):
     model = tiny.model("llama_gqa", with_teacher=True).to("cuda", dtype)

@@ -74,6 +74,12 @@ def test_no_folder(tmp_path):
         lit_eve.load(tmp_path)
 
 
+def test_a_model_of_another_kind_is_named(tmp_path):
+    tiny.model().language_model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="neither an EVE of lit_eve nor an official EVE v1: config.json says 'llama'"):
+        lit_eve.load(tmp_path)
+
+
 def test_the_teacher_is_never_saved_trained_or_switched_to_train_mode(tmp_path):
     model = tiny.model(with_teacher=True).train()
     assert not any("teacher" in key for key in model.state_dict())

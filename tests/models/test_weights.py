@@ -123,8 +123,6 @@ def test_an_absent_file_is_noticed_without_an_index(official_folder):
 
 def test_a_hub_name_without_the_hub_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(CheckpointError, match=r"BAAI/EVE-7B-v1\.0 is no folder here.* cannot be reached"):
         folders.find_model_folder("BAAI/EVE-7B-v1.0")
@@ -135,7 +133,6 @@ def test_a_hub_name_without_the_hub_is_one_sentence(tmp_path, monkeypatch):
 
 def test_the_cache_of_the_hub_is_used_without_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     repository = tmp_path / "cache" / "models--BAAI--EVE-tiny"
     shutil.copytree(reference.WEIGHTS, repository / "snapshots" / "abc")

@@ -32,13 +32,18 @@ VALIDATION = ("val/loss", "val/alignment_loss", "val/token_accuracy")
 PROCESSES = 2
 
 
-def torchrun(*command: str, **kwargs) -> subprocess.CompletedProcess:
-    """Run a program in two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+def launch(script: str, command: list[str], **kwargs) -> subprocess.CompletedProcess:
+    """Run ``train.py`` in two processes, with one of the scripts for it."""
+    return start([str(micro.ROOT / "launch" / script), *command], **kwargs)
+
+
+def start(command: list[str], more_env=None, **kwargs) -> subprocess.CompletedProcess:
+    """Run a program that starts two processes."""
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(micro.ROOT), "PYTHON": sys.executable, "DEVICES": str(PROCESSES)}
     return subprocess.run(
-        [*launcher, *command],
+        command,
         cwd=micro.ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(micro.ROOT)},
+        env={**os.environ, **own, **(more_env or {})},
         capture_output=True,
         text=True,
         timeout=300,
@@ -50,7 +55,8 @@ def run_jobs(folder, jobs: list[list[str]]) -> None:
     """Run trainings in two processes, one after the other."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    done = torchrun("-m", "tests.training.fsdp_worker", str(file))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    done = start([*launcher, "-m", "tests.training.fsdp_worker", str(file)])
     assert done.returncode == 0, done.stderr[-6000:]
 
 
@@ -166,10 +172,10 @@ def test_a_killed_process_ends_the_job_and_the_resumed_run_repeats_it(runs, mixe
     folder, starts = runs
     command = arguments(mixed, tmp_path / "run", "2_pretrain", starts["2_pretrain"], True)
     kill = ["--trainer.callbacks+=tests.training.killer.KillAt", "--trainer.callbacks.step=3", "--trainer.callbacks.rank=1"]
-    start = time.monotonic()
-    killed = torchrun("train.py", *command, *kill)
+    begin = time.monotonic()
+    killed = launch("torchrun.sh", [*command, *kill])
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr
-    assert time.monotonic() - start < 120
+    assert time.monotonic() - begin < 120
     assert find_checkpoint(tmp_path / "run").name == "step00000002.ckpt"
 
     run_jobs(tmp_path, [command])
@@ -182,7 +188,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(runs, mixed, tmp_path):
     run = cut(folder / "two" / "2_pretrain", tmp_path / "run", 2)
     command = arguments(mixed, run, "2_pretrain", starts["2_pretrain"], True)
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731 - bytes of a file
-    full = torchrun("train.py", *command, preexec_fn=limit)
+    full = launch("torchrun.sh", command, preexec_fn=limit)
     assert full.returncode != 0
     assert re.search(
         r"error: the checkpoint .*step00000004.ckpt could not be written \(.*File too large.*still there", full.stderr
@@ -217,13 +223,62 @@ def test_bfloat16_over_float32_weights_and_hybrid_sharding(runs, mixed, tmp_path
     assert scalars(tmp_path / "hybrid", "train/loss") == pytest.approx(expected, rel=1e-5)
 
 
+def test_every_sample_is_answered_once_and_in_order(runs, mixed, tmp_path):
+    folder, _ = runs
+    start = folder / "one" / "2_pretrain"
+    settings = {"data.limit_samples": 5, "model.max_new_tokens": 3}
+    commands = [
+        ["predict", *arguments(mixed, tmp_path / name, "3_finetune", start, name == "two", **settings)[1:]]
+        for name in ("one", "two")
+    ]
+    EveCLI(args=commands[0])
+    run_jobs(tmp_path, commands[1:])
+    one, two = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two"))
+    assert len(one.splitlines()) == 5 and two == one
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--trainer.precision=16-mixed"], "trainer.precision: fsdp2 has no 16-mixed; choose 32-true, bf16-mixed or bf16-true"),
-        (["--trainer.strategy=lit_eve.training.FSDP2Strategy", "--trainer.strategy.replicas=0"], "replicas must be at least 1"),
+        (["--trainer.precision=64-true"], "trainer.precision: fsdp2 has no 64-true; choose 32-true, bf16-mixed or bf16-true"),
+        (
+            ["--trainer.strategy=lit_eve.training.FSDP2Strategy", "--trainer.strategy.replicas=3"],
+            "1 devices cannot be shared out to replicas = 3",
+        ),
     ],
 )
 def test_settings_that_cannot_be(world, tmp_path, more, message):
     with pytest.raises(ConfigError, match=message):
         EveCLI(args=[*micro.arguments(world, tmp_path / "run", **{"trainer.strategy": "fsdp2"}), *more])
+
+
+SRUN = """#!/usr/bin/env bash
+# Stands in for SLURM's: starts the tasks of one node here, and ends all when one fails.
+while [[ $1 == --* ]]; do shift; done
+for task in 0 1; do
+  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 "$@" &
+done
+wait -n && wait -n
+"""
+
+
+@pytest.mark.slow
+def test_a_job_of_slurm(runs, mixed, tmp_path):
+    folder, starts = runs
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text(SRUN)
+    srun.chmod(0o755)
+    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "lit_eve", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    job |= {"SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "PATH": f"{srun.parent}:{os.environ['PATH']}"}
+    done = launch("slurm.sh", arguments(mixed, tmp_path / "run", "2_pretrain", starts["2_pretrain"], True), more_env=job)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert scalars(tmp_path / "run", "train/loss") == scalars(folder / "two" / "2_pretrain", "train/loss")
+
+
+@pytest.mark.parametrize(("script", "arguments"), [("torchrun.sh", []), ("slurm.sh", [])])
+def test_scripts_say_what_they_need(script, arguments):
+    done = launch(script, arguments)
+    assert done.returncode != 0 and "give what to do: fit, validate, test or predict" in done.stderr
+    severed = launch("torchrun.sh", ["fit"], more_env={"NODES": "2"})
+    assert severed.returncode != 0 and "give NODE_RANK" in severed.stderr

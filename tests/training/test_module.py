@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.training import LitEve, Rule, Stage
 from lit_eve.training.callbacks import NonFiniteError, NonFiniteGuard
+from tests.models import tiny
 from tests.training import world as micro
 
 # Two optimizer steps; the samples of a step have very different numbers of images and targets, and one has no image.
@@ -250,6 +251,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(world, tmp_path):
         ({"geometry": {"image_size": 60}}, "geometry.image_size = 60 must be a multiple"),
         ({"teacher": None}, "model.aligner needs model.teacher"),
         ({"stage": "prelign"}, "unknown stage 'prelign'"),
+        ({"attn_implementation": "packt"}, "model.attn_implementation: there is no 'packt'; known: .*packed"),
     ],
 )
 def test_settings_that_cannot_be_meant(world, settings, message):
@@ -268,4 +270,23 @@ def test_settings_that_cannot_be_meant(world, settings, message):
 def test_folders_that_are_not_there(world, settings, message):
     module = micro.make_module(world, **settings)
     with pytest.raises(CheckpointError, match=message):
+        module.configure_model()
+
+
+@pytest.mark.parametrize("name", [None, "packed_sdpa", "eager"])
+def test_attention_by_name(world, name):
+    module = micro.make_module(world, attn_implementation=name)
+    module.configure_model()
+    assert module.model.get_decoder().config._attn_implementation == (name or "packed")
+    assert module.model.teacher.backbone.config._attn_implementation == "sdpa"
+    output = module.model(**tiny.packed([tiny.samples(module.model, [1, 0])]))
+    reference = micro.make_module(world)
+    reference.configure_model()
+    reference.model.load_state_dict(module.model.state_dict())
+    assert_close(output.loss, reference.model(**tiny.packed([tiny.samples(module.model, [1, 0])])).loss)
+
+
+def test_an_attention_that_is_not_installed(world):
+    module = micro.make_module(world, attn_implementation="flash_attention_2")
+    with pytest.raises(ConfigError, match="model.attn_implementation: .*FlashAttention2"):
         module.configure_model()

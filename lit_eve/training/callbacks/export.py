@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from lit_eve.models.folders import replace_folder
 
 
 class ExportModel(Callback):
@@ -26,15 +26,9 @@ class ExportModel(Callback):
         if not trainer.is_global_zero:
             return
         target = Path(trainer.default_root_dir, "model")
-        part, old = target.with_name(".model.part"), target.with_name(".model.old")
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        pl_module.model.save_pretrained(part, state_dict=weights)
-        pl_module.processor.save_pretrained(part)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(part, target)
-        shutil.rmtree(old, ignore_errors=True)
+        with replace_folder(target, overwrite=True) as folder:
+            pl_module.model.save_pretrained(folder, state_dict=weights)
+            pl_module.processor.save_pretrained(folder)
         rank_zero_info(f"model exported to {target}")
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_eve.data import EveDataModule
 from lit_eve.training.distributed import gather_objects
 
 
@@ -23,10 +24,15 @@ class PredictionWriter(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: list[Any], batch_indices: list[Any]
     ) -> None:
-        """Collect what all ranks answered; write it on the first."""
-        rows = [row for rank in gather_objects(predictions) for batch in rank for row in batch]
+        """Collect what all ranks answered; write it on the first, in the order of the samples."""
+        ranks = [[row for batch in rank for row in batch] for rank in gather_objects(predictions)]
         if not trainer.is_global_zero:
             return
+        rows = [row for turn in zip(*ranks, strict=True) for row in turn]
+        if isinstance(
+            data := trainer.datamodule, EveDataModule
+        ):  # the last were answered so that all ranks answer equally many
+            rows = rows[: len(data.samples("test", data.limit_samples))]
         path = Path(trainer.default_root_dir, "predictions.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")

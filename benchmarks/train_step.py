@@ -1,0 +1,265 @@
+"""How fast a training step is: forward, backward and AdamW over packed rows, with random weights; prints JSON.
+
+    python benchmarks/train_step.py --model eve_7b --stage prealign --rows 4 --compile --output prealign.json
+    python benchmarks/train_step.py --model eve_7b --stage pretrain --rows 8 --checkpointing --layers 16
+
+Model, losses, packing and optimizer are those of training; images and texts are noise of realistic sizes. ``step_seconds`` are
+all steps but the warm-up; what is said per second is the median over them, and ``spread`` the slowest and the fastest step over
+that. ``mfu`` is the model FLOPs utilisation: the arithmetic that the model needs (lit_eve/training/flops.py; no recomputation,
+no padding) over what the device could do in that time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig
+
+from lit_eve.data import model_inputs
+from lit_eve.data.dataset import Collate
+from lit_eve.data.packing import pack
+from lit_eve.errors import LitEveError
+from lit_eve.losses import FrozenTeacher
+from lit_eve.models import EveConfig, EveForConditionalGeneration
+from lit_eve.processing import ImageGeometry
+from lit_eve.training.flops import Workload, peak_flops, total_flops, training_flops
+from lit_eve.training.optimizer import build_optimizer, parameter_groups
+from lit_eve.training.stages import STAGES, Stage, get_stage
+
+# EVE-7B: Vicuna-7B v1.5 and CLIP-L/14-336. Tiny: the same in small, for tests.
+DECODERS = {
+    "eve_7b": {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    | {"num_attention_heads": 32, "max_position_embeddings": 4096},
+    "tiny": {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 8, "num_attention_heads": 4},
+}
+TEACHERS = {
+    "eve_7b": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    | {"image_size": 336, "patch_size": 14},
+    "tiny": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    | {"image_size": 64, "patch_size": 8},
+}
+GEOMETRIES = {
+    "eve_7b": ImageGeometry(),
+    "tiny": ImageGeometry(image_size=64, patch_size=4, teacher_image_size=64, teacher_patch_size=8),
+}
+MAX_TOKENS = {"eve_7b": 2048, "tiny": 256}
+PHOTOS = [(4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (1, 1), (5, 4), (9, 16)]  # width : height
+SHARES = [0.35, 0.12, 0.2, 0.08, 0.08, 0.1, 0.04, 0.03]
+BATCHES = 4  # different ones, taken in turn
+
+
+# ---- the model
+
+
+def build(options: argparse.Namespace, stage: Stage) -> tuple[EveForConditionalGeneration, torch.optim.Optimizer]:
+    """Random weights, made where they stay; frozen and trained as in the stage."""
+    text = DECODERS[options.model] | ({"num_hidden_layers": options.layers} if options.layers else {})
+    patch_embedding = {"name": "eve_v1", "width": 1024 if options.model == "eve_7b" else 16}
+    geometry = GEOMETRIES[options.model]
+    config = EveConfig(text_config=LlamaConfig(**text).to_dict(), geometry=geometry.to_dict(), patch_embedding=patch_embedding)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, options.dtype))
+    try:
+        with torch.device(options.device):
+            model = EveForConditionalGeneration(config)
+            if options.teacher:
+                model.attach_teacher(FrozenTeacher(CLIPVisionModel(CLIPVisionConfig(**TEACHERS[options.model]))))
+    finally:
+        torch.set_default_dtype(before)
+    model.train().language_model.set_attn_implementation(options.attention)
+    if options.checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if options.compile:
+        for layer in model.get_decoder().layers:  # equal layers share what is compiled for the first
+            layer.compile()
+    rates = stage.rates(name for name, _ in model.named_parameters() if not name.startswith("teacher."))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rates.get(name) is not None)
+    groups = parameter_groups(model, rates, weight_decay=0.0)
+    steps = options.warmup + options.steps
+    optimizer, _ = build_optimizer(groups, steps, warmup=0, floor=0.0, betas=(0.9, 0.999), eps=1e-8)
+    return model, optimizer
+
+
+# ---- the data
+
+
+def make_batches(options: argparse.Namespace, vocab_size: int) -> list[dict[str, Any]]:
+    """Packed rows of noise: photos of common shapes, with captions (supervised) or conversations (their answers are)."""
+    rng = np.random.default_rng(options.seed)
+    geometry, limit = GEOMETRIES[options.model], MAX_TOKENS[options.model]
+    scale = 1 if options.model == "eve_7b" else 0.2
+    count = 8 * options.rows * BATCHES + 20_000  # so many are packed with some 1 % of padding, as in an epoch; most stay away
+    grids = np.array([geometry.patch_grid(*PHOTOS[i]) for i in rng.choice(len(PHOTOS), count, p=SHARES)])
+    slots = geometry.num_tokens_of_grid(grids)
+    captions = options.stage != "finetune"
+    # Recaptioned photos have some 90 tokens; conversations several hundred, of which two thirds are answers.
+    median, spread = (4.3, 0.6) if captions else (5.6, 0.7)
+    words = (rng.lognormal(median, spread, count) * scale).astype(int) + 4
+    words = np.minimum(words, limit - slots)
+    questions = np.zeros_like(words) if captions else words // 3
+    row_of = pack(slots + words, limit)
+    collate = Collate(limit, 0, geometry.patch_dim, geometry.teacher_image_size if options.teacher else None)
+    chosen = rng.permutation(row_of.max() + 1)[: options.rows * BATCHES]  # rows come from the packing longest first
+    make = lambda i: _sample(rng, geometry, vocab_size, grids[i], words[i], questions[i])  # noqa: E731
+    rows = [[make(i) for i in np.flatnonzero(row_of == row)] for row in chosen]
+    return [_pinned(collate(rows[i::BATCHES]), options.device) for i in range(BATCHES)]
+
+
+def _sample(
+    rng: np.random.Generator, geometry: ImageGeometry, vocab_size: int, grid: np.ndarray, words: int, questions: int
+) -> dict[str, Any]:
+    slots, side = int(geometry.num_tokens_of_grid(grid)), geometry.teacher_image_size
+    image = torch.full((slots,), vocab_size)  # EVE's image token: the first id behind the vocabulary
+    text = torch.from_numpy(rng.integers(3, vocab_size, words))
+    silent = torch.full((slots + questions,), -100)
+    noise = lambda *size: torch.from_numpy(rng.integers(0, 256, size, dtype=np.uint8))  # noqa: E731
+    return {
+        "input_ids": torch.cat([image, text]),
+        "labels": torch.cat([silent, text[questions:]]),
+        "pixel_values": noise(int(grid.prod()), geometry.patch_dim),
+        "image_grid_hw": torch.from_numpy(grid)[None],
+        "teacher_pixel_values": noise(1, 3, side, side),
+        "key": "noise",
+        "shard": "noise",
+    }
+
+
+def _pinned(batch: dict[str, Any], device: str) -> dict[str, Any]:
+    pin = device.startswith("cuda")
+    return {key: x.pin_memory() if pin and isinstance(x, Tensor) else x for key, x in batch.items()}
+
+
+# ---- the measurement
+
+
+def step(
+    model: EveForConditionalGeneration, optimizer: torch.optim.Optimizer, batch: dict[str, Any], device: str
+) -> tuple[float, float]:
+    """One whole step, the way of the batch to the device included: (seconds, loss)."""
+    _synchronize(device)
+    start = time.perf_counter()
+    inputs = model_inputs(batch)
+    inputs = {key: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for key, x in inputs.items()}
+    loss = model(**inputs).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    _synchronize(device)
+    return time.perf_counter() - start, loss.item()
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    torch.manual_seed(options.seed)
+    stage = get_stage(options.stage)
+    model, optimizer = build(options, stage)
+    batches = make_batches(options, model.config.text_config.vocab_size)
+    numbers = range(options.warmup + options.steps)
+    bar = track(numbers, "steps", console=Console(stderr=True), disable=options.quiet)
+    times, losses = zip(*(step(model, optimizer, batches[i % BATCHES], options.device) for i in bar), strict=True)
+
+    teacher = model.teacher.backbone.config if options.teacher else None
+    loads = [Workload.of_batch(batch) for batch in batches]
+    flops = [training_flops(model.config, load, stage, teacher) for load in loads]
+    measured = [(seconds, i % BATCHES) for i, seconds in enumerate(times)][options.warmup :]
+
+    def per_second(amount: Callable[[int], float]) -> list[float]:
+        return [amount(batch) / seconds for seconds, batch in measured]
+
+    speeds = per_second(lambda batch: loads[batch].num_tokens)
+    speed, arithmetic = statistics.median(speeds), statistics.median(per_second(lambda batch: total_flops(flops[batch])))
+    everything = sum(map(total_flops, flops))
+    tokens = sum(load.num_tokens for load in loads)
+    gpu = options.device.startswith("cuda")
+    name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
+    peak = options.peak_tflops * 1e12 if options.peak_tflops else peak_flops(name) if gpu else None
+    memory = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "commit": _commit(),
+        "settings": vars(options) | {"output": None if options.output is None else str(options.output)},
+        "step_seconds": [round(seconds, 4) for seconds, _ in measured],
+        "median_step_seconds": statistics.median(seconds for seconds, _ in measured),
+        "tokens_per_second": speed,
+        "spread": [min(speeds) / speed, max(speeds) / speed],
+        "images_per_second": statistics.median(per_second(lambda batch: loads[batch].num_images)),
+        "padding": 1 - tokens / (BATCHES * options.rows * MAX_TOKENS[options.model]),
+        "flops_per_token": everything / tokens,
+        "flops_share": {part: sum(batch[part].total for batch in flops) / everything for part in flops[0]},
+        "tflops_per_second": arithmetic / 1e12,
+        "peak_tflops": peak and peak / 1e12,
+        "mfu": peak and arithmetic / peak,
+        "peak_memory_gb": memory / 1e9,
+        "last_loss": losses[-1],
+    }
+
+
+def _commit() -> str | None:
+    folder = Path(__file__).parent
+    run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
+    return run.stdout.strip() or None
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=DECODERS, default="eve_7b")
+    parser.add_argument("--stage", choices=STAGES, default="prealign")
+    parser.add_argument("--layers", type=int, help="depth of the decoder; default: the model's")
+    parser.add_argument("--rows", type=int, default=4, help="packed rows of a step")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=5, help="steps before, which are not counted")
+    parser.add_argument("--attention", default="packed", help="packed, packed_varlen, packed_sdpa, flash_attention_2, ...")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute the decoder's layers in the backward pass")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the decoder's layers")
+    parser.add_argument("--teacher", action=argparse.BooleanOptionalAction, default=True, help="the alignment loss")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peak-tflops", type=float, help="what the device can do; default: by its name")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="also write the JSON there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = parser.parse_args(arguments)
+    for name in ("rows", "steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if options.output is not None and not options.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {options.output.parent}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    try:
+        result = measure(options)
+    except (ImportError, LitEveError) as error:
+        raise SystemExit(f"--attention {options.attention}: {error}") from error
+    except torch.OutOfMemoryError as error:
+        raise SystemExit(f"out of memory: take fewer --rows or --layers, or --checkpointing ({error})") from error
+    text = json.dumps(result, indent=2)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

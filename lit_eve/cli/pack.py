@@ -1,0 +1,115 @@
+"""``lit-eve pack``: annotation files and images become the shards that training reads (docs/data_format.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_eve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lit_eve.data.annotations import Annotations
+    from lit_eve.processing import EveProcessor
+    from lit_eve.processing.processor import TemplateName
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``lit-eve pack`` takes."""
+    parser.add_argument(
+        "--annotations",
+        required=True,
+        metavar="PATH",
+        help="a JSON array or JSONL of LLaVA records, captions or messages; or shards, such as img2dataset's: a folder, a tar, "
+        "or a pattern of tars in quotes",
+    )
+    parser.add_argument("--images", metavar="DIR", help="what names of images are relative to (the annotations' folder)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder of the shards; without it, shards given as annotations are only indexed"
+    )
+    parser.add_argument(
+        "--json-path", metavar="DIR", help="folder of the records, if the annotations are a list of their names"
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="YAML",
+        help="recipe of a training: its tokens are counted now, not when it begins; may be given several times",
+    )
+    parser.add_argument("--samples-per-shard", type=int, default=5000, metavar="N", help="(%(default)s)")
+    parser.add_argument("--verify", action="store_true", help="decode every image, not only its header")
+    parser.add_argument("--processes", type=int, metavar="N", help="shards that are made at a time (one per core)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Pack, or go on packing, and say what became of the records."""
+    if args.processes is not None and args.processes < 1:
+        raise ConfigError(f"--processes must be at least 1, got {args.processes}")
+    from lit_eve.data.annotations import ShardedAnnotations, open_annotations
+
+    annotations = open_annotations(args.annotations, args.json_path)
+    processor, template = _counting(args.config)
+    processes = args.processes or _cores()
+    if args.output is not None:
+        _pack(args, annotations, processor, template, processes)
+        source = args.output
+    elif isinstance(annotations, ShardedAnnotations):
+        source = args.annotations
+    else:
+        raise ConfigError("--output is needed: the folder that the shards are written to")
+    _index(source, processor, template, processes)
+
+
+def _pack(
+    args: argparse.Namespace,
+    annotations: Annotations,
+    processor: EveProcessor | None,
+    template: TemplateName | None,
+    processes: int,
+) -> None:
+    from lit_eve.data.annotations import ShardedAnnotations
+    from lit_eve.data.pack import REPORT, PackJob, pack
+
+    images = None if isinstance(annotations, ShardedAnnotations) else Path(args.images or annotations.path.parent)
+    job = PackJob(annotations, Path(args.output), images, args.samples_per_shard, args.verify)
+    packed = pack(job, processor, template, processes, progress=True)
+    print(f"packed      {packed.samples:,} samples into {job.output}")
+    print(f"rejected    {packed.rejected:,}" + (f", listed with reasons in {job.output / REPORT}" if packed.rejected else ""))
+    if packed.renamed:
+        print(f"same id     {packed.renamed:,} samples whose id their shard had already: kept, with a number behind their key")
+    if packed.new:
+        print(f"this run    {packed.new:,} records in {packed.seconds:.1f} s, {packed.new / packed.seconds:,.0f} samples/s")
+
+
+def _counting(configs: list[str]) -> tuple[EveProcessor | None, TemplateName | None]:
+    """What tokens are counted with."""
+    if not configs:
+        return None, None
+    from lit_eve.training.recipe import read_recipe
+
+    recipe = read_recipe(*(argument for config in configs for argument in ("--config", config)))
+    return recipe.processor, recipe.template
+
+
+def _index(source: str, processor: EveProcessor | None, template: TemplateName | None, processes: int) -> None:
+    """Index what is not indexed yet; with a processor, count its tokens and say how many samples it cannot use."""
+    from lit_eve.data.index import ensure_indices
+    from lit_eve.data.lengths import load_table, prepare_shards
+    from lit_eve.data.shards import list_shards
+
+    shards = list_shards(source)
+    if processor is None:
+        ensure_indices(shards, processes, progress=True)
+        print(f"indexed     {len(shards):,} shards; tokens are counted when a training begins, or with --config")
+        return
+    prepare_shards([source], processor, template, processes, progress=True)
+    table = load_table([source], processor, template)
+    print(f"tokens      {int(table.length.sum(dtype='int64')):,} of {len(table):,} samples in {len(shards):,} shards")
+    if table.unusable:
+        print(f"unusable    {len(table.unusable):,} samples with this recipe; the first: {table.unusable[0].reason}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
