@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -141,15 +141,22 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class FusedAttention(TorchFunctionMode):
-    """On the meta device, SDPA takes the kernels that it has on a GPU; by itself it would write out all scores there."""
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """On the meta device, SDPA takes the kernels that it has on a GPU; by itself it would write out all scores there.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace SDPA, leave the rest."""
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or args[0].device.type != "meta":
-            return func(*args, **kwargs)
-        return _fused_attention(*args, **kwargs)
+    The function is replaced, for a TorchFunctionMode does not reach what is computed again in the backward pass.
+    """
+    plain = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return (_fused_attention if query.device.type == "meta" else plain)(query, *args, **kwargs)
+
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
 
 
 def _fused_attention(
@@ -216,7 +223,7 @@ def measure(model: EveForConditionalGeneration, batch: Mapping[str, Any], checkp
             model.gradient_checkpointing_disable()
     drops = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters() if p.requires_grad]
     inputs = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
-    with FusedAttention(), LiveBytes([*model.parameters(), *model.buffers()]) as live:
+    with fused_attention(), LiveBytes([*model.parameters(), *model.buffers()]) as live:
         loss = model(**batch).loss
         activations = live.now
         loss.backward()
