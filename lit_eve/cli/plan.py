@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, LitEveError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,9 +67,11 @@ def run(args: argparse.Namespace) -> None:
             status.update(f"planning {path}")
             try:
                 recipe = read_recipe(path, *overrides)
-                plans[path] = make_plan(recipe, args.gpus, gpu, args.mfu, args.samples, compare=len(args.recipes) == 1)
-            except ConfigError as error:
-                raise ConfigError(f"{path}: {error}") from error
+                plans[path] = make_plan(
+                    recipe, args.gpus, gpu, args.mfu, args.samples, compare=len(args.recipes) == 1, progress=not args.json
+                )
+            except LitEveError as error:
+                raise type(error)(f"{path}: {error}") from error
     if args.json:
         print(json.dumps({path: as_json(plan) for path, plan in plans.items()}, indent=2))
         return

@@ -3,8 +3,7 @@
 What a GPU keeps (weights, gradients, optimizer) follows from the parameters and from how they are shared out. What a step adds
 is measured: forward and backward pass run on the meta device, where tensors have sizes but no contents, and the bytes of all
 tensors that are alive at a time are counted. For a model of 7B this takes seconds and no memory. The meta device stands for a
-GPU with attention kernels for packed rows; in float32, which these do not take, all attention scores are counted, as an upper
-bound.
+GPU whose attention kernels keep no scores.
 
 Notation: B rows, T tokens of a row, N images, P patches, M supervised tokens, C teacher image size.
 """
@@ -13,11 +12,13 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -140,6 +141,45 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """On the meta device, SDPA takes the kernels that it has on a GPU; by itself it would write out all scores there.
+
+    The function is replaced, for a TorchFunctionMode does not reach what is computed again in the backward pass.
+    """
+    plain = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return (_fused_attention if query.device.type == "meta" else plain)(query, *args, **kwargs)
+
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """(B, h, T, d) queries, keys and values -> (B, h, T, d), as on a GPU: flash attention, or the kernel with masks."""
+    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+    if attn_mask is None and query.dtype in (torch.float16, torch.bfloat16):
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, **options)[0]
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])  # a bool becomes numbers to add
+    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True, **options)[0]
+
+
 def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, row: Mapping[str, int]) -> dict[str, Any]:
     """A packed batch without contents (docs/data_format.md): ``rows`` rows that each hold ``row``.
 
@@ -183,7 +223,7 @@ def measure(model: EveForConditionalGeneration, batch: Mapping[str, Any], checkp
             model.gradient_checkpointing_disable()
     drops = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters() if p.requires_grad]
     inputs = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
-    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+    with fused_attention(), LiveBytes([*model.parameters(), *model.buffers()]) as live:
         loss = model(**batch).loss
         activations = live.now
         loss.backward()

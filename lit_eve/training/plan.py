@@ -80,7 +80,13 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, gpus: int, gpu: Gpu, mfu: float = 0.4, num_samples: float | None = None, compare: bool = True
+    recipe: Recipe,
+    gpus: int,
+    gpu: Gpu,
+    mfu: float = 0.4,
+    num_samples: float | None = None,
+    compare: bool = True,
+    progress: bool = False,
 ) -> Plan:
     """Plan a recipe. The model is never built: it exists on the meta device only.
 
@@ -90,6 +96,7 @@ def make_plan(
         mfu: model FLOPs utilisation: the share of the peak that training reaches, recomputation not counted as work.
         num_samples: assume an epoch of so many samples instead of counting the shards.
         compare: also measure memory with gradient checkpointing turned over.
+        progress: show progress bars while shards are indexed.
 
     Raises:
         ConfigError: a value that makes no sense, or rows of a step that cannot be shared out to the GPUs.
@@ -104,7 +111,7 @@ def make_plan(
     layout = Layout.of(recipe.trainer, gpus)
     accumulated = _accumulated(recipe, gpus)
     model = _model(recipe, layout.computed)
-    epoch = typical_epoch(recipe, model.geometry, num_samples)
+    epoch = typical_epoch(recipe, model.geometry, num_samples, progress)
     steps = _steps(recipe, epoch, gpus, accumulated)
     flops = _flops_per_sample(recipe, model, epoch)
 

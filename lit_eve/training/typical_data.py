@@ -7,7 +7,7 @@ What is assumed of data that is not there yet:
 
     captions        an image and NormalDist quantiles of log(text tokens): median 90, 68 % between 60 and 134
     conversations   94 % with an image and a text of median 190 tokens (68 %: 85 to 423), half of it answers;
-                    6 % text only, median 900 (LLaVA-mix-665K holds 40,688 conversations of ShareGPT)
+                    6 % text only, median 900 (LLaVA-mix-665K holds 40K conversations of ShareGPT)
     images          4:3 40 %, 3:4 10 %, 3:2 25 %, 2:3 8 %, 16:9 7 %, 1:1 10 %
 
 Notation: S samples that stand for all, N images of these, T tokens of a row.
@@ -92,14 +92,16 @@ class TypicalEpoch:
         }
 
 
-def typical_epoch(recipe: Recipe, geometry: ImageGeometry, num_samples: float | None = None) -> TypicalEpoch:
+def typical_epoch(
+    recipe: Recipe, geometry: ImageGeometry, num_samples: float | None = None, progress: bool = False
+) -> TypicalEpoch:
     """The epoch of a recipe's training data.
 
     Args:
         geometry: of the recipe's model.
         num_samples: assume an epoch of so many samples, whatever is there. None: count the shards of ``data.train`` if all of
-            them are there (indexing them first, with progress bars, if that was not done), else assume as many as the set is
-            known to have.
+            them are there (indexing them first, if that was not done), else assume as many as the set is known to have.
+        progress: show progress bars while shards are indexed.
 
     Raises:
         ConfigError: nothing is known about the data: no shards, no known set, no ``num_samples``.
@@ -108,7 +110,7 @@ def typical_epoch(recipe: Recipe, geometry: ImageGeometry, num_samples: float | 
     if not sources:
         raise ConfigError("data.train is not set: there is nothing to plan")
     if num_samples is None and all(_is_there(source.path) for source in sources):
-        return _counted(recipe, geometry)
+        return _counted(recipe, geometry, progress)
     if num_samples is None:
         known = [KNOWN_SETS.get(Path(source.path).name) for source in sources]
         if None in known:
@@ -185,10 +187,10 @@ def _pack(origin: str, num_samples: int, max_tokens: int, lengths: np.ndarray, *
 # ---- counted
 
 
-def _counted(recipe: Recipe, geometry: ImageGeometry) -> TypicalEpoch:
+def _counted(recipe: Recipe, geometry: ImageGeometry, progress: bool) -> TypicalEpoch:
     data, processor = recipe.data, recipe.processor
     paths = [source.path for source in data.sources["train"]]
-    prepare_shards(paths, processor, data.template, data.index_workers, progress=True)
+    prepare_shards(paths, processor, data.template, data.index_workers, progress)
     table = load_table(paths, processor, data.template)
     weights = [source.weight for source in data.sources["train"]]
     plan = plan_epoch(

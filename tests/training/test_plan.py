@@ -131,6 +131,18 @@ def test_json(capsys):
     assert plan["flops"]["decoder"]["backward"] == 2 * plan["flops"]["decoder"]["forward"]
 
 
+@pytest.mark.parametrize("form", [["--json"], []])
+def test_shards_that_were_never_indexed(world, tmp_path, capsys, form):
+    shards = micro.make_shards(tmp_path / "shards", 7)
+    _, _, recipe, *overrides = micro.arguments(world, tmp_path / "run", **{"data.train": shards, "trainer.strategy": "ddp"})
+    overrides = [f"--set={override.removeprefix('--')}" for override in overrides]
+    assert main(["plan", recipe, "--gpus=2", *form, *overrides]) == 0
+    shown = capsys.readouterr().out
+    assert "counted in 1 shards" in shown
+    if form:
+        assert json.loads(shown)[recipe]["steps"]["samples"] == 7
+
+
 def test_tables(capsys):
     assert main(["plan", PRETRAIN]) == 0
     shown = capsys.readouterr().out
@@ -156,10 +168,12 @@ def test_tables(capsys):
         (["--set", "data.max_tokens=500"], "data.max_tokens: an image takes up to 601 tokens, and a row has 500"),
         (["--set", "model.decoder=no/where"], "model.decoder: 'no/where'"),
         (["nowhere.yaml"], "nowhere.yaml"),
+        (["experiments/nano/2_pretrain.yaml"], "2_pretrain.yaml: model.init_from: there is no 'runs/nano/1_prealign' yet"),
     ],
 )
 def test_what_is_refused(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(micro.ROOT)
     assert main(["plan", PRETRAIN, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and len(error.strip().splitlines()) == 1

@@ -19,19 +19,19 @@ from lit_eve.models import EveForConditionalGeneration
 from lit_eve.training.memory import Layout, LiveBytes, Memory, measure, memory_of, meta_batch
 from tests.models import tiny
 
-DECODER = {"vocab_size": 997, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4}
+DECODER = {"vocab_size": 997, "hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4}
 RANKS = 4
 STEPS = 2  # the first has no moments of Adam yet
 
 
 @pytest.fixture
 def student(monkeypatch):
-    """Makes a model, a packed batch of one row, and what a row holds."""
+    """Makes a model, a packed batch of one row, and what the row holds."""
 
-    def make(with_teacher: bool):
-        monkeypatch.setitem(tiny.DECODERS, "larger", {"model_type": "llama", **DECODER})
+    def make(layers: int, images: list[int], with_teacher: bool):
+        monkeypatch.setitem(tiny.DECODERS, "larger", {"model_type": "llama", "num_hidden_layers": layers, **DECODER})
         model = tiny.model("larger", with_teacher=with_teacher).train()
-        samples = tiny.samples(model, [5, 4])
+        samples = tiny.samples(model, images)
         batch = tiny.packed([samples])
         batch["max_seqlen"] = int(batch["cu_seqlens"].diff().max())
         counts = {"images": "image_grid_hw", "patches": "pixel_values", "targets": "target_positions"}
@@ -55,7 +55,7 @@ def planned(model, row, batch, checkpointing, layout) -> Memory:
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_one_device(student, checkpointing):
     dtype = torch.bfloat16
-    model, batch, row = student(with_teacher=True)
+    model, batch, row = student(2, [5, 4], with_teacher=True)
     model.to(dtype)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     plan = planned(model, row, batch, checkpointing, Layout(1, False, 1, dtype, dtype))
@@ -78,8 +78,9 @@ def test_one_device(student, checkpointing):
     assert plan.weights + plan.teacher == pytest.approx(kind("PARAM"), rel=0.02)
     assert plan.gradients == pytest.approx(kind("GRAD"), rel=0.02)
     assert plan.optimizer == pytest.approx(kind("OPT"), rel=0.02)
-    assert plan.total - plan.reserved == pytest.approx(kind("Total"), rel=0.15)
-    assert plan.activations + plan.temporary > 0.2 * kind("Total")  # else the line above would say little about them
+    seen_in_step = kind("ACT") + kind("TEMP") + kind("OTH")  # the last are the inputs
+    assert plan.activations + plan.temporary == pytest.approx(seen_in_step, rel=0.1)
+    assert plan.total - plan.reserved == pytest.approx(kind("Total"), rel=0.05)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def ranks():
 
 
 def test_fsdp2(student, ranks):
-    model, batch, row = student(with_teacher=False)
+    model, batch, row = student(4, [1, 0], with_teacher=False)  # a small batch: what is measured here is sharding
     plan = planned(model, row, batch, True, Layout(RANKS, True, 1, torch.float32, torch.bfloat16))
 
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -111,11 +112,15 @@ def test_fsdp2(student, ranks):
             optimizer.zero_grad()
     seen = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     kind = lambda name: next(size for key, size in seen.items() if str(key).endswith(name))  # noqa: E731
+    print({str(k): v for k, v in seen.items()}, plan)
     assert plan.weights == pytest.approx(kind(".SHARDED_PARAM"), rel=0.02)
     assert plan.gradients == pytest.approx(kind(".SHARDED_GRAD"), rel=0.02)
     assert plan.optimizer == pytest.approx(kind("OPT"), rel=0.02)
-    assert plan.total - plan.reserved == pytest.approx(kind("Total"), rel=0.15)
-    assert plan.copies > 0.2 * kind("Total")
+    # What needs most of each kind may not come at the same moment: the plan is an upper bound, and a close one.
+    assert kind("Total") <= plan.total - plan.reserved <= 1.15 * kind("Total")
+    # Gradients that are being made count as temporary there.
+    in_step = sum(kind(name) for name in ("UNSHARDED_PARAM", "ALL_GATHER", "REDUCE_SCATTER", "ACT", "TEMP", "INP"))
+    assert in_step <= plan.copies + plan.activations + plan.temporary <= 1.25 * in_step
 
 
 def test_live_bytes_count_storages_once():
