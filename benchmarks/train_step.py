@@ -5,7 +5,7 @@
 
 Model, losses, packing and optimizer are those of training; images and texts are noise of realistic sizes. ``step_seconds`` are
 all steps but the warm-up; what is said per second is the median over them, and ``spread`` the slowest and the fastest step over
-that. ``mfu`` is the model FLOPs utilisation: the arithmetic that the model needs (lit_eve/training/flops.py; no recomputation,
+that. ``mfu`` is the model FLOPs utilisation: the arithmetic that the model needs (lit_eve/planning/flops.py; no recomputation,
 no padding) over what the device could do in that time.
 """
 
@@ -35,8 +35,9 @@ from lit_eve.data.packing import pack
 from lit_eve.errors import LitEveError
 from lit_eve.losses import FrozenTeacher
 from lit_eve.models import EveConfig, EveForConditionalGeneration
+from lit_eve.planning.flops import Workload, total_flops, training_flops
+from lit_eve.planning.gpus import peak_flops
 from lit_eve.processing import ImageGeometry
-from lit_eve.training.flops import Workload, peak_flops, total_flops, training_flops
 from lit_eve.training.optimizer import build_optimizer, parameter_groups
 from lit_eve.training.stages import STAGES, Stage, get_stage
 

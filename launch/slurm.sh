@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Train on the nodes of a SLURM cluster:
+# Train on the nodes of a SLURM cluster, one task per GPU:
 #
-#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh fit --config experiments/eve_7b/2_pretrain.yaml
+#   sbatch --nodes=2 launch/slurm.sh fit --config experiments/eve_7b/2_pretrain.yaml
 #
-# One task per GPU. A job that is requeued (--requeue, a preemption, a broken node) goes on from its newest checkpoint.
+# A job that was preempted or lost a node is requeued by SLURM and goes on from its newest checkpoint. So does, RESTARTS times
+# (default 3), a job that failed; what it failed of stands in its log.
 #SBATCH --job-name=lit_eve
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8
@@ -19,6 +20,12 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python)}
 subcommand=${1:?give what to do: fit, validate, test or predict, then the arguments of train.py}
 shift
-# --kill-on-bad-exit: when one process dies, the others must not wait for it.
-srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$PYTHON" train.py "$subcommand" "$@" \
-  --trainer.devices="$SLURM_NTASKS_PER_NODE" --trainer.num_nodes="$SLURM_NNODES"
+# --kill-on-bad-exit: when one task dies, the others must not wait for it. --wait: tasks may end long before the one that exports.
+srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$PYTHON" train.py "$subcommand" "$@" \
+  --trainer.devices="$SLURM_NTASKS_PER_NODE" --trainer.num_nodes="$SLURM_NNODES" && exit 0
+status=$?
+if [ "${SLURM_RESTART_COUNT:-0}" -lt "${RESTARTS:-3}" ]; then
+  echo "failed with status $status; queued again"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status

@@ -2,15 +2,17 @@
 # Train on the devices of one node, or of several:
 #
 #   launch/torchrun.sh fit --config experiments/eve_7b/2_pretrain.yaml          one node, all of its GPUs
-#   NODES=2 NODE_RANK=0 HEAD=node-a launch/torchrun.sh fit --config ...         on the first of two nodes
-#   NODES=2 NODE_RANK=1 HEAD=node-a launch/torchrun.sh fit --config ...         on the second
+#   NODES=2 HEAD=node-a launch/torchrun.sh fit --config ...                     the same command on both of two nodes
 #
 # DEVICES   processes per node; default: one per GPU
-# PORT      of the first node, where the others find it; default 29500
+# HEAD      name of one of the nodes, where all of them meet
+# PORT      of that node; default 29500
+# JOB       name of the meeting, for several jobs on the same nodes; default lit_eve
 # RESTARTS  how often a job that died is begun again from its newest checkpoint; default 0
-# PYTHON    default: python of this shell, or .venv/bin/python
+# PYTHON    default: .venv/bin/python, or python of this shell
 #
-# When one process dies, torchrun ends the others; calling the same again goes on from the newest checkpoint.
+# When one process dies, torchrun ends the others of its node; those of other nodes end when they miss its messages, or start again
+# with it where RESTARTS allows. Calling the same again goes on from the newest checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,8 +22,8 @@ NODES=${NODES:-1}
 if [ "$NODES" = 1 ]; then
   where=(--standalone)
 else
-  where=(--nnodes="$NODES" --node-rank="${NODE_RANK:?give NODE_RANK, 0 on the first node}"
-    --master-addr="${HEAD:?give HEAD, the name of the first node}" --master-port="${PORT:-29500}")
+  where=(--nnodes="$NODES" --rdzv-backend=c10d --rdzv-id="${JOB:-lit_eve}"
+    --rdzv-endpoint="${HEAD:?give HEAD, the name of one of the nodes}:${PORT:-29500}")
 fi
 
 subcommand=${1:?give what to do: fit, validate, test or predict, then the arguments of train.py}

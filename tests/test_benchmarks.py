@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from lit_eve.training.flops import peak_flops
+from lit_eve.planning.gpus import peak_flops
 from lit_eve.training.stages import STAGES
 
 SMALL = ["--model", "tiny", "--rows", "2", "--steps", "5", "--warmup", "1", "--device", "cpu", "--quiet"]

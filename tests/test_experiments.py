@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from lit_eve.cli import main
+from lit_eve.planning.typical_data import typical_epoch
 from lit_eve.training.recipe import Recipe, read_recipe
-from lit_eve.training.typical_data import typical_epoch
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -40,8 +40,6 @@ PAPER = {
 
 @cache
 def recipe_of(name: str) -> Recipe:
-    if name.startswith("ablations/"):
-        return read_recipe("--config", str(EXPERIMENTS / "nano/1_prealign.yaml"), "--config", str(EXPERIMENTS / name))
     return read_recipe(str(EXPERIMENTS / name))
 
 
@@ -183,7 +181,7 @@ def test_parameters(name):
     assert trainable == (around if stage == "1_prealign" else around + decoder)
 
 
-# ---- docs/recipes.md
+# ---- README.md and docs/recipes.md
 
 
 def lines_of(text: str) -> dict[str, list[str]]:
@@ -197,7 +195,7 @@ def plan_lines(names: list[str], capsys: pytest.CaptureFixture) -> dict[str, lis
     return lines_of(capsys.readouterr().out)
 
 
-DOCUMENTED = lines_of((ROOT / "docs/recipes.md").read_text())
+DOCUMENTED = lines_of((ROOT / "README.md").read_text())
 
 
 def test_documented_plans_are_of_all_recipes():

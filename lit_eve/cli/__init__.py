@@ -15,11 +15,11 @@ from lit_eve import __version__
 from lit_eve.errors import LitEveError
 
 COMMANDS = {
+    "nano": ("lit_eve.nano.pipeline", "train and evaluate a miniature EVE from nothing, on any machine"),
+    "pack": ("lit_eve.cli.pack", "turn annotation files and images into shards for training"),
+    "plan": ("lit_eve.cli.plan", "say what a training would cost: memory, FLOPs, steps and days"),
     "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
     "convert": ("lit_eve.cli.convert", "rewrite an official EVE v1 checkpoint for lit_eve, or the other way round"),
-    "plan": ("lit_eve.cli.plan", "what a training would cost: memory, FLOPs, steps and days"),
-    "pack": ("lit_eve.cli.pack", "turn annotation files and images into shards for training"),
-    "nano": ("lit_eve.nano.pipeline", "train and evaluate a miniature EVE from nothing, on any machine"),
 }
 USAGE_ERROR = 2
 

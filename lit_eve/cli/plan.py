@@ -1,4 +1,4 @@
-"""``lit-eve plan``: what a training would cost, before GPU-days are spent. The numbers come from lit_eve/training/plan.py."""
+"""``lit-eve plan``: what a training would cost, before GPU-days are spent. The numbers come from lit_eve/planning/plan.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_eve.errors import ConfigError, LitEveError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lit_eve.training.plan import Plan
+    from lit_eve.planning.plan import Plan
 
 PAPER = "EVE-7B took two nodes of 8 A100 40 GB about 9 days, all three stages (README of the official code)"
 WIDTH = 120  # where the output is no terminal
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from lit_eve.training.gpus import get_gpu
-    from lit_eve.training.plan import make_plan
+    from lit_eve.planning.gpus import get_gpu
+    from lit_eve.planning.plan import make_plan
     from lit_eve.training.recipe import read_recipe
 
     gpu = get_gpu(args.gpu)
@@ -95,7 +95,7 @@ def as_json(plan: Plan) -> dict:
 
 def print_overview(console: Console, plans: dict[str, Plan]) -> None:
     """One line for each recipe."""
-    from lit_eve.training.gpus import GIB
+    from lit_eve.planning.gpus import GIB
 
     first = next(iter(plans.values()))
     table = _table(
@@ -125,7 +125,7 @@ def print_overview(console: Console, plans: dict[str, Plan]) -> None:
 
 def print_plan(console: Console, path: str, plan: Plan) -> None:
     """All numbers of one recipe."""
-    from lit_eve.training.gpus import GIB
+    from lit_eve.planning.gpus import GIB
 
     steps = plan.steps
     console.print(f"[bold]{path}[/], stage {plan.stage}, on {plan.gpus} x {plan.gpu.name}\n", highlight=False)

@@ -5,6 +5,7 @@ Notation: B rows, T tokens per row, D width, V vocabulary, N images, P patches, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if config.image_token_id < config.text_config.vocab_size:  # it marks the place of an image: nothing to be written
             self.generation_config.suppress_tokens = [config.image_token_id]
         self.post_init()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EveForConditionalGeneration:
+        # Moves and casts. A cast to bfloat16 would round the rotary frequencies too, and turn far positions by a radian.
+        exact = {
+            (module, name): module._buffers[name] for module in self.modules() for name in module._non_persistent_buffers_set
+        }
+        super()._apply(fn, recurse)
+        for (module, name), buffer in exact.items():
+            if buffer is not None and module._buffers[name].dtype != buffer.dtype:
+                module._buffers[name] = buffer.to(module._buffers[name].device)
+        return self
 
     # ---- what transformers asks of a model
 

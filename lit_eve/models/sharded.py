@@ -8,6 +8,7 @@ step00001000.ckpt/
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ _TOGETHER = 2**28  # bytes; every read begins with the whole index
 
 def is_sharded(path: str | Path) -> bool:
     """Whether ``path`` is a whole sharded checkpoint."""
-    return Path(path, ".metadata").is_file() and Path(path, META).is_file()
+    return Path(path, ".metadata").is_file() and zipfile.is_zipfile(Path(path, META))  # the directory of a zip is its end
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

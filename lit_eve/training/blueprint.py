@@ -237,7 +237,15 @@ class Blueprint:
     # ---- weights
 
     def _parts(self) -> dict[str, torch.nn.Module]:
-        """The parts around the decoder with random weights, on the CPU."""
+        """The parts around the decoder with random weights, on the CPU.
+
+        They are drawn from the beginning of the seed, whatever this process has drawn before: they are the same in all.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed())
+            return self._drawn_parts()
+
+    def _drawn_parts(self) -> dict[str, torch.nn.Module]:
         config = self.config
         patch_embedding = PATCH_EMBEDDINGS.build(config.patch_embedding, geometry=config.image_geometry)
         width, hidden_size = patch_embedding.width, config.text_config.hidden_size

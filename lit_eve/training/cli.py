@@ -145,7 +145,7 @@ class EveCLI(LightningCLI):
         run, given = Path(self.config.fit.trainer.default_root_dir), self.config.fit.ckpt_path
         if given not in (None, "last"):
             self._resumed = Path(given)
-        elif self.config.fit.resume == "never":
+        elif self.config.fit.resume == "never" and not _restarted():
             _move_aside(run)
         elif checkpoint := find_checkpoint(run):
             self._refuse_other_config(run)
@@ -222,6 +222,11 @@ class EveCLI(LightningCLI):
             return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, logger=logger, **kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise ConfigError(f"trainer: {error}") from error
+
+
+def _restarted() -> bool:
+    """Whether torchrun or SLURM runs this command again after it died."""
+    return any(int(os.environ.get(f"{name}_RESTART_COUNT", 0)) for name in ("TORCHELASTIC", "SLURM"))
 
 
 @rank_zero_only

@@ -7,10 +7,12 @@ CPUs (gloo).
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
@@ -45,13 +47,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         replicas: copies of the model (hybrid sharding): with one per node, weights travel inside a node only, and gradients
             between nodes. The devices of a copy share it.
         asynchronous: write checkpoints in the background.
+        timeout_minutes: how long a process waits for the others before it takes them for dead.
     """
 
     strategy_name = "fsdp2"
 
-    def __init__(self, replicas: int = 1, asynchronous: bool = True) -> None:
+    def __init__(self, replicas: int = 1, asynchronous: bool = True, timeout_minutes: float = 30) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1)
         self.replicas = replicas
+        self._timeout = timedelta(minutes=timeout_minutes)
+        self._resumed_from: Path | None = None
         self.checkpoints = ShardedCheckpoints(asynchronous)
 
     # ---- devices
@@ -72,6 +77,15 @@ class FSDP2Strategy(ModelParallelStrategy):
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Every process has its own rows."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    def setup(self, trainer: Trainer) -> None:
+        """Keep Lightning's messages about signals out of the training."""
+        super().setup(trainer)
+        # It asks before every micro-batch whether the first process was told to end, which makes the host wait for the device,
+        # and answers a signal in the middle of whatever is sent at that time. Here a signal ends the process, and the run
+        # goes on from its newest checkpoint.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        trainer._signal_connector.register_signal_handlers = lambda: None
 
     # ---- precision
 
@@ -134,7 +148,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Everything but the tensors; these are read by the methods below."""
-        self._resumed_from = self.broadcast(checkpoint_path)
+        self._resumed_from = Path(self.broadcast(checkpoint_path))
         return read_checkpoint(self._resumed_from)
 
     def load_model_state_dict(self, checkpoint: dict[str, Any], strict: bool = True) -> None:
@@ -146,8 +160,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         load_optimizer(self._resumed_from, checkpoint, self.lightning_module, self.optimizers[0])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Notice that a checkpoint is complete, or could not be written."""
+        """Notice that a checkpoint is complete or could not be written; copies of the model compare gradients once per step."""
         self.checkpoints.poll()
+        if self.replicas > 1:
+            trainer = self.lightning_module.trainer
+            done = batch_idx + 1
+            last = done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches
+            self.lightning_module.model.set_requires_all_reduce(last)
 
     def wait_for_checkpoint(self) -> None:
         """Return when the checkpoint that is being written is complete."""

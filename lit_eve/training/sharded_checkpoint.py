@@ -74,7 +74,10 @@ class ShardedCheckpoints:
             if dist.get_rank() == 0:
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir(parents=True)
-                torch.save(rest, part / META)
+                with open(part / META, "wb") as file:
+                    torch.save(rest, file)
+                    file.flush()
+                    os.fsync(file.fileno())
         dist.barrier(group=self._group)
         future = self._begin(tensors, part)
         self._writing = future, path
@@ -117,8 +120,12 @@ class ShardedCheckpoints:
         with _refusals(path):
             future.result()
             if dist.get_rank() == 0:
-                shutil.rmtree(path, ignore_errors=True)
-                os.replace(_part(path), path)
+                if path.exists():  # set aside, so that one of the two is there at any moment
+                    os.replace(path, old := path.with_name(f".{path.name}.old.part"))
+                    _rename(_part(path), path)
+                    shutil.rmtree(old, ignore_errors=True)
+                else:
+                    _rename(_part(path), path)
 
 
 @contextmanager
@@ -139,6 +146,16 @@ def not_written(path: Path, reason: BaseException) -> CheckpointError:
         cause = cause.__cause__ or cause.__context__
     reason = cause or reason
     return CheckpointError(f"the checkpoint {path} could not be written ({reason}); earlier ones are still there")
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Give a folder its name when all that it holds is on the disk."""
+    for folder in (source, target.parent):
+        if folder == target.parent:
+            os.replace(source, target)
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def _part(path: Path) -> Path:

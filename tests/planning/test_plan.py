@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_eve.cli import main
 from lit_eve.data import model_inputs
 from lit_eve.errors import ConfigError
-from lit_eve.training.gpus import get_gpu
-from lit_eve.training.plan import make_plan
+from lit_eve.planning.gpus import get_gpu
+from lit_eve.planning.plan import make_plan
+from lit_eve.planning.typical_data import typical_epoch
 from lit_eve.training.recipe import read_recipe
-from lit_eve.training.typical_data import typical_epoch
 from tests.training import world as micro
 
 A100 = get_gpu("a100-40g")
@@ -158,7 +158,7 @@ def test_tables(capsys):
     ("arguments", "message"),
     [
         (["--gpu", "h1000"], "unknown GPU 'h1000'; known: a100-40g, a100-80g, h100,"),
-        (["--gpus", "24"], "data.global_batch = 128 rows cannot be shared out to 24 GPUs x data.rows = 4; choose"),
+        (["--gpus", "32"], "data.global_batch = 144 rows cannot be shared out to 32 GPUs x data.rows = 3; choose"),
         (["--gpus", "0"], "--gpus must be at least 1, got 0"),
         (["--mfu", "40"], "--mfu must lie between 0 and 1, got 40"),
         (["--samples", "0"], "--samples must be at least 1"),

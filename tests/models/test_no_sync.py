@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
 from lit_eve.models import EveConfig
-from lit_eve.training.flops import meta_model
+from lit_eve.planning.flops import meta_model
 from lit_eve.training.stages import STAGES, Stage
 from tests.models import tiny
 

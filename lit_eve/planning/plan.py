@@ -9,11 +9,11 @@ import torch
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveForConditionalGeneration
-from lit_eve.training.flops import Flops, total_flops, training_flops
-from lit_eve.training.gpus import GIB, Gpu
-from lit_eve.training.memory import Layout, Memory, measure, memory_of, meta_batch
+from lit_eve.planning.flops import Flops, total_flops, training_flops
+from lit_eve.planning.gpus import GIB, Gpu
+from lit_eve.planning.memory import Layout, Memory, measure, memory_of, meta_batch
+from lit_eve.planning.typical_data import TypicalEpoch, typical_epoch
 from lit_eve.training.recipe import Recipe
-from lit_eve.training.typical_data import TypicalEpoch, typical_epoch
 
 SECONDS_PER_DAY = 86_400
 

@@ -12,8 +12,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, MixtralConfig
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveConfig
+from lit_eve.planning.flops import Flops, Workload, meta_model, total_flops, training_flops
 from lit_eve.training import Rule, Stage
-from lit_eve.training.flops import Flops, Workload, meta_model, total_flops, training_flops
 from lit_eve.training.stages import STAGES, get_stage
 from tests.models import tiny
 

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
     from lit_eve.models import EveConfig, EveForConditionalGeneration
 
-PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12}
-"""By part of the device's name; the first that fits counts."""
-
 
 class Flops(NamedTuple):
     """Floating point operations of one part."""
@@ -129,11 +126,6 @@ def training_flops(
 def total_flops(flops: Mapping[str, Flops]) -> float:
     """All parts and both passes."""
     return sum(part.total for part in flops.values())
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 operations per second that NVIDIA promises for a GPU (datasheets), by its name; None if unknown here."""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in device_name), None)
 
 
 def meta_model(config: EveConfig, teacher: CLIPVisionConfig | None = None) -> EveForConditionalGeneration:

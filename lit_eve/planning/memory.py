@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveForConditionalGeneration
-from lit_eve.training.gpus import GIB
+from lit_eve.planning.gpus import GIB
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace

@@ -28,8 +28,8 @@ from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
 from lit_eve.data.plan import permutation, plan_epoch
 from lit_eve.data.shards import list_shards
 from lit_eve.errors import ConfigError
+from lit_eve.planning.flops import Workload
 from lit_eve.processing import ImageGeometry
-from lit_eve.training.flops import Workload
 from lit_eve.training.recipe import Recipe
 
 KNOWN_SETS = {"eve_captions": 33_000_000, "llava_mix665k": 665_298, "eve_hd_1.8m": 1_800_000}

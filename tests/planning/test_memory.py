@@ -16,7 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveForConditionalGeneration
-from lit_eve.training.memory import Layout, LiveBytes, Memory, measure, memory_of, meta_batch
+from lit_eve.planning.memory import Layout, LiveBytes, Memory, measure, memory_of, meta_batch
 from tests.models import tiny
 
 DECODER = {"vocab_size": 997, "hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4}

@@ -1,0 +1,1 @@
+"""What a training would cost: FLOPs, memory, steps and days, from the model on the meta device."""
