@@ -10,12 +10,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import yaml
+
+from lit_eve.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -66,11 +70,17 @@ def test_quoted_files_are_what_the_files_say():
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_commands(command, place, capsys):
-    if command[0] == "make":
+    if command[0] in ("launch/torchrun.sh", "sbatch"):  # what they do is tested in tests/training/test_fsdp.py
+        script = next(word for word in command if word.startswith("launch/"))
+        assert (ROOT / script).stat().st_mode & 0o111
+        assert print_config(*command[command.index(script) + 1 :])["trainer"]["strategy"] == "fsdp2"
+    elif command[1:2] in (["pack"], ["plan"], ["convert"]):  # work of minutes, each with tests of its own
+        parser = ArgumentParser()
+        import_module(COMMANDS[command[1]][0]).add_arguments(parser)
+        assert vars(parser.parse_args(command[2:]))
+    elif command[0] == "make":
         assert subprocess.run(["make", "--dry-run", *command[1:]], cwd=ROOT, capture_output=True).returncode == 0
     elif command[0] == ".venv/bin/lit-eve":
-        from lit_eve.cli import main
-
         assert main(command[1:]) == 0
         assert capsys.readouterr().out.strip()
     else:
@@ -144,7 +154,7 @@ def test_data_format_examples(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     scene_image().save("cat.jpg")
-    ((_, example),) = blocks(DATA_FORMAT, "json")
+    example = blocks(DATA_FORMAT, "json")[0][1]
     sample = parse_text("cat_17", {"json": example.encode()})
     assert sample.conversation[1]["value"] == "A cat." and sample.metadata["source"]
     ((_, code),) = blocks(DATA_FORMAT, "python")

@@ -147,3 +147,15 @@ def test_a_geometry_without_class_and_split_tokens():
     model = tiny.model(with_teacher=True, geometry=geometry)
     output = model(**tiny.packed([tiny.samples(model, [1, 2])]))
     assert output.loss.isfinite()
+
+
+@decoders
+def test_casts_leave_the_rotary_frequencies_exact(decoder):
+    model = tiny.model(decoder)
+    exact = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    assert exact
+    model.bfloat16().to("cpu")
+    for name, buffer in exact.items():
+        found = model.get_buffer(name)
+        assert found.dtype == torch.float32 and torch.equal(found, buffer), name
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())

@@ -290,3 +290,18 @@ def test_an_attention_that_is_not_installed(world):
     module = micro.make_module(world, attn_implementation="flash_attention_2")
     with pytest.raises(ConfigError, match="model.attn_implementation: .*FlashAttention2"):
         module.configure_model()
+
+
+def test_new_parts_do_not_depend_on_what_was_drawn_before(world):
+    """One process of several may have drawn random numbers that the others have not."""
+    module, other = micro.make_module(world), micro.make_module(world)
+    torch.manual_seed(3)
+    expected = other.blueprint.build().state_dict()
+    torch.manual_seed(3)
+    torch.rand(5)
+    state = torch.random.get_rng_state()
+    for name, value in module.blueprint.build().state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(4)
+    assert not torch.equal(other.blueprint.build().projector[0].weight, expected["projector.0.weight"])

@@ -138,6 +138,16 @@ def test_a_stage_does_not_resume_another_one(world, uninterrupted, tmp_path):
         micro.trainer(tmp_path).fit(module, micro.loader(batches), ckpt_path=find_checkpoint(uninterrupted))
 
 
+def test_a_restarted_job_goes_on_though_it_was_told_to_begin_anew(world, stage1, tmp_path, monkeypatch):
+    """torchrun and SLURM repeat the command line of the first attempt."""
+    EveCLI(args=stage2(world, stage1, tmp_path / "run"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert EveCLI(args=stage2(world, stage1, tmp_path / "run", "--resume=never")).trainer.global_step == 10
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    EveCLI(args=stage2(world, stage1, tmp_path / "run", "--resume=never", **{"trainer.max_steps": 1}))
+    assert (tmp_path / "run.1" / "config.yaml").exists()
+
+
 # ---- files
 
 
@@ -167,10 +177,12 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     (folder / "last.ckpt").symlink_to("gone.ckpt")
     sharded = folder / "step00000020.ckpt"
     sharded.mkdir()
-    (sharded / "meta.pt").touch()
+    torch.save({}, sharded / "meta.pt")
     assert find_checkpoint(tmp_path).name == "step00000008.ckpt"
     (sharded / ".metadata").touch()
     assert find_checkpoint(tmp_path) == sharded
+    (sharded / "meta.pt").write_bytes((sharded / "meta.pt").read_bytes()[:-30])
+    assert find_checkpoint(tmp_path).name == "step00000008.ckpt"
 
 
 @pytest.mark.parametrize(("keep", "steps"), [(1, [10]), (2, [8, 10]), (-1, [4, 8, 10])])
