@@ -28,7 +28,7 @@ def find_model_folder(path: str | Path) -> Path:
         CheckpointError: there is no config.json in either, or the hub has no such model or cannot be reached.
     """
     path = Path(path)
-    if not path.exists() and _HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
+    if is_hub_name(path):
         path = _download(str(path))
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
@@ -64,6 +64,12 @@ def check_replaceable(target: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{target} exists already; remove it, or ask for --overwrite (overwrite=True)")
     if not (target / "config.json").is_file():
         raise CheckpointError(f"{target} holds no config.json: it is no model's folder and is not overwritten")
+
+
+def is_hub_name(path: str | Path) -> bool:
+    """Whether ``path`` can only be a name on the hub: an owner and a name, and nothing of that name is here."""
+    path = Path(path)
+    return not path.exists() and _HUB_NAME.fullmatch(str(path)) is not None and not path.parent.exists()
 
 
 @contextmanager

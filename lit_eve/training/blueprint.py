@@ -22,6 +22,7 @@ from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
 from lit_eve.models import PATCH_EMBEDDINGS, PROJECTORS, EveConfig, EveForConditionalGeneration
 from lit_eve.models.catalog import known_decoder, known_teacher
 from lit_eve.models.filling import fill
+from lit_eve.models.folders import is_hub_name
 from lit_eve.models.loading import read_architecture
 from lit_eve.models.weights import iterate_weights
 from lit_eve.processing import EveProcessor, ImageGeometry, templates
@@ -213,7 +214,7 @@ class Blueprint:
     def _source(self) -> tuple[EveConfig, EveProcessor] | None:
         if self.init_from is None:
             return None
-        if not Path(self.init_from).exists():
+        if not Path(self.init_from).exists() and not is_hub_name(self.init_from):
             raise CheckpointError(f"model.init_from: there is no {self.init_from!r}")
         return read_architecture(self.init_from)
 

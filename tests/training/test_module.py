@@ -273,6 +273,13 @@ def test_folders_that_are_not_there(world, settings, message):
         module.configure_model()
 
 
+def test_a_model_of_the_hub_is_looked_for_there(world, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    module = micro.make_module(world, decoder=None, init_from="BAAI/EVE-7B-v1.0")
+    with pytest.raises(CheckpointError, match="BAAI/EVE-7B-v1.0 is no folder here, the Hugging Face hub cannot be reached"):
+        module.configure_model()
+
+
 @pytest.mark.parametrize("name", [None, "packed_sdpa", "eager"])
 def test_attention_by_name(world, name):
     module = micro.make_module(world, attn_implementation=name)
