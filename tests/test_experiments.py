@@ -70,6 +70,7 @@ def test_recipe_is_read(name):
     expected = {"1_prealign": "prealign", "2_pretrain": "pretrain", "3_finetune": "finetune"}
     stage = expected.get(folder_and_stage(name)[1], "prealign")
     assert recipe.module.stage.name == stage
+    assert recipe.trainer.default_root_dir == f"runs/{name.removesuffix('.yaml').removeprefix('ablations/')}"
     assert type(recipe.data).__name__ == f"{stage.capitalize()}DataModule"
     assert recipe.template == (None if stage == "finetune" else "plain")
 

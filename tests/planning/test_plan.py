@@ -168,7 +168,7 @@ def test_tables(capsys):
         (["--set", "data.max_tokens=500"], "data.max_tokens: an image takes up to 601 tokens, and a row has 500"),
         (["--set", "model.decoder=no/where"], "model.decoder: 'no/where'"),
         (["nowhere.yaml"], "nowhere.yaml"),
-        (["experiments/nano/2_pretrain.yaml"], "2_pretrain.yaml: model.init_from: there is no 'runs/nano/1_prealign' yet"),
+        (["experiments/nano/2_pretrain.yaml", "--set", "model.init_from=runs/no/where"], "there is no 'runs/no/where' yet"),
     ],
 )
 def test_what_is_refused(arguments, message, capsys, monkeypatch):

@@ -92,27 +92,6 @@ def test_every_shipped_file_begins_with_its_question(file):
     assert "?" in comment
 
 
-@pytest.mark.parametrize("stage", ["1_prealign", "2_pretrain", "3_finetune"])
-def test_nano_files_are_parsed_and_name_their_stage(stage):
-    file = EXPERIMENTS / f"nano/{stage}.yaml"
-    cli = ParseOnly(args=["fit", "--config", str(file)])
-    fit = cli.config.fit
-    assert fit.model.stage == stage[2:]
-    assert fit.trainer.default_root_dir == f"runs/nano/{stage}"
-    assert fit.data.class_path == f"lit_eve.data.{stage[2:].title()}DataModule"
-
-
-class ParseOnly(EveCLI):
-    def before_instantiate_classes(self):
-        pass
-
-    def instantiate_classes(self):
-        pass
-
-    def _run_subcommand(self, subcommand):
-        pass
-
-
 # ---- three stages
 
 
