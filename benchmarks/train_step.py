@@ -3,10 +3,11 @@
     python benchmarks/train_step.py --model eve_7b --stage prealign --rows 4 --compile --output prealign.json
     python benchmarks/train_step.py --model eve_7b --stage pretrain --rows 8 --checkpointing --layers 16
 
-Model, losses, packing and optimizer are those of training; images and texts are noise of realistic sizes. ``step_seconds`` are
-all steps but the warm-up; what is said per second is the median over them, and ``spread`` the slowest and the fastest step over
-that. ``mfu`` is the model FLOPs utilisation: the arithmetic that the model needs (lit_eve/planning/flops.py; no recomputation,
-no padding) over what the device could do in that time.
+Model, losses and packing are those of training, on one device; weights, gradients and AdamW's moments have the type
+``--dtype``, where the recipes shard them in float32, and gradients are not clipped. Images and texts are noise of realistic
+sizes. ``step_seconds`` are all steps but the warm-up; what is said per second is the median over them, and ``spread`` the
+slowest and the fastest step over that. ``mfu`` is the model FLOPs utilisation: the arithmetic that the model needs
+(lit_eve/planning/flops.py; no recomputation, no padding) over what the device could do in that time in bfloat16.
 """
 
 from __future__ import annotations
@@ -192,7 +193,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tokens = sum(load.num_tokens for load in loads)
     gpu = options.device.startswith("cuda")
     name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
-    peak = options.peak_tflops * 1e12 if options.peak_tflops else peak_flops(name) if gpu else None
+    peak = (
+        options.peak_tflops * 1e12 if options.peak_tflops else peak_flops(name) if gpu and options.dtype == "bfloat16" else None
+    )
     memory = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "device": name,

@@ -64,4 +64,5 @@ def test_an_attention_that_is_not_here_is_named(train_step, name):
 def test_peaks_by_name():
     names = {"NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H200": 989}
     assert {name: peak_flops(name) / 1e12 for name in names} == names
-    assert peak_flops("Tesla T4") is None
+    for unknown in ("Tesla T4", "NVIDIA A10G", "NVIDIA L40", "NVIDIA RTX A1000"):
+        assert peak_flops(unknown) is None

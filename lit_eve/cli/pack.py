@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="YAML",
-        help="recipe of a training: its tokens are counted now, not when it begins; may be given several times",
+        help="recipe of a training: its tokens are counted now, not when it begins; several are laid over each other",
     )
     parser.add_argument("--samples-per-shard", type=int, default=5000, metavar="N", help="(%(default)s)")
     parser.add_argument("--verify", action="store_true", help="decode every image, not only its header")

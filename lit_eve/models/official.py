@@ -55,6 +55,8 @@ _OF_LLAMA = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
 )
 
+_ROPE = ("rope_theta", "rope_scaling")  # as older versions of transformers wrote them
+
 
 def is_official(config: dict[str, Any]) -> bool:
     """Whether a config.json is one of the official EVE v1 code."""
@@ -150,7 +152,9 @@ def read_config(folder: Path, image_size: int | None = None) -> EveConfig:
     if absent := [key for key in ("mm_vision_tower", "mm_hidden_size", "num_hidden_layers") if config.get(key) is None]:
         raise CheckpointError(f"{path} has no {absent[0]!r}, which every official EVE v1 checkpoint has")
     sizes = _read_sizes(folder, str(config["mm_vision_tower"]), image_size)
-    text = {key: value for key, value in config.items() if value is not None and not key.startswith(_NOT_OF_LLAMA)}
+    # Of LLaMA's own keys only: the official training adds others, such as vision_tower_lr.
+    known = {key for key in (*LlamaConfig().to_dict(), *_OF_LLAMA, *_ROPE) if not key.startswith(_NOT_OF_LLAMA)}
+    text = {key: value for key, value in config.items() if key in known and value is not None}
     try:
         text_config = LlamaConfig(**text)
     except Exception as error:  # transformers has several of its own for values of the wrong kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from lit_eve.errors import ConfigError
@@ -56,5 +57,5 @@ def get_gpu(name: str) -> Gpu:
 
 def peak_flops(device_name: str) -> float | None:
     """Dense bf16 operations per second of a GPU by the name that CUDA gives it ("NVIDIA H100 80GB HBM3"); None if unknown."""
-    fitting = [gpu for gpu in GPUS.values() if gpu.device in device_name]
+    fitting = [gpu for gpu in GPUS.values() if re.search(rf"(?<!\w){gpu.device}(?!\w)", device_name)]
     return max(fitting, key=lambda gpu: len(gpu.device)).teraflops * 1e12 if fitting else None

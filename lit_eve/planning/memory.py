@@ -77,6 +77,11 @@ class Layout:
     stored: torch.dtype
     computed: torch.dtype
 
+    @property
+    def teacher(self) -> torch.dtype:
+        """Dtype of the teacher; under autocast it is stored as the rest."""
+        return self.computed if self.gathers else self.stored
+
     @classmethod
     def of(cls, trainer: Namespace, gpus: int) -> Layout:
         """The layout that a recipe's trainer settings make of ``gpus`` GPUs.
@@ -252,7 +257,7 @@ def memory_of(model: EveForConditionalGeneration, layout: Layout, step: Measured
         weights=share(_size(student)),
         gradients=share(trained),
         optimizer=2 * share(trained),
-        teacher=0 if model.teacher is None else _size(model.teacher.parameters()) * layout.computed.itemsize,
+        teacher=0 if model.teacher is None else _size(model.teacher.parameters()) * layout.teacher.itemsize,
         copies=_gathered(model, layout) if layout.gathers else _replicated(student, layout),
         activations=step.activations,
         temporary=step.peak - step.activations,

@@ -178,6 +178,8 @@ def _accumulated(recipe: Recipe, gpus: int) -> int:
 def _steps(recipe: Recipe, epoch: TypicalEpoch, gpus: int, accumulated: int) -> Steps:
     rows = recipe.data.rows * gpus * accumulated
     steps = math.ceil(epoch.num_rows / rows) * (recipe.trainer.max_epochs or 1)
+    if recipe.trainer.max_epochs == recipe.trainer.max_steps == -1:
+        raise ConfigError("the training has no end: set trainer.max_epochs or trainer.max_steps")
     if (limit := recipe.trainer.max_steps) != -1:
         steps = limit if recipe.trainer.max_epochs in (None, -1) else min(steps, limit)
     return Steps(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,13 @@ class Blueprint:
             **({"template": template} if template else {}),
         )
 
+    @property
+    def planned_processor(self) -> EveProcessor:
+        """The processor, also where ``init_from`` is still to be trained: it will have the tokenizer of the decoder."""
+        if self.decoder is None or self._is_there:
+            return self.processor
+        return replace(self, init_from=None).processor
+
     def check(self) -> None:
         """Raise ConfigError or CheckpointError if something is missing or does not fit; weights are not read."""
         _ = self.processor
@@ -196,7 +203,7 @@ class Blueprint:
     def _planned_config(self) -> EveConfig:
         if self.decoder is not None:
             return self._around(known_decoder(self.decoder) or self._decoder_config)
-        if not Path(self.init_from).exists():
+        if not self._is_there:
             raise CheckpointError(f"model.init_from: there is no {self.init_from!r} yet, and no model.decoder tells its shape")
         return self.config
 
@@ -210,11 +217,15 @@ class Blueprint:
 
     # ---- going on from a model
 
+    @property
+    def _is_there(self) -> bool:
+        return self.init_from is not None and (Path(self.init_from).exists() or is_hub_name(self.init_from))
+
     @cached_property
     def _source(self) -> tuple[EveConfig, EveProcessor] | None:
         if self.init_from is None:
             return None
-        if not Path(self.init_from).exists() and not is_hub_name(self.init_from):
+        if not self._is_there:
             raise CheckpointError(f"model.init_from: there is no {self.init_from!r}")
         return read_architecture(self.init_from)
 

@@ -57,7 +57,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.replicas = replicas
         self._timeout = timedelta(minutes=timeout_minutes)
         self._resumed_from: Path | None = None
-        self.checkpoints = ShardedCheckpoints(asynchronous)
+        self.checkpoints = ShardedCheckpoints(asynchronous, self._timeout)
 
     # ---- devices
 

@@ -31,8 +31,8 @@ class Recipe:
 
     @property
     def processor(self) -> EveProcessor:
-        """The model's processor; reads the tokenizer from the decoder or from ``model.init_from``."""
-        return self.module.processor
+        """The model's processor, also where ``model.init_from`` is still to be trained and ``model.decoder`` is given."""
+        return self.module.blueprint.planned_processor
 
     @property
     def template(self) -> str | dict[str, Any] | None:

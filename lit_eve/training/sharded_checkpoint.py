@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ class ShardedCheckpoints:
 
     Args:
         asynchronous: return as soon as the tensors are copied to the CPU's memory, and write in a thread.
+        timeout: how long a process waits for the others.
     """
 
-    def __init__(self, asynchronous: bool = True) -> None:
+    def __init__(self, asynchronous: bool = True, timeout: timedelta | None = None) -> None:
         self.asynchronous = asynchronous
+        self.timeout = timeout
         self._group: dist.ProcessGroup | None = None
         self._writing: tuple[Future, Path] | None = None
 
@@ -69,7 +72,7 @@ class ShardedCheckpoints:
         part = _part(path)
         tensors, rest = _split(checkpoint)
         if self._group is None:  # the background's messages must not mix with the training's
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=self.timeout)
         with _refusals(path):
             if dist.get_rank() == 0:
                 shutil.rmtree(part, ignore_errors=True)
@@ -79,8 +82,8 @@ class ShardedCheckpoints:
                     file.flush()
                     os.fsync(file.fileno())
         dist.barrier(group=self._group)
-        future = self._begin(tensors, part)
-        self._writing = future, path
+        with _refusals(path):
+            self._writing = self._begin(tensors, part), path
         if not self.asynchronous:
             self.wait()
 

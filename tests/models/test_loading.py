@@ -33,6 +33,16 @@ def test_official_weights_in_torch_files(official_folder):
     assert torch.equal(model.get_output_embeddings().weight, weights["lm_head.weight"])
 
 
+def test_keys_that_the_official_training_adds_are_not_of_the_decoder(official_folder):
+    expected = official.read_config(official_folder).text_config.to_dict()
+    config = json.loads((official_folder / "config.json").read_text())
+    added = {"vision_tower_lr": 2e-5, "image_grid_pinpoints": [[336, 672]], "rope_theta": 5000.0}
+    (official_folder / "config.json").write_text(json.dumps(config | added))
+    found = official.read_config(official_folder).text_config.to_dict()
+    assert found.keys() == expected.keys()
+    assert found["rope_parameters"]["rope_theta"] == 5000.0
+
+
 def test_every_official_weight_has_one_place():
     ours = [official.rename(key) for key in reference.official_weights()]
     kept = [name for name in ours if name is not None]

@@ -167,6 +167,7 @@ def test_tables(capsys):
         (["--set", "data.train=shards/mine"], "there are no shards in 'shards/mine' yet; say with --samples how many"),
         (["--set", "data.max_tokens=500"], "data.max_tokens: an image takes up to 601 tokens, and a row has 500"),
         (["--set", "model.decoder=no/where"], "model.decoder: 'no/where'"),
+        (["--set", "trainer.max_epochs=-1"], "the training has no end: set trainer.max_epochs or trainer.max_steps"),
         (["nowhere.yaml"], "nowhere.yaml"),
         (["experiments/nano/2_pretrain.yaml", "--set", "model.init_from=runs/no/where"], "there is no 'runs/no/where' yet"),
     ],

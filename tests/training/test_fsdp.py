@@ -20,7 +20,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import lit_eve
 from lit_eve.data import ShardWriter
@@ -231,6 +231,25 @@ def test_bfloat16_over_float32_weights_and_hybrid_sharding(runs, mixed, tmp_path
     assert scalars(tmp_path / "bf16-true", "train/loss") == pytest.approx(expected, rel=0.05)
     assert load_file(tmp_path / "bf16-true" / "model" / "model.safetensors")["projector.0.weight"].dtype == torch.bfloat16
     assert scalars(tmp_path / "hybrid", "train/loss") == pytest.approx(expected, rel=1e-5)
+
+
+def test_tied_embeddings(mixed, tmp_path):
+    """Qwen and SmolLM have one table for embedding and head; it is one parameter in two places, sharded too."""
+    decoder = micro.make_decoder(tmp_path / "decoder")
+    torch.manual_seed(1)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=512, tie_word_embeddings=True, **shape)).save_pretrained(decoder)
+    more = {"model.decoder": decoder, "model.stage": "pretrain"}
+    command = lambda run, sharded: arguments(mixed, tmp_path / run, "1_prealign", None, sharded, **more)  # noqa: E731
+    EveCLI(args=command("one", False))
+    run_jobs(tmp_path, [command("two", True)])
+    cut(tmp_path / "two", tmp_path / "again", 2)
+    run_jobs(tmp_path, [command("again", True)])
+    expected, found, again = (scalars(tmp_path / run, "train/loss") for run in ("one", "two", "again"))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert again == {step: found[step] for step in again} and len(again) == 4
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert one.keys() == two.keys() and "language_model.lm_head.weight" not in one
 
 
 @pytest.mark.parametrize("how", ["sharded", "whole"])

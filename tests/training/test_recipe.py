@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from lit_eve.data.lengths import fingerprint
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.training.cli import EveCLI
 from lit_eve.training.recipe import read_recipe
@@ -89,6 +90,17 @@ def test_a_later_stage_has_a_shape_before_the_earlier_one_was_run(world):
     assert shapes(skeleton) == shapes(real.model)
     with pytest.raises(CheckpointError, match="there is no 'runs/not/there/yet'"):
         module.configure_model()
+
+
+def test_a_later_stage_has_a_processor_before_the_earlier_one_was_run(world, tmp_path):
+    """lit-eve pack and lit-eve plan count the tokens of stage 3 before stage 2 was trained."""
+    first = micro.arguments(world, tmp_path / "1")
+    later = [*first[1:], "--model.init_from=runs/not/there/yet", "--model.stage=finetune", "--model.template=vicuna_v1"]
+    planned, real = read_recipe(*later).processor, read_recipe(*first[1:]).processor
+    assert planned.image_token_id == real.image_token_id and planned.geometry == real.geometry
+    assert fingerprint(planned, "vicuna_v1") == fingerprint(real, "vicuna_v1")
+    with pytest.raises(CheckpointError, match="there is no 'runs/not/there/yet'"):
+        _ = read_recipe(*later, "--model.decoder=null").processor
 
 
 def test_well_known_models_need_no_network_to_be_planned():
