@@ -237,7 +237,8 @@ def test_tied_embeddings(mixed, tmp_path):
     """Qwen and SmolLM have one table for embedding and head; it is one parameter in two places, sharded too."""
     decoder = micro.make_decoder(tmp_path / "decoder")
     torch.manual_seed(1)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     Qwen3ForCausalLM(Qwen3Config(vocab_size=512, tie_word_embeddings=True, **shape)).save_pretrained(decoder)
     more = {"model.decoder": decoder, "model.stage": "pretrain"}
     command = lambda run, sharded: arguments(mixed, tmp_path / run, "1_prealign", None, sharded, **more)  # noqa: E731
