@@ -88,10 +88,7 @@ def build(options: argparse.Namespace, stage: Stage) -> tuple[EveForConditionalG
     if options.compile:
         for layer in model.get_decoder().layers:  # equal layers share what is compiled for the first
             layer.compile()
-    rates = stage.rates(name for name, _ in model.named_parameters() if not name.startswith("teacher."))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(rates.get(name) is not None)
-    groups = parameter_groups(model, rates, weight_decay=0.0)
+    groups = parameter_groups(model, stage.apply(model), weight_decay=0.0)
     steps = options.warmup + options.steps
     optimizer, _ = build_optimizer(groups, steps, warmup=0, floor=0.0, betas=(0.9, 0.999), eps=1e-8)
     return model, optimizer

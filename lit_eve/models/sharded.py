@@ -42,10 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         shapes = {name: shape for name, (shape, _) in tensor_shapes(path).items() if name.startswith(MODEL)}
         state_dict = {name.removeprefix(MODEL): torch.empty(shape, device="meta") for name, shape in shapes.items()}
         return {**read_meta(path), "state_dict": state_dict}
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    return _load(path, Path(path))
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -54,8 +51,12 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read.
     """
+    return _load(path, Path(path, META))
+
+
+def _load(path: str | Path, file: Path) -> dict[str, Any]:
     try:
-        return torch.load(Path(path, META), map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
 

@@ -111,10 +111,7 @@ def training_flops(
         ConfigError: the decoder has weights that are neither in linear layers nor in embedding tables (mixtures of experts).
     """
     model = meta_model(config, teacher)
-    names = {id(p): name for name, p in model.named_parameters() if not name.startswith("teacher.")}
-    rates = get_stage(stage).rates(names.values())
-    for parameter in model.parameters():
-        parameter.requires_grad_(rates.get(names.get(id(parameter))) is not None)
+    get_stage(stage).apply(model)
     flops = _images(model, workload)
     flops |= _decoder(model, workload)
     if model.teacher is not None:

@@ -138,10 +138,7 @@ def make_plan(
 def _model(recipe: Recipe, dtype: torch.dtype) -> EveForConditionalGeneration:
     """The recipe's model on the meta device, with gradients required where the stage trains."""
     model = recipe.module.blueprint.skeleton(planned=True).to(dtype)
-    student = {name: p for name, p in model.named_parameters() if not name.startswith("teacher.")}
-    rates = recipe.module.stage.rates(student)
-    for name, parameter in student.items():
-        parameter.requires_grad_(rates[name] is not None)
+    recipe.module.stage.apply(model)
     return model
 
 

@@ -177,17 +177,19 @@ class Blueprint:
 
     @cached_property
     def _decoder_config(self) -> PreTrainedConfig:
-        try:
-            return AutoConfig.from_pretrained(self.decoder)
-        except (OSError, ValueError) as error:
-            raise not_found("model.decoder", self.decoder, "causal language model", error) from error
+        return self._read(AutoConfig, "decoder", "causal language model")
 
     @cached_property
     def _tokenizer(self) -> Any:
+        return self._read(AutoTokenizer, "decoder", "folder with a tokenizer")
+
+    def _read(self, kind: type, key: str, what: str) -> Any:
+        """Config or tokenizer of the folder or hub name that a key holds."""
+        name = getattr(self, key)
         try:
-            return AutoTokenizer.from_pretrained(self.decoder)
+            return kind.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise not_found("model.decoder", self.decoder, "folder with a tokenizer", error) from error
+            raise not_found(f"model.{key}", name, what, error) from error
 
     def _around(self, text_config: PreTrainedConfig) -> EveConfig:
         config = EveConfig(
@@ -210,10 +212,7 @@ class Blueprint:
     def _teacher_config(self, planned: bool = False) -> CLIPVisionConfig:
         if planned and (known := known_teacher(self.teacher)):
             return known
-        try:
-            return CLIPVisionConfig.from_pretrained(self.teacher)
-        except (OSError, ValueError) as error:
-            raise not_found("model.teacher", self.teacher, "CLIP that can be loaded", error) from error
+        return self._read(CLIPVisionConfig, "teacher", "CLIP that can be loaded")
 
     # ---- going on from a model
 

@@ -157,7 +157,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: dict[str, Any]) -> None:
         """Read this process's part of the optimizer's state."""
-        load_optimizer(self._resumed_from, checkpoint, self.lightning_module, self.optimizers[0])
+        load_optimizer(self._resumed_from, checkpoint, self.optimizers[0])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Notice that a checkpoint is complete or could not be written; copies of the model compare gradients once per step."""
@@ -177,10 +177,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Finish the checkpoint that is being written."""
         self.checkpoints.close()
         super().teardown()
-
-    @classmethod
-    def register_strategies(cls, strategy_registry: Any) -> None:
-        """Nothing beside the name below."""
 
 
 StrategyRegistry.register(FSDP2Strategy.strategy_name, FSDP2Strategy, description=FSDP2Strategy.__doc__.splitlines()[0])

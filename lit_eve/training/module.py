@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn import ModuleDict, Parameter
+from torch.nn import ModuleDict
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
@@ -143,16 +142,7 @@ class LitEve(LightningModule):
             self.model = self.blueprint.build().train()
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        for name, parameter in self._student().items():
-            parameter.requires_grad_(self._rates[name] is not None)
-
-    def _student(self) -> dict[str, Parameter]:
-        """Parameters by name, the teacher's left out: no stage may train them."""
-        return {name: p for name, p in self.model.named_parameters() if not name.startswith("teacher.")}
-
-    @cached_property
-    def _rates(self) -> dict[str, float | None]:
-        return self.stage.rates(self._student())
+        self._rates = self.stage.apply(self.model)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW over the stage's groups, warm-up and cosine over the steps of the run."""

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
@@ -123,12 +123,13 @@ class ShardedCheckpoints:
         with _refusals(path):
             future.result()
             if dist.get_rank() == 0:
+                old = path.with_name(f".{path.name}.old.part")
                 if path.exists():  # set aside, so that one of the two is there at any moment
-                    os.replace(path, old := path.with_name(f".{path.name}.old.part"))
-                    _rename(_part(path), path)
-                    shutil.rmtree(old, ignore_errors=True)
-                else:
-                    _rename(_part(path), path)
+                    os.replace(path, old)
+                _sync(_part(path))
+                os.replace(_part(path), path)
+                _sync(path.parent)
+                shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -151,14 +152,11 @@ def not_written(path: Path, reason: BaseException) -> CheckpointError:
     return CheckpointError(f"the checkpoint {path} could not be written ({reason}); earlier ones are still there")
 
 
-def _rename(source: Path, target: Path) -> None:
-    """Give a folder its name when all that it holds is on the disk."""
-    for folder in (source, target.parent):
-        if folder == target.parent:
-            os.replace(source, target)
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _part(path: Path) -> Path:
@@ -197,10 +195,7 @@ def read_whole_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     checkpoint = read_meta(path)
     checkpoint["state_dict"] = dict(iterate_sharded(path, MODEL))
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in iterate_sharded(path, OPTIMIZER):
-        name, moment = key.rsplit(".", 1)
-        states.setdefault(name, {})[moment] = value
+    states = _by_parameter(iterate_sharded(path, OPTIMIZER))
     for saved in checkpoint["optimizer_states"]:
         saved["state"] = {index: states[name] for name, index in _named(saved["param_groups"]) if name in states}
     return checkpoint
@@ -222,31 +217,33 @@ def load_model(path: str | Path, checkpoint: dict[str, Any], module: nn.Module) 
 
 
 @torch.no_grad()
-def load_optimizer(path: str | Path, checkpoint: dict[str, Any], module: nn.Module, optimizer: Optimizer) -> None:
+def load_optimizer(path: str | Path, checkpoint: dict[str, Any], optimizer: Optimizer) -> None:
     """Restore the optimizer's state, sharded as the parameters are."""
     saved = checkpoint["optimizer_states"][0]
-    parameters = {
-        name: p for group in optimizer.param_groups for name, p in zip(group["param_names"], group["params"], strict=True)
-    }
+    parameters = dict(_named(optimizer.param_groups))
     if is_sharded(path):
-        named: dict[str, dict[str, Tensor]] = {}
-        for key, (shape, dtype) in tensor_shapes(path).items():
-            if key.startswith(OPTIMIZER):
-                name, moment = key.removeprefix(OPTIMIZER).rsplit(".", 1)
-                if name in parameters:
-                    named.setdefault(name, {})[moment] = _room(parameters[name], shape, dtype)
-        flat = {f"{OPTIMIZER}{name}.{key}": value for name, moments in named.items() for key, value in moments.items()}
-        load_tensors(path, flat)
+        entries = {key: entry for key, entry in tensor_shapes(path).items() if key.startswith(OPTIMIZER)}
+        keys = {key: key.removeprefix(OPTIMIZER).rsplit(".", 1)[0] for key in entries}  # -> the parameter
+        places = {key: _room(parameters[name], *entries[key]) for key, name in keys.items() if name in parameters}
+        load_tensors(path, places)
+        named = _by_parameter((key.removeprefix(OPTIMIZER), value) for key, value in places.items())
     else:
         named = {
             name: {key: _own_part(parameters[name], value) for key, value in moments.items()}
             for name, moments in _named_states(saved)
             if name in parameters
         }
-    index_of = {
-        name: i for group in saved["param_groups"] for name, i in zip(group["param_names"], group["params"], strict=True)
-    }
+    index_of = dict(_named(saved["param_groups"]))
     optimizer.load_state_dict({**saved, "state": {index_of[name]: moments for name, moments in named.items()}})
+
+
+def _by_parameter(moments: Iterable[tuple[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """("projector.0.weight.exp_avg", tensor) -> {"projector.0.weight": {"exp_avg": tensor}}."""
+    named: dict[str, dict[str, Tensor]] = {}
+    for key, value in moments:
+        name, moment = key.rsplit(".", 1)
+        named.setdefault(name, {})[moment] = value
+    return named
 
 
 def _room(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

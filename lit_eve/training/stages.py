@@ -20,9 +20,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_eve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,18 @@ class Stage:
             rates[name] = (rule.lr or self.lr) if rule is not None and rule.trainable else None
         if not any(rates.values()):
             raise ConfigError(f"stage {self.name!r} freezes every parameter: nothing is left to train")
+        return rates
+
+    def apply(self, model: nn.Module) -> dict[str, float | None]:
+        """Let the parameters of a model require gradients where they train; the teacher's never do.
+
+        Returns:
+            the rates of the others, by name.
+        """
+        student = {name: parameter for name, parameter in model.named_parameters() if not name.startswith("teacher.")}
+        rates = self.rates(student)
+        for name, parameter in student.items():
+            parameter.requires_grad_(rates[name] is not None)
         return rates
 
 

@@ -97,13 +97,6 @@ def implementation(request, monkeypatch) -> str:
     return PACKED
 
 
-def gradients(model, *batches, **kwargs):
-    model.zero_grad()
-    outputs = [model(**batch, **kwargs) for batch in batches]
-    sum(output.loss for output in outputs).backward()
-    return outputs, {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
-
-
 @decoders
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decoder, implementation, checkpointing):
@@ -111,11 +104,11 @@ def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decode
     rows = tiny.samples(model, [1, 0, 2, 1, 0])
     counts = {"num_targets": sum(int((row["labels"] != -100).sum()) for row in rows), "num_images": 4}
     model.language_model.config._attn_implementation = "eager"
-    alone, expected = gradients(model, *[tiny.padded([row]) for row in rows], **counts)
+    alone, expected = tiny.gradients(model, *[tiny.padded([row]) for row in rows], **counts)
     model.language_model.config._attn_implementation = implementation
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    together, got = gradients(model, tiny.packed([rows[:2], rows[2:]]), **counts)
+    together, got = tiny.gradients(model, tiny.packed([rows[:2], rows[2:]]), **counts)
     for loss in ("loss", "language_loss", "alignment_loss"):
         assert_close(getattr(together[0], loss), sum(getattr(output, loss) for output in alone), rtol=1e-5, atol=1e-6)
     assert got.keys() == expected.keys()
@@ -300,15 +293,15 @@ def test_packed_rows_on_a_gpu(decoder, implementation):
     model = tiny.model(decoder, with_teacher=True).to(torch.bfloat16).float()
     rows = tiny.samples(model, [1, 0, 2, 1, 0])
     counts = {"num_targets": sum(int((row["labels"] != -100).sum()) for row in rows), "num_images": 4}
-    expected_output, expected = gradients(model, tiny.packed([rows[:2], rows[2:]]), **counts)
+    expected_output, expected = tiny.gradients(model, tiny.packed([rows[:2], rows[2:]]), **counts)
     model.to("cuda", torch.bfloat16)
     model.language_model.config._attn_implementation = "eager"
-    _, eager = gradients(model, *[on_gpu(tiny.padded([row])) for row in rows], **counts)
+    _, eager = tiny.gradients(model, *[on_gpu(tiny.padded([row])) for row in rows], **counts)
     try:
         model.set_attn_implementation(implementation)
     except ImportError:
         pytest.skip("flash-attn is not installed")
-    output, got = gradients(model, on_gpu(tiny.packed([rows[:2], rows[2:]])), **counts)
+    output, got = tiny.gradients(model, on_gpu(tiny.packed([rows[:2], rows[2:]])), **counts)
     assert_close(output[0].loss.cpu(), expected_output[0].loss, rtol=0.02, atol=0.02)
     for key, value in expected.items():
         assert relative(got[key], value) < 2 * relative(eager[key], value) + 0.02, key
@@ -318,10 +311,10 @@ def test_packed_rows_on_a_gpu(decoder, implementation):
 def test_compiled_layers_on_a_gpu():
     model = tiny.model("llama_gqa", with_teacher=True).to("cuda", torch.bfloat16)
     batch = on_gpu(tiny.packed([tiny.samples(model, [1, 0, 2])]))
-    (expected,), gradients_of_eager = gradients(model, batch)
+    (expected,), gradients_of_eager = tiny.gradients(model, batch)
     for layer in model.get_decoder().layers:
         layer.compile(fullgraph=True)
-    (output,), got = gradients(model, batch)
+    (output,), got = tiny.gradients(model, batch)
     assert_close(output.loss, expected.loss, rtol=0.02, atol=0.02)
     for key, value in gradients_of_eager.items():
         assert relative(got[key], value.cpu().float()) < 0.05, key

@@ -13,13 +13,6 @@ from tests.models import tiny
 decoders = pytest.mark.parametrize("decoder", tiny.DECODERS)
 
 
-def gradients(model, *batches, **kwargs):
-    model.zero_grad()
-    outputs = [model(**batch, **kwargs) for batch in batches]
-    sum(output.loss for output in outputs).backward()
-    return outputs, {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
-
-
 @decoders
 @pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": False, "num_beams": 3}], ids=["greedy", "beams"])
 def test_a_left_padded_batch_is_answered_as_one_by_one(decoder, options):
@@ -74,9 +67,9 @@ def test_saved_and_loaded_it_is_the_same_model(decoder, tmp_path):
 def test_activation_checkpointing_changes_nothing(decoder):
     model = tiny.model(decoder, with_teacher=True).train()
     batch = tiny.packed([tiny.samples(model, [1, 0, 2])])
-    _, expected = gradients(model, batch)
+    _, expected = tiny.gradients(model, batch)
     model.activation_checkpointing_enable()
-    _, got = gradients(model, batch)
+    _, got = tiny.gradients(model, batch)
     for key, value in expected.items():
         assert_close(got[key], value, rtol=1e-4, atol=1e-6)
 
@@ -84,7 +77,7 @@ def test_activation_checkpointing_changes_nothing(decoder):
 def test_a_frozen_decoder_still_carries_gradients_to_the_patch_embedding():
     model = tiny.model(with_teacher=True)
     model.language_model.requires_grad_(False)
-    _, got = gradients(model, tiny.packed([tiny.samples(model, [1, 1])]))
+    _, got = tiny.gradients(model, tiny.packed([tiny.samples(model, [1, 1])]))
     assert got["patch_embedding.patch_projection.weight"].abs().sum() > 0
     assert not any(key.startswith("language_model") for key in got)
 
@@ -92,7 +85,7 @@ def test_a_frozen_decoder_still_carries_gradients_to_the_patch_embedding():
 def test_a_batch_without_images_skips_the_teacher_and_touches_every_trained_module(monkeypatch):
     model = tiny.model(with_teacher=True)
     monkeypatch.setattr(model.teacher, "forward", lambda *_: pytest.fail("the teacher ran"))
-    (output,), got = gradients(model, tiny.packed([tiny.samples(model, [0, 0])]))
+    (output,), got = tiny.gradients(model, tiny.packed([tiny.samples(model, [0, 0])]))
     assert output.alignment_loss == 0
     assert output.loss == output.language_loss
     assert set(got) == {key for key, p in model.named_parameters() if p.requires_grad}
@@ -103,7 +96,7 @@ def test_no_supervised_token_is_a_loss_of_zero_and_no_nan():
     batch = tiny.packed([tiny.samples(model, [1])])
     batch["labels"].fill_(-100)
     batch.pop("target_positions")
-    (output,), got = gradients(model, batch)
+    (output,), got = tiny.gradients(model, batch)
     assert output.language_loss == 0
     assert all(value.isfinite().all() for value in got.values())
 

@@ -105,3 +105,11 @@ def packed(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
     batch["max_seqlen"] = max(lengths)
     batch["target_positions"] = target_positions_of(batch["labels"])
     return batch | _images([sample for row in rows for sample in row])
+
+
+def gradients(model: EveForConditionalGeneration, *batches: dict[str, Tensor], **kwargs) -> tuple[list, dict[str, Tensor]]:
+    """Outputs of the batches, and the gradients of the sum of their losses by name."""
+    model.zero_grad()
+    outputs = [model(**batch, **kwargs) for batch in batches]
+    sum(output.loss for output in outputs).backward()
+    return outputs, {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
