@@ -1,4 +1,4 @@
-"""Torchmetrics of answers and tokens. Their states are sums, so that ranks and batches add up."""
+"""Accuracies of answers and tokens of any data set."""
 
 from __future__ import annotations
 

@@ -1,0 +1,10 @@
+"""The ten benchmarks of the EVE papers, one declaration each: official files, prompts, metric, files for servers."""
+
+from lit_eve.evaluation.benchmarks.base import Benchmark, Question, Source
+from lit_eve.evaluation.benchmarks.files import Problems
+from lit_eve.evaluation.benchmarks.pope import POPE
+
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (POPE(),)}
+"""By name, in the order of the papers' tables."""
+
+__all__ = ["BENCHMARKS", "Benchmark", "Problems", "Question", "Source"]

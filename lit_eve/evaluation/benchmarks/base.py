@@ -1,0 +1,163 @@
+"""What a benchmark declares: its official files, what is asked and how, who scores it, what is handed in to a server."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.evaluation.benchmarks.files import Problems
+from lit_eve.evaluation.metrics import BenchmarkMetric
+from lit_eve.processing.images import ImageSource
+
+if TYPE_CHECKING:
+    from lit_eve.evaluation.judge import Judge
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Source(NamedTuple):
+    """A file or folder as it is downloaded.
+
+    Args:
+        path: where it must lie, relative to the benchmark's folder.
+        size: how much it is, in words ("5 MB").
+        url: where it comes from.
+        splits: the splits that need it; none given: all.
+    """
+
+    path: str
+    size: str
+    url: str
+    splits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt of a benchmark.
+
+    Args:
+        id: as in the official answer file: what predictions are known by.
+        prompt: the text, complete but for the image and the chat template.
+        images: files or bytes.
+        reference: what the metric must know; None where the answers are with a server.
+        place: where it stands, in words ("coco_pope_random.json, line 12").
+        group: questions of one group count together (the two of an MME image, the passes of an MMBench question).
+        fields: what an official answer file says of it beside the usual.
+    """
+
+    id: Hashable
+    prompt: str
+    images: tuple[ImageSource, ...]
+    reference: Any
+    place: str
+    group: Hashable = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Benchmark(ABC):
+    """One of the benchmarks; a subclass is its declaration.
+
+    Attributes:
+        name: as on the command line; also the folder of its files.
+        title: as in tables.
+        sources: the official files.
+        splits: the one that papers report first.
+        sizes: questions of each split in the official files.
+        unanswered: splits whose answers only a server knows.
+        server: where answers are handed in, and in which format; None: scored here.
+        unit: of the headline score: "%" or "points".
+        top: the best possible score.
+        max_new_tokens: of an answer.
+        needs_judge: whether a language model must grade the answers.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    sources: ClassVar[tuple[Source, ...]]
+    splits: ClassVar[tuple[str, ...]] = ("test",)
+    sizes: ClassVar[Mapping[str, int]]
+    unanswered: ClassVar[tuple[str, ...]] = ()
+    server: ClassVar[str | None] = None
+    unit: ClassVar[str] = "%"
+    top: ClassVar[float] = 100.0
+    max_new_tokens: ClassVar[int] = 128
+    needs_judge: ClassVar[bool] = False
+
+    @abstractmethod
+    def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
+        """The questions of a split, in the official order; what cannot be read is noted in ``problems`` and left out."""
+
+    @abstractmethod
+    def metric(self, questions: Sequence[Question]) -> BenchmarkMetric:
+        """The metric over these questions."""
+
+    def judge(self, questions: Sequence[Question], answers: Mapping[Hashable, str], judge: Judge) -> dict[Hashable, str]:
+        """What the metric is to rate instead of the answers, where a language model has a say."""
+        return dict(answers)
+
+    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
+        """Write the files that the benchmark's server or tool takes; returns them. Nothing by default."""
+        return []
+
+    def questions(self, folder: str | Path, split: str | None = None, *, allow_partial: bool = False) -> list[Question]:
+        """The questions of a split, checked: all files and images are there, every id is there once.
+
+        Args:
+            folder: holds the official files.
+            split: the first of ``splits`` by default.
+            allow_partial: leave out what cannot be used, instead of raising.
+
+        Raises:
+            ConfigError: there is no such split, or files are missing; the message names all of them.
+            LitEveError: lines, ids or images that cannot be used, each named with its line.
+        """
+        return self.load(folder, split, allow_partial=allow_partial)[0]
+
+    def load(
+        self, folder: str | Path, split: str | None = None, *, allow_partial: bool = False
+    ) -> tuple[list[Question], Problems]:
+        """:meth:`questions`, and what was wrong with those that were left out."""
+        folder, split = Path(folder), split or self.splits[0]
+        self.check_files(folder, split)
+        problems = Problems()
+        found: dict[Hashable, Question] = {}
+        for question in self.read(folder, split, problems):
+            missing = [image for image in question.images if isinstance(image, Path) and not image.is_file()]
+            if question.id in found:
+                problems.note(question.place, f"question {question.id!r} is there twice, first in {found[question.id].place}")
+            elif missing:
+                problems.note(question.place, f"the image {missing[0]} is missing")
+            else:
+                found[question.id] = question
+        if problems and not allow_partial:
+            raise LitEveError(f"{self.title}: {problems}")
+        if not found:
+            raise LitEveError(
+                f"{self.title}: {folder} holds no question that can be used" + (f": {problems}" if problems else "")
+            )
+        return list(found.values()), problems
+
+    def check_files(self, folder: Path, split: str) -> None:
+        """Raise ConfigError unless the split exists and its files are there."""
+        if split not in self.splits:
+            raise ConfigError(f"{self.name} has no split {split!r}; it has: {', '.join(self.splits)}")
+        needed = [source for source in self.sources if not source.splits or split in source.splits]
+        if missing := [source for source in needed if not (folder / source.path).exists()]:
+            names = "; ".join(f"{source.path} ({source.size}, {source.url})" for source in missing)
+            raise ConfigError(f"{self.title}: {folder} lacks {names}")
+
+
+def options_prompt(question: str, options: Sequence[str], hint: str = "") -> str:
+    """A multiple-choice prompt: hint line, question, ``A. option`` lines and the sentence that asks for a letter."""
+    lines = [
+        *([hint] if hint else []),
+        question,
+        *(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)),
+    ]
+    return "\n".join(lines) + LETTER_ANSWER

@@ -1,0 +1,79 @@
+"""Reading official files so that what is wrong in them is told with its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_eve.errors import ConfigError
+
+SHOWN = 5
+
+
+class Problems:
+    """What is wrong with files, in their order."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, place: str, text: str) -> None:
+        """Note something that is wrong at a place ("coco_pope_random.json, line 12")."""
+        self.lines.append(f"{place}: {text}")
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __str__(self) -> str:
+        rest = len(self.lines) - SHOWN
+        return "; ".join(self.lines[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def read_json(path: Path, kind: type[dict] | type[list]) -> Any:
+    """The object or list that a JSON file holds.
+
+    Raises:
+        ConfigError: it is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no JSON: {error}; download it again") from error
+    if not isinstance(content, kind):
+        wanted = {dict: "an object", list: "a list"}[kind]
+        raise ConfigError(f"{path} is not the official file: it holds no JSON {wanted.split()[1]}")
+    return content
+
+
+def read_lines(path: Path, keys: Collection[str], problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file with one JSON object per line, each with its place in words; empty lines are passed over.
+
+    Args:
+        path: the file.
+        keys: what every object must have.
+        problems: notes lines that are no JSON object or lack a key; they are left out.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place = f"{path.name}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # of JSON or of its encoding
+                problems.note(place, f"no JSON ({error})")
+                continue
+            if row := checked(row, keys, place, problems):
+                yield place, row
+
+
+def checked(row: Any, keys: Collection[str], place: str, problems: Problems) -> dict[str, Any] | None:
+    """The row if it is an object with these keys; else None, and why is noted."""
+    if not isinstance(row, dict):
+        problems.note(place, "no JSON object")
+        return None
+    if missing := [key for key in keys if key not in row]:
+        problems.note(place, f"{', '.join(map(repr, missing))} missing")
+        return None
+    return row
