@@ -19,6 +19,7 @@ COMMANDS = {
     "pack": ("lit_eve.cli.pack", "turn annotation files and images into shards for training"),
     "plan": ("lit_eve.cli.plan", "say what a training would cost: memory, FLOPs, steps and days"),
     "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
+    "evaluate": ("lit_eve.cli.evaluate", "score a model on the ten benchmarks of the EVE papers"),
     "convert": ("lit_eve.cli.convert", "rewrite an official EVE v1 checkpoint for lit_eve, or the other way round"),
 }
 USAGE_ERROR = 2

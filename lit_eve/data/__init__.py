@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lit_eve.data.datamodules import EveDataModule, FinetuneDataModule, PrealignDataModule, PretrainDataModule, Source
 from lit_eve.data.dataset import model_inputs
+from lit_eve.data.prompts import PromptBatch, prompt_loader, share_prompts
 from lit_eve.data.shards import ShardReader, ShardWriter
 
 __all__ = [
@@ -11,8 +12,11 @@ __all__ = [
     "FinetuneDataModule",
     "PrealignDataModule",
     "PretrainDataModule",
+    "PromptBatch",
     "ShardReader",
     "ShardWriter",
     "Source",
     "model_inputs",
+    "prompt_loader",
+    "share_prompts",
 ]

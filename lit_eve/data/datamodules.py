@@ -58,6 +58,7 @@ class EveDataModule(LightningDataModule):
         seed: of the order of samples. The order depends on it and the epoch, and on nothing else.
         max_bad_fraction: end the run when more than this share of the samples cannot be used. Those that cannot are skipped and
             listed in ``skipped.jsonl`` in ``trainer.default_root_dir``.
+        benchmarks: more validation loaders, whose prompts are answered: ``lit_eve.evaluation.BenchmarkData`` and its arguments.
 
     Raises:
         ConfigError: a value that makes no sense, a path without shards, or a shard that cannot be read; it names the key.
@@ -79,6 +80,7 @@ class EveDataModule(LightningDataModule):
         index_workers: int = 8,
         seed: int = 0,
         max_bad_fraction: float = 0.01,
+        benchmarks: LightningDataModule | None = None,
     ) -> None:
         super().__init__()
         self.sources = {
@@ -97,6 +99,7 @@ class EveDataModule(LightningDataModule):
         self.index_workers = index_workers
         self.seed = seed
         self.max_bad_fraction = max_bad_fraction
+        self.benchmarks = benchmarks
         self.prepare_data_per_node = False  # one process indexes, into the folder that all of them read
         self.processor: EveProcessor | None = None
         self.uses_teacher = False
@@ -140,6 +143,9 @@ class EveDataModule(LightningDataModule):
                     f"data.{split}: {cut} of {len(table)} samples are longer than data.max_tokens = {self.max_tokens} and "
                     f"are cut (the longest has {table.length.max()})"
                 )
+        if stage in ("fit", "validate") and self.benchmarks is not None:
+            self.benchmarks.trainer = self.trainer
+            self.benchmarks.setup(stage)
         if stage == "fit" and self.trainer is not None:
             others = [callback for callback in self.trainer.callbacks if not isinstance(callback, ExactResume)]
             self.trainer.callbacks = [*others, ExactResume(self._resume)]
@@ -148,14 +154,17 @@ class EveDataModule(LightningDataModule):
         loader, self._resumed = self._resumed or self._train_loader(), None
         return loader
 
-    def val_dataloader(self) -> PackedLoader | list[PackedLoader]:
-        return self._evaluation_loader("validation") if self.sources["validation"] else []
+    def val_dataloader(self) -> list[PackedLoader | DataLoader]:
+        own = [self._evaluation_loader("validation")] if self.sources["validation"] else []
+        return own + (self.benchmarks.val_dataloader() if self.benchmarks is not None else [])
 
     def test_dataloader(self) -> PackedLoader:
         return self._evaluation_loader("test")
 
     def teardown(self, stage: str) -> None:
         """Stop worker processes."""
+        if self.benchmarks is not None:
+            self.benchmarks.teardown(stage)
         for loader in self._loaders:
             loader.close()
         self._loaders.clear()
@@ -283,7 +292,7 @@ class EveDataModule(LightningDataModule):
     def _splits(self, stage: str | None) -> list[str]:
         stages = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}
         splits = list(self.sources) if stage is None else stages[stage]
-        if stage is not None and splits and not self.sources[splits[0]]:
+        if stage is not None and splits and not (self.sources[splits[0]] or (stage == "validate" and self.benchmarks)):
             raise ConfigError(f"data.{splits[0]} is not set: there is nothing to {stage}")
         return [split for split in splits if self.sources[split]]
 

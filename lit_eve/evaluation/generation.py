@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.progress import track
 
+from lit_eve.data import prompt_loader, share_prompts
+from lit_eve.errors import SampleError
 from lit_eve.processing.images import ImageSource
 from lit_eve.processing.sample import IMAGE_PLACEHOLDER, Sample
 from lit_eve.training.generation import generate_answers
@@ -73,15 +75,12 @@ def answer_all(
     for length in lengths:
         if isinstance(length, Exception):
             raise length
-    order = sorted(range(len(queries)), key=lambda index: -lengths[index])
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    loader = prompt_loader(samples, share_prompts(lengths, batch_size), processor, template, max_new_tokens)
     answers = [""] * len(queries)
-    for batch in track(batches, progress or "", disable=progress is None):
-        prompts = processor(
-            images=[list(queries[index].images) for index in batch],
-            conversation=[queries[index].conversation for index in batch],
-            template=template,
-        )
-        for index, answer in zip(batch, generate_answers(model, processor, prompts, max_new_tokens, **generation), strict=True):
+    for batch in track(loader, progress or "", disable=progress is None):
+        if batch.errors:
+            raise SampleError(batch.errors[0])
+        texts = generate_answers(model, processor, batch.inputs, max_new_tokens, **generation)
+        for index, answer in zip(batch.indices, texts, strict=True):
             answers[index] = answer
     return answers

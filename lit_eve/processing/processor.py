@@ -203,6 +203,7 @@ class EveProcessor(ProcessorMixin):
         padding: bool | str = True,
         padding_side: str = "left",
         return_tensors: str | None = "pt",
+        keys: Sequence[str] | None = None,
     ) -> BatchFeature:
         """Prompts for ``generate``.
 
@@ -217,6 +218,7 @@ class EveProcessor(ProcessorMixin):
             padding: False leaves rows of different length as they are, which lists allow, but not tensors.
             padding_side: where ``generate`` needs the padding: left.
             return_tensors: "pt", or None for lists of ids.
+            keys: what the prompts are called in error messages: "prompt 1", ... by default.
 
         Returns:
             ``input_ids`` and ``attention_mask`` (B, T) int64; with images ``pixel_values`` (P, 3 * p * p) uint8 and
@@ -244,7 +246,7 @@ class EveProcessor(ProcessorMixin):
         rows: list[list[int]] = []
         sources = deal(images, [sum(segment.kind == "image" for segment in prompt) for prompt in prompts])
         for index, (prompt, bos, row_sources) in enumerate(zip(prompts, add_bos, sources, strict=True)):
-            key = f"prompt {index + 1}"
+            key = f"prompt {index + 1}" if keys is None else keys[index]
             names = image_names(key, len(row_sources))
             row_images = [self._load(fetch(source, name), name) for source, name in zip(row_sources, names, strict=True)]
             with naming(key):

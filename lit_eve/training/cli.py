@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from lit_eve.data import EveDataModule
+import lit_eve.data  # noqa: F401 - its datamodules can then be named without their path
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.training.architecture import differences
 from lit_eve.training.callbacks import (
@@ -77,7 +77,7 @@ class EveCLI(LightningCLI):
     """LightningCLI for LitEve and its datamodules; researchers may pass classes of their own."""
 
     def __init__(self, model_class: type[LightningModule] = LitEve, **kwargs: Any) -> None:
-        kwargs.setdefault("datamodule_class", EveDataModule)
+        kwargs.setdefault("datamodule_class", LightningDataModule)
         args = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
         kwargs["args"] = args = with_bases(args) if isinstance(args, list) else args
         self._asked = args[0] if isinstance(args, list) and args[0:1] and args[0] in self.subcommands() else None
@@ -246,13 +246,15 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence what says nothing about this run."""
     # The teacher is in eval mode by design; everything else is set to train mode by LitEve.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     # A resumed run goes on in its folder.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
+    # A run whose questions all have answers goes on to their scores.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     if not sys.stdout.isatty():
         from transformers.utils.logging import disable_progress_bar
@@ -262,7 +264,7 @@ def _quiet() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; what lit_eve refuses is reported in one sentence instead of a traceback."""
-    _quiet()
+    quiet()
     try:
         EveCLI(args=args)
     except LitEveError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from lit_eve.data import model_inputs
+from lit_eve.data import PromptBatch, model_inputs
 from lit_eve.training.architecture import check_architecture
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
@@ -211,17 +212,21 @@ class LitEve(LightningModule):
 
     # ---- validate, test, predict
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Both losses and the token accuracy, weighted over batches and ranks as in one big batch."""
-        self._evaluate(batch)
+    def validation_step(
+        self, batch: dict[str, Any] | PromptBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, list[str]] | None:
+        """Both losses and the token accuracy, weighted over batches and ranks as in one big batch; of prompts, ``answers``."""
+        return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss, val/language_loss, val/alignment_loss and val/token_accuracy."""
         self._log_metrics("val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(
+        self, batch: dict[str, Any] | PromptBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, list[str]] | None:
         """The same as in validation, on the test split."""
-        self._evaluate(batch)
+        return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
         """Log the same as in validation under test/."""
@@ -231,13 +236,20 @@ class LitEve(LightningModule):
         """Answer samples, greedily: ``id``, ``answer``, and the ``expected`` answer of the sample, for each."""
         prompts, images, expected = zip(*map(split_answer, batch), strict=True)
         inputs = self.processor(conversation=list(prompts), images=[list(row) for row in images])
-        answers = generate_answers(self.model, self.processor, inputs, self.max_new_tokens)
+        answers = self._answer(inputs, self.max_new_tokens)
         return [
             {"id": sample.key, "answer": answer, "expected": wanted}
             for sample, answer, wanted in zip(batch, answers, expected, strict=True)
         ]
 
-    def _evaluate(self, batch: dict[str, Any]) -> None:
+    def _answer(self, inputs: Mapping[str, Any], max_new_tokens: int) -> list[str]:
+        """Greedy answers; ranks that share a sharded model stay in step until the last of them is done."""
+        in_step = sharding_strategy(self) is not None
+        return generate_answers(self.model, self.processor, inputs, max_new_tokens, synced_gpus=in_step)
+
+    def _evaluate(self, batch: dict[str, Any] | PromptBatch) -> dict[str, list[str]] | None:
+        if isinstance(batch, PromptBatch):
+            return {"answers": self._answer(batch.inputs, batch.max_new_tokens)}
         sums = self._forward(batch, num_targets=1, num_images=1)  # divided by 1: sums
         parts = {
             "language_loss": (sums.language_loss, batch["num_targets"]),
@@ -247,6 +259,7 @@ class LitEve(LightningModule):
         for name, (total, count) in parts.items():
             if total is not None:
                 self.metrics[name].update(total.double() / count.clamp(min=1), weight=count)
+        return None
 
     def _log_metrics(self, prefix: str) -> None:
         values = {name: metric.compute() for name, metric in self.metrics.items() if metric.update_called}

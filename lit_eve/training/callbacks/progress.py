@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
+from lit_eve.data import PromptBatch
+
 
 class LineProgress(ProgressBar):
     """Print the progress bar's numbers as lines, for log files."""
@@ -41,6 +43,15 @@ class LineProgress(ProgressBar):
         """One line per validation."""
         if not trainer.sanity_checking:
             self.print(f"step {trainer.global_step}  {self._numbers('val')}")
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Some ten lines per loader."""
+        done, total = batch_idx + 1, int(trainer.num_test_batches[dataloader_idx])
+        if done == total or done % max(1, total // 10) == 0:
+            name = batch.source if isinstance(batch, PromptBatch) else ""
+            self.print(f"test  {name}  {done}/{total} batches")
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print, unless disabled."""

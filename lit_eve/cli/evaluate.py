@@ -1,0 +1,124 @@
+"""``lit-eve evaluate``: a model on the ten benchmarks, or answers that are there already (docs/evaluation.md)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_eve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lit_eve.evaluation.judge import Judge
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``lit-eve evaluate`` takes."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--model", metavar="PATH", help="run folder, checkpoint, transformers folder, hub name or official EVE checkpoint"
+    )
+    what.add_argument(
+        "--answers", metavar="PATH", help="score answer files (JSONL, a folder or one file) instead of asking a model"
+    )
+    parser.add_argument(
+        "--benchmarks",
+        default="all",
+        metavar="NAMES",
+        help="all, or names with commas between them: pope,vqav2:val (%(default)s)",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="holds a folder of official files for each benchmark")
+    parser.add_argument("--output", default="runs/eval", metavar="DIR", help="answers, table, plot (%(default)s)")
+    parser.add_argument("--name", metavar="TEXT", help="the model's name in the table")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask so many questions of each benchmark, evenly spread")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per device (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (the benchmark's own)")
+    parser.add_argument("--template", metavar="NAME", help="how conversations are written (the model's own)")
+    parser.add_argument("--attn-implementation", metavar="NAME", help="as model.attn_implementation of a recipe")
+    parser.add_argument("--accelerator", default="auto", metavar="NAME", help="cpu, gpu, ... (%(default)s)")
+    parser.add_argument("--devices", default="auto", metavar="N", help="devices of this node (%(default)s)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes, started by torchrun or SLURM (%(default)s)")
+    parser.add_argument("--precision", metavar="NAME", help="32-true, bf16-true, ... (bf16-true on GPUs, else 32-true)")
+    parser.add_argument(
+        "--num-workers", type=int, default=2, metavar="N", help="processes per device that read images (%(default)s)"
+    )
+    parser.add_argument(
+        "--allow-partial", action="store_true", help="score without what is missing or unusable; the table says so"
+    )
+    parser.add_argument("--judge-url", metavar="URL", help="an endpoint that speaks OpenAI's protocol, to grade MM-Vet")
+    parser.add_argument("--judge-model", default="gpt-4-0613", metavar="NAME", help="(%(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate and print the table."""
+    judge = _judge(args)
+    if args.answers is not None:
+        _score_answers(args, judge)
+    else:
+        _ask_model(args, judge)
+
+
+def _score_answers(args: argparse.Namespace, judge: Judge | None) -> None:
+    from lit_eve.evaluation.report import print_table
+    from lit_eve.evaluation.run import score_files
+    from lit_eve.evaluation.tasks import find_tasks, load_tasks
+
+    found = find_tasks(args.benchmarks, args.data)
+    tasks = load_tasks(found, args.data, limit=args.limit, allow_partial=args.allow_partial)
+    name, output = args.name or Path(args.answers).stem, Path(args.output)
+    results = score_files(args.answers, tasks, name, output, judge=judge, allow_partial=args.allow_partial)
+    print_table(results, name, output)
+
+
+def _ask_model(args: argparse.Namespace, judge: Judge | None) -> None:
+    """What ``train.py test`` does with the same settings in a YAML."""
+    import torch
+    from lightning.pytorch import Trainer
+
+    from lit_eve.evaluation import BenchmarkData
+    from lit_eve.evaluation.tasks import find_tasks
+    from lit_eve.training import LitEve
+    from lit_eve.training.callbacks.progress import progress_callback
+    from lit_eve.training.cli import quiet
+
+    quiet()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # what devices are not there
+    find_tasks(args.benchmarks, args.data)  # before anything that takes long
+    data = BenchmarkData(
+        args.data,
+        args.benchmarks,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+        template=args.template,
+        num_workers=args.num_workers,
+        allow_partial=args.allow_partial,
+        judge=judge,
+        name=args.name,
+    )
+    module = LitEve(init_from=args.model, attn_implementation=args.attn_implementation)
+    module.blueprint.check()
+    on_gpu = args.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    try:
+        trainer = Trainer(
+            default_root_dir=args.output,
+            accelerator=args.accelerator,
+            devices=args.devices,
+            num_nodes=args.nodes,
+            precision=args.precision or ("bf16-true" if on_gpu else "32-true"),
+            callbacks=[progress_callback()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{error}") from error
+    trainer.test(module, data, verbose=False)
+
+
+def _judge(args: argparse.Namespace) -> Judge | None:
+    if args.judge_url is None:
+        return None
+    ...

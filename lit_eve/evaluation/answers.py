@@ -1,0 +1,148 @@
+"""Answer files: one JSON object per line, as the official code of LLaVA and EVE writes them, so that its scorers read them too.
+
+{"question_id": 17, "prompt": "What is it?\\n...", "text": "Cat", "answer_id": "...", "model_id": "...", "metadata": {}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_eve.evaluation.benchmarks import Problems, Question
+from lit_eve.evaluation.benchmarks.files import SHOWN, read_lines
+from lit_eve.evaluation.tasks import Task
+
+KEYS = ("question_id", "text")
+
+
+def file_name(task: Task) -> str:
+    """``pope.jsonl``, ``vqav2-val.jsonl``."""
+    return f"{task.name.replace(':', '-')}.jsonl"
+
+
+def record(question: Question, answer: str, model: str) -> dict[str, Any]:
+    """The line of an answer file."""
+    digest = hashlib.sha256(f"{model}/{question.id}/{question.prompt}".encode()).hexdigest()[:22]
+    return {
+        "question_id": question.id,
+        "prompt": question.prompt,
+        "text": answer,
+        "answer_id": digest,
+        "model_id": model,
+        **question.fields,
+        "metadata": {},
+    }
+
+
+def read_answers(path: Path, task: Task, problems: Problems) -> dict[Hashable, str]:
+    """The answers in a file that anyone may have written, by id of the question.
+
+    Args:
+        path: the file.
+        task: what was asked.
+        problems: notes lines that are no answer, and questions that are unknown, answered twice or not answered.
+    """
+    find = _finder(task.questions)
+    places: dict[Hashable, str] = {}
+    answers: dict[Hashable, str] = {}
+    for place, row in read_lines(path, KEYS, problems):
+        question = find(row)
+        if question is None:
+            problems.note(place, f"there is no question {row['question_id']!r}")
+        elif not isinstance(row["text"], str):
+            problems.note(place, f"the answer to question {row['question_id']!r} is no text")
+        elif question.id in answers:
+            problems.note(place, f"question {row['question_id']!r} is answered twice, first in {places[question.id]}")
+        else:
+            answers[question.id], places[question.id] = row["text"], place
+    note_missing(path.name, task, answers, problems)
+    return answers
+
+
+def note_missing(place: str, task: Task, answers: Mapping[Hashable, str], problems: Problems) -> None:
+    """Note the questions that have no answer."""
+    missing = [question.id for question in task.questions if question.id not in answers]
+    if missing:
+        ids = ", ".join(map(repr, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
+        problems.note(place, f"{len(missing):,} of {len(task.questions):,} questions have no answer: {ids}")
+
+
+class AnswerStore:
+    """The answers of a run, which survive a kill at any moment: each rank appends to a file of its own as answers come.
+
+        predictions/pope.jsonl          all answers, in the order of the questions, when the benchmark is complete
+        predictions/.pope.jsonl.0       those of rank 0 until then
+
+    Args:
+        folder: ``predictions``.
+        task: what is asked.
+        model: the model's name in the files.
+        rank: whose answers are appended.
+    """
+
+    def __init__(self, folder: Path, task: Task, model: str, rank: int = 0) -> None:
+        self.task = task
+        self.model = model
+        self.path = folder / file_name(task)
+        self._own = self._part(rank)
+
+    def known(self) -> dict[Hashable, str]:
+        """The answers so far, of all ranks. A question that was asked in other words counts as not answered."""
+        find, answers = _finder(self.task.available), {}
+        for path in [self.path, *self._parts()]:
+            if path.exists():
+                for _, row in read_lines(path, KEYS, Problems()):  # a line that a kill cut off is no answer
+                    question = find(row)
+                    if question is not None and row.get("prompt") == question.prompt:
+                        answers.setdefault(question.id, row["text"])
+        return answers
+
+    def append(self, questions: Sequence[Question], answers: Sequence[str]) -> None:
+        """Write answers down, now."""
+        self._own.parent.mkdir(parents=True, exist_ok=True)
+        with self._own.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # cut off by a kill: what follows must not be taken for its rest
+                    file.write(b"\n")
+            for question, answer in zip(questions, answers, strict=True):
+                file.write(_line(question, answer, self.model))
+
+    def merge(self, answers: Mapping[Hashable, str]) -> None:
+        """Write one file in the order of the questions, in place of the parts; for one rank, when all have finished."""
+        asked = [question for question in self.task.available if question.id in answers]
+        part = self.path.with_name(f".{self.path.name}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"".join(_line(question, answers[question.id], self.model) for question in asked))
+        os.replace(part, self.path)
+        for path in self._parts():
+            path.unlink()
+
+    def _part(self, rank: int | str) -> Path:
+        return self.path.with_name(f".{self.path.name}.{rank}")
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(self._part("[0-9]*").name))
+
+
+def _line(question: Question, answer: str, model: str) -> bytes:
+    return json.dumps(record(question, answer, model), ensure_ascii=False).encode() + b"\n"
+
+
+def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any]], Question | None]:
+    """Finds the question of a line: by its id; where the official ids are not unique, by its prompt too."""
+    by_id: dict[str, list[Question]] = {}
+    for question in questions:
+        by_id.setdefault(str(record(question, "", "")["question_id"]), []).append(question)
+
+    def find(row: Mapping[str, Any]) -> Question | None:
+        found = by_id.get(str(row["question_id"]), [])
+        if len(found) > 1:
+            found = [question for question in found if question.prompt == row.get("prompt")]
+        return found[0] if found else None
+
+    return find

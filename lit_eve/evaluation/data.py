@@ -1,0 +1,221 @@
+"""``BenchmarkData``: benchmarks as test loaders of their own, or as validation loaders beside a training's data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import Callback, LightningDataModule
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from lit_eve.data import prompt_loader, share_prompts
+from lit_eve.errors import ConfigError, LitEveError, SampleError
+from lit_eve.evaluation.benchmarks import Benchmark
+from lit_eve.evaluation.callbacks import KeepAnswers, ScoreAnswers
+from lit_eve.evaluation.judge import Judge
+from lit_eve.evaluation.report import print_table
+from lit_eve.evaluation.run import EvaluationRun, fingerprint
+from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks, task_name
+from lit_eve.models.folders import find_model_folder
+from lit_eve.models.weights import is_checkpoint
+from lit_eve.processing import Sample
+from lit_eve.training.distributed import gather_objects
+
+T = TypeVar("T")
+_CHUNK = 2048  # prompts that are measured between two steps of the progress bar
+
+
+class BenchmarkData(LightningDataModule):
+    """Questions of benchmarks, in batches of like length.
+
+    Under ``test`` all answers are kept in the trainer's ``default_root_dir``, as they come, and scored at the end; called
+    again, only what has no answer yet is asked. Under ``validate`` and ``fit`` only the scores are logged.
+
+    Args:
+        path: holds a folder of official files for each benchmark (docs/evaluation.md).
+        benchmarks: ``all``, or a list of names: ``pope``, ``vqav2:val`` (a split of it), ...
+        limit: ask so many questions of each, evenly spread; null: all.
+        batch_size: prompts per device. It does not change greedy answers.
+        max_new_tokens: length of the longest answer; null: the benchmark's own.
+        template: how conversations are written; null: the model's own template.
+        num_workers: processes per device that read and resize images.
+        allow_partial: leave out questions that cannot be used and score without missing answers; the table says so.
+        judge: the model that grades answers to MM-Vet; null: it is not scored.
+        name: the model's name in files and tables; null: the last part of its path.
+
+    Raises:
+        ConfigError: an unknown benchmark, or files that are missing, all of them named.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        benchmarks: str | list[str] = "all",
+        limit: int | None = None,
+        batch_size: int = 16,
+        max_new_tokens: int | None = None,
+        template: str | dict[str, Any] | None = None,
+        num_workers: int = 2,
+        allow_partial: bool = False,
+        judge: Judge | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        for key, value in (("limit", limit), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{key} of the benchmarks must be at least 1, got {value}")
+        self.path = path
+        self.benchmarks = benchmarks
+        self.limit = limit
+        self.batch_size = batch_size
+        self.max_new_tokens = max_new_tokens
+        self.template = template
+        self.num_workers = num_workers
+        self.allow_partial = allow_partial
+        self.judge = judge
+        self.name = name
+        self.tasks: list[Task] = []
+        self.run: EvaluationRun | None = None
+        self._loaders: list[DataLoader] | None = None
+
+    # ---- Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Read the questions, and add the callback that keeps or scores the answers."""
+        if self._loaders is not None:
+            return
+        trainer = self.trainer
+        found = find_tasks(self.benchmarks, self.path)
+        if stage != "test":
+            for benchmark, split in found:
+                _check_scored_here(benchmark, split)
+        self.tasks = load_tasks(
+            found, self.path, limit=self.limit, allow_partial=self.allow_partial, progress=trainer.is_global_zero
+        )
+        if stage == "test":
+            self.run = EvaluationRun(trainer.default_root_dir, self.tasks, self._model_name(), trainer.global_rank)
+            known = self._on_first_rank(self._claim)
+            callback: Callback = KeepAnswers(self.run)
+        else:
+            known = {}
+            callback = ScoreAnswers(self.tasks)
+        trainer.callbacks = [*trainer.callbacks, callback]
+        self._loaders = [
+            loader for task in self.tasks if (loader := self._loader(task, known.get(task.name, set()))) is not None
+        ]
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return list(self._loaders or [])
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return list(self._loaders or [])
+
+    def teardown(self, stage: str) -> None:
+        """Score what was answered, on one rank."""
+        run, self.run, self._loaders = self.run, None, None
+        if stage != "test" or run is None:
+            return
+        unusable = gather_objects(run.unusable)  # also waits until all ranks have written their answers
+        if self.trainer.is_global_zero:
+            results = run.finish(unusable, self.judge, self.allow_partial)
+            print_table(results, run.model, run.output)
+
+    # ---- parts
+
+    def _loader(self, task: Task, known: set[Hashable]) -> DataLoader | None:
+        """The batches of this rank, of the questions that have no answer yet; None if there is none."""
+        samples = task.samples()
+        places = [place for place, question in enumerate(task.questions) if question.id not in known]
+        lengths = self._count_tokens(task, [samples[place] for place in places])
+        usable = [(place, length) for place, length in zip(places, lengths, strict=True) if isinstance(length, int)]
+        if not usable:
+            return None
+        ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        rows = share_prompts([length for _, length in usable], self.batch_size, ranks["rank"], ranks["num_replicas"])
+        return prompt_loader(
+            samples,
+            [[(usable[index][0], counts) for index, counts in row] for row in rows],
+            self.trainer.lightning_module.processor,
+            self.template,
+            self.max_new_tokens or task.benchmark.max_new_tokens,
+            num_workers=self.num_workers,
+            source=task.name,
+        )
+
+    def _count_tokens(self, task: Task, samples: Sequence[Sample]) -> list[int | SampleError]:
+        """Lengths of prompts, each measured by one rank; what cannot be used is noted, or raised."""
+        trainer = self.trainer
+        rank, world = trainer.global_rank, trainer.world_size
+        own = samples[rank::world]
+        starts = range(0, len(own), _CHUNK)
+        processor = trainer.lightning_module.processor
+        title = f"measuring the questions of {task.benchmark.title}"
+        measured: list[int | SampleError] = []
+        for start in track(starts, title, disable=rank > 0 or len(starts) < 2, transient=True):
+            chunk = own[start : start + _CHUNK]
+            measured += processor.count_tokens_batch(chunk, template=self.template, with_labels=False)
+        lengths: list[int | SampleError] = [0] * len(samples)
+        for other, part in enumerate(gather_objects(measured)):
+            lengths[other::world] = part
+        bad = [str(length) for length in lengths if isinstance(length, SampleError)]
+        if bad and not self.allow_partial:
+            raise LitEveError(f"{bad[0]}" + (f"; and {len(bad) - 1:,} more" if len(bad) > 1 else ""))
+        if self.run is not None and rank == 0:
+            self.run.unusable[task.name] += bad
+        return lengths
+
+    def _claim(self) -> dict[str, set[Hashable]]:
+        """Take the folder for this model; the ids that have answers in it, by task."""
+        module = self.trainer.lightning_module
+        source = self._weights()
+        self.run.claim(
+            {
+                "model": str(source),
+                "weights": None if source is None else fingerprint(_files(source)),
+                "geometry": module.processor.geometry.to_dict(),
+                "template": self.template or module.processor.template,
+                "max_new_tokens": self.max_new_tokens,
+                "precision": self.trainer.precision,
+            }
+        )
+        return {store.task.name: set(store.known()) for store in self.run.stores}
+
+    def _on_first_rank(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, done by the first rank alone; what it raises, all ranks raise."""
+        outcome: T | LitEveError | None = None
+        if self.trainer.is_global_zero:
+            try:
+                outcome = work()
+            except LitEveError as error:
+                outcome = error
+        outcome = self.trainer.strategy.broadcast(outcome)
+        if isinstance(outcome, LitEveError):
+            raise outcome
+        return outcome
+
+    def _weights(self) -> str | Path | None:
+        return self.trainer.ckpt_path or self.trainer.lightning_module.hparams.get("init_from")
+
+    def _model_name(self) -> str:
+        """The last words of the path that tell something: of ``runs/nano/model``, nano."""
+        source = self._weights()
+        if self.name or source is None:
+            return self.name or "untrained"
+        parts = [part for part in Path(source).parts if part not in ("model", "checkpoints", "/")]
+        return parts[-1] if parts else str(source)
+
+
+def _check_scored_here(benchmark: Benchmark, split: str) -> None:
+    """Raise ConfigError if answers cannot be scored while a model is trained."""
+    if benchmark.needs_judge:
+        raise ConfigError(f"{benchmark.name} needs a judge: it cannot be validated on")
+    if split in benchmark.unanswered:
+        others = [f"{benchmark.name}:{other}" for other in benchmark.splits if other not in benchmark.unanswered]
+        hint = f"; take {' or '.join(others)}" if others else ""
+        raise ConfigError(f"only a server knows the answers to {task_name(benchmark, split)}: it cannot be validated on{hint}")
+
+
+def _files(source: str | Path) -> Path:
+    return Path(source) if is_checkpoint(source) else find_model_folder(source)

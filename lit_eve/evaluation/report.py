@@ -1,0 +1,165 @@
+"""The table of an evaluation beside the papers' rows, as Markdown and CSV, and a radar plot.
+
+results.json    everything that the metrics tell
+results.md      table, notes, scores by category
+results.csv     the table
+radar.png       the same as a picture, where there are three scores or more
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from lit_eve.evaluation.benchmarks import BENCHMARKS
+from lit_eve.evaluation.plotting import BLUE, FAINT, GREEN, INK, ORANGE, RED, SOFT, figure
+from lit_eve.evaluation.published import PUBLISHED
+from lit_eve.evaluation.results import Result
+
+JSON, MARKDOWN, CSV, RADAR = "results.json", "results.md", "results.csv", "radar.png"
+COMPARED = ("EVE-7B", "EVE-7B (HD)", "Fuyu-8B (HD)", "LLaVA-1.5 7B")
+SOURCE = "Rows of other models: table 3 of the EVE paper (arXiv 2406.11832)."
+SEED = " SEED there is of images and videos together."
+
+
+def write_report(results: Sequence[Result], model: str, output: Path) -> list[Path]:
+    """Write the four files; returns those that were written.
+
+    Args:
+        results: of the tasks, in the order of the columns.
+        model: the name of the row.
+        output: the folder.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    content = {"model": model, "results": [asdict(result) for result in results]}
+    files = {JSON: json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
+    has_radar = _draw_radar(results, model, output / RADAR)
+    files |= {MARKDOWN: _markdown(results, model, has_radar), CSV: _csv(results, model)}
+    for name, text in files.items():
+        part = output / f".{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, output / name)
+    return [output / name for name in (MARKDOWN, CSV, JSON, *([RADAR] if has_radar else []))]
+
+
+def print_table(results: Sequence[Result], model: str, output: Path) -> None:
+    """Print the table, its notes, and where the rest is."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140
+    header, (own, *others) = table(results, model)
+    shown = Table(box=box.SIMPLE_HEAD)
+    for title in header:
+        shown.add_column(title, justify="left" if title == header[0] else "right", no_wrap=True)
+    shown.add_row(*own, style="bold")
+    for row in others:
+        shown.add_row(*row)
+    console.print(shown)
+    for result in results:
+        if result.notes:
+            console.print(f"* {_title(result)}: {'; '.join(result.notes)}", markup=False)
+    console.print(f"\n{output / MARKDOWN} has the scores by category.", markup=False)
+
+
+def table(results: Sequence[Result], model: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the model's own first, then those of the papers. Scores with one decimal, as papers print them."""
+    header = ["model", *(_title(result) for result in results)]
+    own = [model, *(_shown(result.score) + ("*" if result.notes else "") for result in results)]
+    rows = [[name, *(_shown(PUBLISHED[name].get(result.benchmark)) for result in results)] for name in COMPARED]
+    return header, [own, *rows]
+
+
+def _title(result: Result) -> str:
+    benchmark = BENCHMARKS[result.benchmark]
+    split = result.task.partition(":")[2]
+    return benchmark.title + (f" {split}" if split and split != benchmark.splits[0] else "")
+
+
+def _shown(score: float | None) -> str:
+    return "-" if score is None else f"{score:.1f}"
+
+
+def _csv(results: Sequence[Result], model: str) -> str:
+    header, rows = table(results, model)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*header, "notes"])
+    notes = "; ".join(f"{_title(result)}: {note}" for result in results for note in result.notes)
+    for row in rows:
+        cells = ["" if cell == "-" else cell.rstrip("*") for cell in row]
+        writer.writerow([*cells, notes if row is rows[0] else ""])
+    return buffer.getvalue()
+
+
+def _markdown(results: Sequence[Result], model: str, has_radar: bool) -> str:
+    header, (own, *others) = table(results, model)
+    bold = [f"**{cell.rstrip('*')}**" + "\\*" * cell.endswith("*") for cell in own]
+    lines = [f"# {model}", "", _row(header), _row(["---", *["---:"] * len(results)]), _row(bold), *map(_row, others)]
+    lines += ["", SOURCE + SEED * any(result.benchmark == "seedbench" for result in results), ""]
+    noted = [result for result in results if result.notes]
+    lines += [f"- \\* {_title(result)}: {'; '.join(result.notes)}." for result in noted]
+    if has_radar:
+        lines += ["", f"![The scores as a radar plot]({RADAR})"]
+    if files := [(result, path) for result in results for path in result.submission]:
+        lines += ["", "## Files for servers and official tools", ""]
+        lines += [f"- {_title(result)}: [`{path}`]({path})" for result, path in files]
+    lines += ["", "## Scores by category"]
+    for result in results:
+        if result.scores:
+            lines += ["", f"### {_title(result)}", "", "| | |", "|---|---:|"]
+            lines += [f"| {name} | {value:.2f} |" for name, value in result.scores.items()]
+    if problems := [f"- {_title(result)}: {line}" for result in results for line in result.problems]:
+        lines += ["", "## Problems", "", *problems]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
+    """One axis per score, from 0 in the middle to the best of all rows at the rim; False if there are fewer than three."""
+    shown = [result for result in results if result.score is not None]
+    if len(shown) < 3:
+        return False
+    rows: dict[str, Mapping[str, float | None]] = {name: PUBLISHED[name] for name in COMPARED}
+    own = {result.benchmark: result.score for result in shown}
+    names = [result.benchmark for result in shown]
+    best = {name: max([own[name], *(row[name] or 0.0 for row in rows.values())]) or 1.0 for name in names}
+    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    colours = dict(zip(COMPARED, (BLUE, GREEN, SOFT, ORANGE), strict=True))
+    with figure(path, 1, 1, (7.2, 6.0), subplot_kw={"projection": "polar"}) as axes:
+        axis = axes[0, 0]
+        axis.set_theta_offset(np.pi / 2)
+        axis.set_theta_direction(-1)
+        axis.set_ylim(0, 1)
+        axis.set_yticks([0.25, 0.5, 0.75, 1], labels=[])
+        axis.spines["polar"].set_color(FAINT)
+        labels = [f"{_title(result)}\n{_shown(result.score)}" for result in shown]
+        axis.set_xticks(angles, labels=labels, color=INK, fontweight="medium")
+        axis.tick_params(axis="x", pad=14)
+        for name, row in rows.items():
+            values = np.array([np.nan if row[key] is None else row[key] / best[key] for key in names])
+            _polygon(axis, angles, values, label=name, color=colours[name], linewidth=1.2, alpha=0.9)
+        values = np.array([own[key] / best[key] for key in names])
+        _polygon(axis, angles, values, label=model, color=RED, linewidth=2.4)
+        axis.fill(angles, values, color=RED, alpha=0.1)
+        axis.legend(loc="upper left", bbox_to_anchor=(1.08, 1.1))
+        axis.figure.supxlabel("Rim: the best score of all rows on that benchmark; middle: 0", color=SOFT, fontsize=8)
+    return True
+
+
+def _polygon(axis, angles: np.ndarray, values: np.ndarray, **style) -> None:
+    """A closed line with a dot at every score; what is missing leaves a gap."""
+    axis.plot(np.append(angles, angles[0]), np.append(values, values[0]), marker="o", markersize=3.5, **style)

@@ -1,0 +1,101 @@
+"""From answers to scores: what is missing is told, a judge is asked where one is needed, files for servers are written."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_eve.errors import LitEveError
+from lit_eve.evaluation.benchmarks import Problems
+from lit_eve.evaluation.tasks import Task
+
+if TYPE_CHECKING:
+    from lit_eve.evaluation.judge import Judge
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one task.
+
+    Args:
+        task: the task's name.
+        benchmark: the benchmark's name.
+        score: the headline score in the benchmark's unit; None where a server or a judge is needed.
+        scores: everything that the metric tells.
+        answered: how many questions the score is over.
+        asked: how many were asked.
+        official: how many the official set has.
+        notes: what a reader of the table must know.
+        problems: questions that could not be asked, and answers that could not be used.
+        submission: files for a server or an official tool, relative to the output folder.
+    """
+
+    task: str
+    benchmark: str
+    score: float | None
+    scores: dict[str, float]
+    answered: int
+    asked: int
+    official: int
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    submission: list[str] = field(default_factory=list)
+
+
+def score_task(
+    task: Task,
+    answers: Mapping[Hashable, str],
+    output: Path,
+    *,
+    problems: Problems | None = None,
+    judge: Judge | None = None,
+    allow_partial: bool = False,
+) -> Result:
+    """Score the answers to a task and write its submission files.
+
+    Args:
+        task: what was asked.
+        answers: by id of the question; others than those asked are passed over.
+        output: submission files go to ``output/submissions``.
+        problems: what is wrong with the answers.
+        judge: grades answers where the benchmark needs it.
+        allow_partial: score what is there, instead of raising.
+
+    Raises:
+        LitEveError: there are problems, and ``allow_partial`` is not set.
+    """
+    benchmark = task.benchmark
+    found = [*task.problems.lines, *(problems.lines if problems else [])]
+    if problems and not allow_partial:
+        raise LitEveError(f"{benchmark.title}: {problems}; --allow-partial scores the rest")
+    answered = [question for question in task.questions if question.id in answers]
+    if not answered:
+        raise LitEveError(f"{benchmark.title}: none of the {len(task.questions):,} questions has an answer")
+    official = benchmark.sizes[task.split]
+    result = Result(task.name, benchmark.name, None, {}, len(answered), len(task.questions), official, problems=found)
+    notes = []
+    if found:
+        notes.append(f"partial: {len(answered):,} questions, {len(found):,} problems")
+    if len(task.questions) < len(task.available):
+        notes.append(f"{len(task.questions):,} of {len(task.available):,} questions")
+    elif not found and len(answered) != official:
+        notes.append(f"{len(answered):,} questions; the official set has {official:,}")
+    if task.split != benchmark.splits[0]:
+        notes.append(f"{task.split}; papers report {benchmark.splits[0]}")
+    folder = output / "submissions" / task.name.replace(":", "-")
+    texts = {question.id: answers[question.id] for question in answered}
+    submission = [str(path.relative_to(output)) for path in benchmark.submit(answered, texts, folder)]
+    if not task.has_answers:
+        notes.append(f"to be handed in: {benchmark.server}")
+    elif benchmark.needs_judge and judge is None:
+        notes.append("needs a judge (--judge-url)")
+    else:
+        metric = benchmark.metric(answered)
+        metric.distributed_available_fn = lambda: False  # all answers are here, and other ranks may be gone
+        rated = benchmark.judge(answered, texts, judge) if judge is not None else texts
+        metric.update(list(rated), list(rated.values()))
+        scores = metric.compute()
+        result = replace(result, score=scores[metric.headline], scores=scores)
+    return replace(result, notes=notes, submission=submission)
