@@ -76,7 +76,7 @@ class ScoreAnswers(Callback):
             return
         for name, metric in self.metrics.items():
             scores = metric.compute()
-            headline = {f"benchmarks/{name}": scores[metric.headline]}
+            headline = {f"benchmarks/{name}": scores.pop(metric.headline)}
             pl_module.log_dict(
                 headline | {f"{name}/{key}": value for key, value in scores.items() if value == value},
                 sync_dist=False,  # compute() has added up the ranks

@@ -77,7 +77,8 @@ def score_task(
     result = Result(task.name, benchmark.name, None, {}, len(answered), len(task.questions), official, problems=found)
     notes = []
     if found:
-        notes.append(f"partial: {len(answered):,} questions, {len(found):,} problems")
+        asked = len(task.questions) + len(task.problems)
+        notes.append(f"partial: {len(answered):,} of {asked:,} questions, {len(found):,} problems")
     if len(task.questions) < len(task.available):
         notes.append(f"{len(task.questions):,} of {len(task.available):,} questions")
     elif not found and len(answered) != official:

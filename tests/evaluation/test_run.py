@@ -1,0 +1,226 @@
+"""From official files to the table, as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import lit_eve
+from lit_eve.cli import main
+from lit_eve.evaluation import answer_all
+from lit_eve.evaluation.tasks import find_tasks, load_tasks
+from lit_eve.training.cli import EveCLI
+from tests.evaluation.micro import lines_of, make_model, make_pope
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> Path:
+    """Folder with ``data`` and ``model``, and the evaluation of one by the other in ``whole``."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    make_pope(folder / "data")
+    make_model(folder / "model")
+    evaluate(folder, folder / "whole")
+    return folder
+
+
+def arguments(given: Path, output: Path, *more: str) -> list[str]:
+    model = [] if "--answers" in more else ["--model", str(given / "model")]
+    fixed = ["--benchmarks", "pope", "--max-new-tokens", "6", "--batch-size", "4", "--num-workers", "0"]
+    return ["evaluate", *model, "--data", str(given / "data"), "--output", str(output), *fixed, *more]
+
+
+def evaluate(given: Path, output: Path, *more: str) -> dict:
+    """Run the command in this process; the result of the one task."""
+    assert main(arguments(given, output, "--accelerator", "cpu", "--devices", "1", *more)) == 0
+    (result,) = json.loads((output / "results.json").read_text())["results"]
+    return result
+
+
+def refusal(capsys, *command: str) -> str:
+    assert main(list(command)) == 2
+    return capsys.readouterr().err
+
+
+def test_answers_are_those_of_one_question_at_a_time(given):
+    model, processor = lit_eve.load(given / "model")
+    data = given / "data"
+    (task,) = load_tasks(find_tasks("pope", data), data, progress=False)
+    lines = lines_of(given / "whole/predictions/pope.jsonl")
+    assert [row["question_id"] for row in lines] == [question.id for question in task.questions]
+    assert [row["prompt"] for row in lines] == [question.prompt for question in task.questions]
+    assert len({row["text"] for row in lines}) > 10
+    for row, question in zip(lines, task.questions, strict=True):
+        (alone,) = answer_all(model, processor, [(question.images, question.prompt)], max_new_tokens=6, progress=None)
+        assert row["text"] == alone
+
+
+def test_the_folder_of_an_evaluation(given):
+    output = given / "whole"
+    assert sorted(path.name for path in output.iterdir()) == [
+        "predictions", "results.csv", "results.json", "results.md", "settings.json"
+    ]  # fmt: skip
+    rows = list(csv.reader((output / "results.csv").open()))
+    result = json.loads((output / "results.json").read_text())["results"][0]
+    assert rows[0] == ["model", "POPE", "notes"]
+    assert rows[1] == [given.name, f"{result['score']:.1f}", "POPE: 21 questions; the official set has 9,000"]
+    assert rows[2][:2] == ["EVE-7B", "83.6"]
+    table = (output / "results.md").read_text()
+    assert f"| **{given.name}** | **{result['score']:.1f}**\\* |" in table and "| LLaVA-1.5 7B | 85.9 |" in table
+    assert f"| f1/random | {result['scores']['f1/random']:.2f} |" in table
+
+
+def test_train_py_test_does_the_same(given, tmp_path):
+    config = str(ROOT / "experiments/evaluation/ten.yaml")
+    settings = {
+        "model.init_from": given / "model",
+        "data.path": given / "data",
+        "data.benchmarks": "pope",
+        "data.max_new_tokens": 6,
+        "data.num_workers": 0,
+        "trainer.default_root_dir": tmp_path / "run",
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+    }
+    EveCLI(args=["test", "--config", config, *(f"--{key}={value}" for key, value in settings.items())])
+    for file in ("predictions/pope.jsonl", "results.csv"):
+        assert (tmp_path / "run" / file).read_text() == (given / "whole" / file).read_text()
+
+
+def test_two_processes_answer_and_score_like_one(given, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lit_eve.cli"]
+        + arguments(given, tmp_path / "run", "--accelerator", "cpu", "--devices", "2"),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for file in ("predictions/pope.jsonl", "results.csv", "results.json"):
+        assert (tmp_path / "run" / file).read_text() == (given / "whole" / file).read_text()
+
+
+def test_killed_and_called_again_it_asks_only_what_has_no_answer(given, tmp_path):
+    output = tmp_path / "run"
+    command = [sys.executable, "-c", SLOWLY, *arguments(given, output, "--accelerator", "cpu", "--devices", "1")]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    part = output / "predictions" / ".pope.jsonl.0"
+    deadline = time.monotonic() + 120
+    while not (part.exists() and part.read_text().count("\n") >= 8):
+        assert process.poll() is None, process.stderr.read().decode()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = lines_of(part)
+    assert 8 <= len(before) < 21
+    marked = [{**row, "text": f"kept {i}"} for i, row in enumerate(before)]
+    part.write_text("".join(json.dumps(row) + "\n" for row in marked) + '{"question_id": "ra')
+    evaluate(given, output)
+    after = {row["question_id"]: row["text"] for row in lines_of(output / "predictions/pope.jsonl")}
+    kept = {row["question_id"]: row["text"] for row in marked}
+    fresh = {row["question_id"]: row["text"] for row in lines_of(given / "whole/predictions/pope.jsonl")}
+    assert after == fresh | kept and len(after) == 21
+    evaluate(given, output)  # nothing is left to ask
+    assert {row["question_id"]: row["text"] for row in lines_of(output / "predictions/pope.jsonl")} == after
+
+
+SLOWLY = """
+import sys, time
+from lit_eve.evaluation.answers import AnswerStore
+append = AnswerStore.append
+def slowly(*args):
+    append(*args)
+    time.sleep(0.3)
+AnswerStore.append = slowly
+from lit_eve.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_folder_holds_the_answers_of_one_model(given, tmp_path, capsys):
+    evaluate(given, tmp_path / "run", "--limit", "3")
+    told = refusal(capsys, *arguments(given, tmp_path / "run", "--template", "plain"))
+    assert re.search(r"run holds answers with another template \('chat', now 'plain'\): choose another folder", told)
+    (tmp_path / "model").mkdir()
+    make_model(tmp_path / "model", seed=4)
+    (tmp_path / "data").symlink_to(given / "data")
+    told = refusal(capsys, *arguments(tmp_path, tmp_path / "run"))
+    assert "run holds answers with another model" in told
+
+
+def test_other_weights_under_the_same_path_are_noticed(given, tmp_path, capsys):
+    (tmp_path / "data").symlink_to(given / "data")
+    make_model(tmp_path / "model")
+    evaluate(tmp_path, tmp_path / "run", "--limit", "3")
+    make_model(tmp_path / "model", seed=4)
+    assert "run holds answers with another weights" in refusal(capsys, *arguments(tmp_path, tmp_path / "run"))
+
+
+def test_part_of_the_questions_first_and_then_all(given, tmp_path):
+    few = evaluate(given, tmp_path / "run", "--limit", "5")
+    assert few["asked"] == 5 and few["notes"] == ["5 of 21 questions"]
+    assert evaluate(given, tmp_path / "run") == evaluate(given, given / "whole")
+
+
+@pytest.fixture
+def damaged(given, tmp_path) -> Path:
+    """The same files, with an image whose second half is missing and one that is not there."""
+    make_pope(tmp_path / "data")
+    (tmp_path / "model").symlink_to(given / "model")
+    images = tmp_path / "data/pope/val2014"
+    broken = images / "COCO_val2014_popular_0002.jpg"
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    return tmp_path
+
+
+def test_an_image_that_breaks_off_costs_one_answer(damaged, capsys):
+    told = refusal(capsys, *arguments(damaged, damaged / "run"))
+    assert "POPE: POPE, coco_pope_popular.json, line 3" in told
+    assert "1 of 21 questions have no answer: 'popular/3'; --allow-partial scores the rest" in told
+    assert len(lines_of(damaged / "run/predictions/pope.jsonl")) == 20
+    result = evaluate(damaged, damaged / "run", "--allow-partial")
+    assert result["answered"] == 20 and "partial: 20 of 21 questions" in result["notes"][0]
+    assert "popular/3" in (damaged / "run/results.md").read_text()
+
+
+def test_an_image_that_is_missing_is_told_before_a_model_is_loaded(damaged, capsys):
+    (damaged / "data/pope/val2014/COCO_val2014_random_0000.jpg").unlink()
+    told = refusal(capsys, *arguments(damaged, damaged / "run"))
+    assert "coco_pope_random.json, line 1: the image" in told
+    assert not (damaged / "run").exists()
+
+
+def test_answers_that_are_there_already_are_scored(given, tmp_path):
+    result = evaluate(given, tmp_path / "again", "--answers", str(given / "whole/predictions"))
+    whole = json.loads((given / "whole/results.json").read_text())["results"][0]
+    assert result == whole
+    alone = evaluate(given, tmp_path / "file", "--answers", str(given / "whole/predictions/pope.jsonl"), "--name", "mine")
+    assert alone == whole
+    assert "| **mine** |" in (tmp_path / "file/results.md").read_text()
+
+
+def test_answers_that_cannot_be_used_are_told_by_line_and_left_out_on_demand(given, tmp_path, capsys):
+    lines = (given / "whole/predictions/pope.jsonl").read_text().splitlines()
+    lines[1] = lines[0]
+    lines[4] = lines[4][:30]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    command = ["--answers", str(tmp_path / "mine.jsonl")]
+    told = refusal(capsys, *arguments(given, tmp_path / "out", *command))
+    assert "mine.jsonl, line 2: question 'random/1' is answered twice" in told and "line 5: no JSON" in told
+    assert not (tmp_path / "out/results.json").exists()
+    result = evaluate(given, tmp_path / "out", *command, "--allow-partial")
+    assert result["answered"] == 19 and result["notes"][0] == "partial: 19 of 21 questions, 3 problems"
+    assert refusal(capsys, *arguments(given, tmp_path / "out", "--answers", str(tmp_path))).count("pope.jsonl is missing") == 1

@@ -1,0 +1,112 @@
+"""Benchmarks as validation loaders of a training, on one process and on two that share a sharded model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_eve.cli import main
+from lit_eve.errors import ConfigError
+from lit_eve.training.cli import EveCLI
+from tests.evaluation.micro import make_model, make_pope
+from tests.training import world as micro
+from tests.training.world import scalars
+
+
+TAGS = ("benchmarks/pope", "pope/f1/random", "pope/accuracy/popular", "pope/yes_ratio/popular", "val/loss")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("validation")
+    micro.make_shards(folder / "train", 24)
+    micro.make_shards(folder / "validation", 4, seed=1)
+    make_pope(folder / "data", 3)
+    make_model(folder / "model", seed=27)  # which says no now and then
+    return folder
+
+
+def arguments(given: Path, run: Path, **overrides: object) -> list[str]:
+    settings = {
+        "model.init_from": given / "model",
+        "model.teacher": "null",
+        "data.benchmarks": "lit_eve.evaluation.BenchmarkData",
+        "data.benchmarks.path": given / "data",
+        "data.benchmarks.benchmarks": "pope",
+        "data.benchmarks.batch_size": 2,
+        "data.benchmarks.max_new_tokens": 12,
+        "data.benchmarks.num_workers": 0,
+        "data.num_workers": 0,
+        "data.global_batch": 2,
+        "model.lr": 1e-6,
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": 1,
+        "answers.num_samples": 0,
+        **overrides,
+    }
+    return micro.arguments(given, run, "3_finetune", **settings)
+
+
+def scores(run: Path) -> dict[str, float]:
+    """As TensorBoard shows them after the second step."""
+    return {tag: scalars(run, tag)[1] for tag in TAGS}
+
+
+@pytest.fixture(scope="module")
+def trained(given) -> Path:
+    EveCLI(args=arguments(given, given / "one"))
+    return given / "one"
+
+
+def test_scores_of_a_validation_are_those_of_an_evaluation_of_that_model(given, trained):
+    command = ["evaluate", "--model", str(trained), "--data", str(given / "data"), "--benchmarks", "pope"]
+    more = ["--output", str(given / "evaluation"), "--max-new-tokens", "12", "--accelerator", "cpu", "--devices", "1"]
+    assert main([*command, *more]) == 0
+    (result,) = json.loads((given / "evaluation/results.json").read_text())["results"]
+    logged = scores(trained)
+    assert 0 < logged["pope/yes_ratio/popular"] < 100
+    assert logged["benchmarks/pope"] == pytest.approx(result["score"], abs=1e-4)
+    for tag in ("f1/random", "accuracy/popular", "yes_ratio/popular"):
+        assert logged[f"pope/{tag}"] == pytest.approx(result["scores"][tag], abs=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
+def test_two_processes_validate_like_one(given, trained, strategy):
+    run = given / strategy
+    settings = {"trainer.strategy": strategy, "trainer.devices": 2}
+    file = given / f"{strategy}.json"
+    file.write_text(json.dumps([arguments(given, run, **settings)]))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, "-m", "tests.training.fsdp_worker", str(file)],
+        cwd=micro.ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(micro.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert scores(run) == pytest.approx(scores(trained), rel=1e-4)
+
+
+def test_only_benchmarks_can_be_validated_on(given, tmp_path):
+    command = arguments(given, tmp_path / "run", **{"data.validation": "null"})
+    EveCLI(args=["validate", *(text for text in command[1:] if "--checkpoint" not in text)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data.benchmarks.benchmarks": "vqav2:test"}, "only a server knows the answers to vqav2:test.*take vqav2:val"),
+        ({"data.benchmarks.benchmarks": "mmvet"}, "mmvet needs a judge"),
+        ({"data.benchmarks.limit": 0}, "limit of the benchmarks must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_validated_on(given, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        EveCLI(args=arguments(given, tmp_path / "run", **settings))
