@@ -18,6 +18,7 @@ EXPERIMENTS = ROOT / "experiments"
 STAGES = ("1_prealign", "2_pretrain", "3_finetune")
 LARGE = sorted(str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.glob("eve_*/*.yaml"))
 ALL = [*LARGE, *(f"nano/{stage}.yaml" for stage in STAGES), "ablations/linear_patches.yaml"]
+EVALUATIONS = ["evaluation/ten.yaml"]  # run by tests/evaluation/test_run.py
 SMALL_SETTINGS = [f"nano/{name}.yaml" for name in ("0_language_model", "0_teacher", "world")]  # read by tests/nano
 
 # Hub name, published number of parameters, width and layers of the decoder: from the models' cards and papers.
@@ -53,11 +54,11 @@ def folder_and_stage(name: str) -> tuple[str, str]:
 
 def test_every_file_is_known():
     found = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*") if path.is_file()}
-    assert found == {*ALL, *SMALL_SETTINGS}
+    assert found == {*ALL, *EVALUATIONS, *SMALL_SETTINGS}
     assert {folder_and_stage(name)[0] for name in LARGE} == set(DECODERS)
 
 
-@pytest.mark.parametrize("name", [*ALL, *SMALL_SETTINGS])
+@pytest.mark.parametrize("name", [*ALL, *EVALUATIONS, *SMALL_SETTINGS])
 def test_first_lines_ask_a_question(name):
     lines = (EXPERIMENTS / name).read_text().splitlines()
     head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]

@@ -94,8 +94,10 @@ def test_two_processes_validate_like_one(given, trained, strategy):
     assert scores(run) == pytest.approx(scores(trained), rel=1e-4)
 
 
-def test_only_benchmarks_can_be_validated_on(given, tmp_path):
-    command = arguments(given, tmp_path / "run", **{"data.validation": "null"})
+def test_benchmarks_alone_can_be_validated_on(given, tmp_path):
+    command = arguments(given, tmp_path / "run", **{"data.validation": "null", "answers.num_samples": 1})
+    EveCLI(args=command)
+    assert 0 < scalars(tmp_path / "run", "benchmarks/pope")[1] <= 100
     EveCLI(args=["validate", *(text for text in command[1:] if "--checkpoint" not in text)])
 
 

@@ -33,6 +33,8 @@ class SampleAnswers(Callback):
         data = trainer.datamodule
         if trainer.sanity_checking or not self.num_samples or not isinstance(data, EveDataModule) or not trainer.loggers:
             return
+        if not data.sources["validation"]:  # benchmarks alone
+            return
         if self._samples is None:
             self._samples = data.samples("validation", self.num_samples)
         if not self._samples:
