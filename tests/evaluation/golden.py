@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,3 +23,8 @@ def inputs(benchmark: str) -> dict[str, Any]:
 
 def expected(benchmark: str) -> dict[str, Any]:
     return golden(benchmark)["expected"]
+
+
+def rounded(value: float, digits: int = 2) -> float:
+    """Half away from zero, as under Python 2, which the older scorers run on."""
+    return float(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
