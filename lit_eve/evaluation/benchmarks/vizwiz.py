@@ -58,8 +58,9 @@ class VizWiz(Benchmark):
         return VizWizMetric({question.id: question.reference for question in questions})
 
     def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
-        """``vizwiz.json``, with answers as EVE normalises them. The server takes it only if no question is left out."""
-        rows = [{"image": question.id, "answer": evalai_answer(answers[question.id])} for question in questions]
+        """``vizwiz.json``: answers as EVE normalises them. The server refuses it where a question has none."""
+        answered = [question.id for question in questions if question.id in answers]
+        rows = [{"image": id, "answer": evalai_answer(answers[id])} for id in answered]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "vizwiz.json"
         path.write_text(json.dumps(rows))

@@ -47,8 +47,8 @@ class VQAv2(Benchmark):
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         references = _references(folder / ANNOTATIONS, problems) if split == "val" else {}
         of_test = set(_test_ids(folder)) if split == "test-dev" else set()
-        images = "val2014" if split == "val" else "test2015"
-        path = folder / QUESTIONS.format({"test-dev": "test-dev2015"}.get(split, images))
+        image_folder = folder / ("val2014" if split == "val" else "test2015")
+        path = folder / QUESTIONS.format("test-dev2015" if split == "test-dev" else image_folder.name)
         for _, place, row in read_entries(path, QUESTION_KEYS, problems, "questions"):
             id = row["question_id"]
             if split == "val" and id not in references:
@@ -59,7 +59,7 @@ class VQAv2(Benchmark):
                 yield Question(
                     id=id,
                     prompt=row["question"] + SHORT_ANSWER,
-                    images=(folder / images / f"COCO_{images}_{row['image_id']:012d}.jpg",),
+                    images=(image_folder / f"COCO_{image_folder.name}_{row['image_id']:012d}.jpg",),
                     reference=references.get(id),
                     place=place,
                 )
@@ -69,10 +69,8 @@ class VQAv2(Benchmark):
 
     def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
         """``vqav2.json``: answers as EVE normalises them; of test-dev and test for all of test, empty where there is none."""
-        ids: Sequence[Hashable] = [question.id for question in questions]
-        images = questions[0].images[0].parent
-        if images.name == "test2015":
-            ids = _test_ids(images.parent)
+        images = questions[0].images[0].parent  # beside the question files
+        ids = _test_ids(images.parent) if images.name == "test2015" else [question.id for question in questions]
         rows = [{"question_id": id, "answer": evalai_answer(answers.get(id, ""))} for id in ids]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "vqav2.json"
@@ -91,7 +89,7 @@ def _references(path: Path, problems: Problems) -> dict[int, VQAv2Reference]:
         answers = ten_answers(row, place, problems)
         if answers is None or not known_type(row, ANSWER_TYPES, place, problems):
             continue
-        if len({answer.get("answer_id") for answer in row["answers"] if isinstance(answer, dict)}) < PEOPLE:
+        if len({str(answer.get("answer_id")) for answer in row["answers"] if isinstance(answer, dict)}) < PEOPLE:
             problems.note(place, "answers without an answer_id of their own, by which the official scorer tells them apart")
         elif row["question_id"] in found:
             problems.note(place, f"question {row['question_id']} is annotated twice")
