@@ -2,9 +2,11 @@
 
 from lit_eve.evaluation.benchmarks.base import Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems
+from lit_eve.evaluation.benchmarks.mmbench import MMBench
+from lit_eve.evaluation.benchmarks.mmvet import MMVet
 from lit_eve.evaluation.benchmarks.pope import POPE
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (POPE(),)}
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (POPE(), MMBench(), MMVet())}
 """By name, in the order of the papers' tables."""
 
 __all__ = ["BENCHMARKS", "Benchmark", "Problems", "Question", "Source"]

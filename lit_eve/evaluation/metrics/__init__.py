@@ -2,6 +2,19 @@
 
 from lit_eve.evaluation.metrics.accuracy import AnswerAccuracy, TokenAccuracy, normalize_answer
 from lit_eve.evaluation.metrics.base import BenchmarkMetric
+from lit_eve.evaluation.metrics.mmbench import MMBench, MMBenchReference
+from lit_eve.evaluation.metrics.mmvet import MMVet, MMVetReference
 from lit_eve.evaluation.metrics.pope import POPE, POPEReference
 
-__all__ = ["POPE", "AnswerAccuracy", "BenchmarkMetric", "POPEReference", "TokenAccuracy", "normalize_answer"]
+__all__ = [
+    "POPE",
+    "AnswerAccuracy",
+    "BenchmarkMetric",
+    "MMBench",
+    "MMBenchReference",
+    "MMVet",
+    "MMVetReference",
+    "POPEReference",
+    "TokenAccuracy",
+    "normalize_answer",
+]
