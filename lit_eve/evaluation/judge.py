@@ -35,7 +35,7 @@ class Judge(Protocol):
 def ask_each(judge: Judge, ask: Callable[[Item], Result], items: Sequence[Item], title: str | None) -> list[Result]:
     """``ask(item)`` for each item, in their order, as many at a time as the judge takes; ``title`` of the bar, None: no bar."""
     with ThreadPoolExecutor(judge.concurrency) as pool:
-        return list(track(pool.map(ask, items), title or "", total=len(items), disable=title is None))
+        return list(track(pool.map(ask, items), title or "", total=len(items), disable=title is None or not items))
 
 
 class OpenAIJudge:

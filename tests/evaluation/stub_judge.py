@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 
 class Failure(NamedTuple):
@@ -25,11 +25,21 @@ class Hang(NamedTuple):
     seconds: float
 
 
+class Page(NamedTuple):
+    """Something else than the protocol's JSON."""
+
+    text: str
+    type: str = "text/html"
+
+
+Reply: TypeAlias = str | Failure | Hang | Page
+
+
 class StubServer(ThreadingHTTPServer):
     """Answers POST /v1/chat/completions.
 
     Args:
-        reply: makes a text, `Failure` or `Hang` of a request's JSON.
+        reply: makes a text, `Failure`, `Hang` or `Page` of a request's JSON.
 
     Attributes:
         requests: the JSON of all requests, in the order in which they came.
@@ -40,7 +50,7 @@ class StubServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, reply: Callable[[dict[str, Any]], str | Failure | Hang]) -> None:
+    def __init__(self, reply: Callable[[dict[str, Any]], Reply]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.reply, self.requests, self.keys = reply, [], []
         self.open = self.most_at_a_time = 0
@@ -71,6 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with self.server.lock:
                 self.server.open -= 1
+        if isinstance(reply, Page):
+            return self.send(200, reply.text, reply.type)
         if isinstance(reply, Failure):
             return self.send(reply.status, {"error": {"message": reply.message, "code": reply.code, "type": "error"}})
         message = {"role": "assistant", "content": reply}
@@ -78,11 +90,11 @@ class Handler(BaseHTTPRequestHandler):
         head = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": request["model"]}
         return self.send(200, {**head, "choices": [choice]})
 
-    def send(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
+    def send(self, status: int, content: dict[str, Any] | str, type: str = "application/json") -> None:
+        body = (content if isinstance(content, str) else json.dumps(content)).encode()
         try:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", type)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Retry-After-Ms", "10")  # else clients wait for half a second and more
             self.end_headers()
@@ -95,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def stub_server(reply: Callable[[dict[str, Any]], str | Failure | Hang]) -> Iterator[StubServer]:
+def stub_server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[StubServer]:
     """A server that runs while the context is open."""
     server = StubServer(reply)
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

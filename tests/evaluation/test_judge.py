@@ -9,7 +9,7 @@ from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.evaluation.benchmarks.mmvet import MMVet
 from lit_eve.evaluation.judge import OpenAIJudge, ask_each
 from tests.evaluation.benchmarks.test_mmvet import answers_of, questions_of, write_files
-from tests.evaluation.stub_judge import Failure, Hang, stub_server
+from tests.evaluation.stub_judge import Failure, Hang, Page, stub_server
 
 
 def message_of(request: dict) -> str:
@@ -76,11 +76,17 @@ def test_an_unknown_model():
         OpenAIJudge(server.url, "gpt-5000").check()
 
 
-def test_a_url_that_is_not_the_protocols():
-    with (
-        stub_server(lambda request: "1") as server,
-        pytest.raises(ConfigError, match=r"/chat/completions does not speak OpenAI's protocol; URLs usually end in /v1"),
-    ):
+FOREIGN = r"/chat/completions does not speak OpenAI's protocol; URLs usually end in /v1"
+
+
+@pytest.mark.parametrize("page", [Page("<html>"), Page("{", "application/json"), Page("{}", "application/json"), Page("")])
+def test_a_server_that_speaks_something_else(page):
+    with stub_server(lambda request: page) as server, pytest.raises(ConfigError, match=FOREIGN):
+        OpenAIJudge(server.url, retries=0).check()
+
+
+def test_a_url_that_is_not_whole():
+    with stub_server(lambda request: "1") as server, pytest.raises(ConfigError, match=FOREIGN):
         OpenAIJudge(server.url.removesuffix("/v1")).check()
     with pytest.raises(ConfigError, match="begins with http:// or https://, unlike 'localhost:8000'"):
         OpenAIJudge("localhost:8000")

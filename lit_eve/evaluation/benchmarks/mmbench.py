@@ -79,8 +79,8 @@ class MMBench(Benchmark):
             image = images[index] if isinstance(images[index], bytes) else images.get(images[index])
             if lacking := [name for name in NEEDED if row[name] is None]:
                 problems.note(place, f"the cell {lacking[0]!r} is empty")
-            elif row["answer"] not in options:
-                problems.note(place, f"the answer {row['answer']!r} is none of the options {', '.join(options)}")
+            elif row["answer"] not in OPTIONS:
+                problems.note(place, f"the answer {row['answer']!r} is none of {', '.join(OPTIONS)}")
             elif not isinstance(image, bytes):
                 problems.note(place, f"its image is that of row {images[index]}, which has none")
             else:
@@ -185,11 +185,13 @@ def decoded(cell: str) -> bytes:
     Raises:
         LitEveError: it is empty, damaged, or no image.
     """
+    if not cell:
+        raise LitEveError("the cell 'image' is empty")
     try:
         data = base64.b64decode(cell)
     except binascii.Error as error:
-        raise LitEveError(f"the image is no base64 text: {error}") from error
-    image_size(data, "its image")
+        raise LitEveError(f"the cell 'image' is no base64 text: {error}") from error
+    image_size(data, "the cell 'image'")
     return data
 
 
