@@ -153,6 +153,35 @@ def test_the_judge_is_asked_as_by_vlmevalkit(questions, rules):
     assert report(metric.compute(), "circular") == pytest.approx(wanted["report"], abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("answers", "asked"),
+    [
+        (("hm", "hm", "C", "D"), [200]),  # the judge finds the first pass wrong: nothing else matters
+        (("hm", "hm", "C", "A"), []),  # the last pass is wrong already
+        (("A", "hm", "C", "hm"), [1000200, 3000200]),
+    ],
+)
+def test_the_judge_is_asked_only_for_what_matters(questions, answers, asked):
+    passes = [question for question in questions if question.group == 200]
+    of_row = dict(zip([question.id for question in passes], answers, strict=True))
+
+    class Judge:
+        concurrency = 1
+        rows = {judge_message(question.reference, of_row[question.id]): question for question in passes}
+
+        def __init__(self) -> None:
+            self.calls: list[Hashable] = []
+
+        def ask(self, message: str, **kwargs) -> str:
+            self.calls.append(self.rows[message].id)
+            return "B" if self.calls[-1] == 200 else self.rows[message].reference.answer
+
+    judge = Judge()
+    judged = MMBench().judge(passes, of_row, judge)
+    assert judge.calls == asked
+    assert [judged[row] == of_row[row] for row in of_row] == [row not in asked for row in of_row]
+
+
 def test_after_three_useless_replies_a_letter_is_drawn(questions):
     replies = {str(question.id): ["A or B", "hm", ""] for question in questions}
     letters = Counter()

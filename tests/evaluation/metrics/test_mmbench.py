@@ -86,3 +86,22 @@ def test_an_answer_that_reads_as_an_empty_cell():
     """Tables are read with pandas: "None" comes back as nan, which has the only "an" among its letters."""
     assert find_letter("None", {"A": "an", "B": "none"}) == "A"
     assert find_letter("None", {"A": "an", "B": "none"}, "lmms_eval") == "B"
+
+
+@pytest.mark.parametrize(
+    ("answer", "letters"),
+    [
+        ("A or so they say", {"2024_06": "A", "head": None, "lmms_eval": None}),
+        ("B or so they", {"2024_06": "B", "head": "B", "lmms_eval": "B"}),
+        ("the Answer is  **b", {"2024_06": None, "head": "B", "lmms_eval": None}),
+        ("The answer is dark", {"2024_06": None, "head": "D", "lmms_eval": None}),
+        ("{A}!", {"2024_06": "A", "head": "A", "lmms_eval": None}),
+        ("(B).", {"2024_06": "B", "head": "B", "lmms_eval": "B"}),
+        ("Z", {"2024_06": "Z", "head": "Z", "lmms_eval": None}),
+        ("it is the GREEN one", {"2024_06": "C", "head": "C", "lmms_eval": "C"}),
+        ("it is the GREEN one, as far as one can tell from here", {"2024_06": "C", "head": None, "lmms_eval": "C"}),
+    ],
+)
+def test_rules_differ(answer, letters):
+    options = {"A": "blue", "B": "red", "C": "green", "D": "white"}
+    assert {rules: find_letter(answer, options, rules) for rules in letters} == letters
