@@ -8,7 +8,8 @@ from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.evaluation.benchmarks.mmvet import MMVet
 from lit_eve.evaluation.judge import OpenAIJudge, ask_each
-from tests.evaluation.benchmarks.test_mmvet import answers_of, questions_of, write_files
+from tests.evaluation.benchmarks.test_mmvet import ScriptedJudge, answers_of, questions_of, write_files
+from tests.evaluation.golden import expected
 from tests.evaluation.stub_judge import Failure, Hang, Page, stub_server
 
 
@@ -155,6 +156,25 @@ def test_several_questions_at_a_time():
         replies = ask_each(judge, lambda item: f"{item}: {judge.ask(str(item))}", range(8), None)
     assert replies == [f"{item}: too late" for item in range(8)]
     assert server.most_at_a_time == 4
+
+
+def test_what_arrives_at_the_server_is_what_the_evaluator_sends(tmp_path):
+    write_files(tmp_path)
+    questions, answers = questions_of(tmp_path), answers_of()
+    script = ScriptedJudge(questions, answers)
+
+    def reply(request: dict) -> str:
+        assert request["model"] == "gpt-4-0613"
+        return script.ask(message_of(request), temperature=request["temperature"], max_tokens=request["max_tokens"])
+
+    with stub_server(reply) as server:
+        grades = MMVet().judge(questions, answers, OpenAIJudge(server.url, cache=tmp_path / "judge.jsonl"))
+        assert MMVet().judge(questions, answers, OpenAIJudge(server.url, cache=tmp_path / "judge.jsonl")) == grades
+    wanted = expected("mmvet")["mmvet_evaluator_1_run"]
+    assert script.calls == wanted["calls"]
+    assert {f"v1_{id}": [float(grade)] for id, grade in grades.items()} == {
+        id: row["score"] for id, row in wanted["grades"].items()
+    }
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_eve.errors import ConfigError
 
 SHOWN = 5
+JSON_TYPES = {str: "text", int: "whole number", list: "list", dict: "object"}
 
 
 class Problems:
@@ -43,18 +44,44 @@ def read_json(path: Path, kind: type[dict] | type[list]) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no JSON: {error}; download it again") from error
     if not isinstance(content, kind):
-        wanted = {dict: "an object", list: "a list"}[kind]
-        raise ConfigError(f"{path} is not the official file: it holds no JSON {wanted.split()[1]}")
+        raise ConfigError(f"{path} is not the official file: it holds no JSON {JSON_TYPES[kind]}")
     return content
 
 
-def read_lines(path: Path, keys: Collection[str], problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_entries(
+    path: Path, keys: Collection[str] | Mapping[str, type], problems: Problems, name: str | None = None
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The objects of a list in a JSON file, each with its number, from 0, and its place in words.
+
+    Args:
+        path: the file.
+        keys: see :func:`checked`.
+        problems: notes entries that are no object, lack a key or have a wrong type; they are left out.
+        name: the key of the list; None: the file holds nothing else.
+
+    Raises:
+        ConfigError: the file is no JSON, or has no such list.
+    """
+    rows = read_json(path, dict if name else list)
+    if name:
+        rows = rows.get(name)
+        if not isinstance(rows, list):
+            raise ConfigError(f"{path} is not the official file: it has no list {name!r}")
+    for number, row in enumerate(rows):
+        place = f"{path.name}, entry {number + 1}"
+        if row := checked(row, keys, place, problems):
+            yield number, place, row
+
+
+def read_lines(
+    path: Path, keys: Collection[str] | Mapping[str, type], problems: Problems
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file with one JSON object per line, each with its place in words; empty lines are passed over.
 
     Args:
         path: the file.
-        keys: what every object must have.
-        problems: notes lines that are no JSON object or lack a key; they are left out.
+        keys: see :func:`checked`.
+        problems: notes lines that are no JSON object, lack a key or have a wrong type; they are left out.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -68,6 +95,21 @@ def read_lines(path: Path, keys: Collection[str], problems: Problems) -> Iterato
                 continue
             if row := checked(row, keys, place, problems):
                 yield place, row
+
+
+def checked(row: Any, keys: Collection[str] | Mapping[str, type], place: str, problems: Problems) -> dict[str, Any] | None:
+    """The row if it is an object with these keys, of these types if they are given; else None, and why is noted."""
+    if not isinstance(row, dict):
+        problems.note(place, "no JSON object")
+        return None
+    if missing := [key for key in keys if key not in row]:
+        problems.note(place, f"{', '.join(map(repr, missing))} missing")
+        return None
+    types = keys if isinstance(keys, Mapping) else {}
+    if wrong := [f"{key!r} is no {JSON_TYPES[kind]}" for key, kind in types.items() if not isinstance(row[key], kind)]:
+        problems.note(place, ", ".join(wrong))
+        return None
+    return row
 
 
 def read_tsv(path: Path, columns: Collection[str], problems: Problems) -> Iterator[tuple[str, dict[str, str]]]:
@@ -99,14 +141,3 @@ def read_tsv(path: Path, columns: Collection[str], problems: Problems) -> Iterat
         raise ConfigError(f"{path} is no table: {error}; download it again") from error
     finally:
         csv.field_size_limit(limit)
-
-
-def checked(row: Any, keys: Collection[str], place: str, problems: Problems) -> dict[str, Any] | None:
-    """The row if it is an object with these keys; else None, and why is noted."""
-    if not isinstance(row, dict):
-        problems.note(place, "no JSON object")
-        return None
-    if missing := [key for key in keys if key not in row]:
-        problems.note(place, f"{', '.join(map(repr, missing))} missing")
-        return None
-    return row

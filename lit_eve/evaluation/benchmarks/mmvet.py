@@ -13,6 +13,7 @@ from lit_eve.evaluation.metrics import MMVet as MMVetMetric
 from lit_eve.evaluation.metrics import MMVetReference
 
 ARCHIVE = "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"
+KEYS = {"imagename": str, "question": str, "answer": str, "capability": list}
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 PROMPT = Path(__file__).with_name("mmvet_prompt.txt").read_text(encoding="utf-8")
 """The judge's instruction and examples, word for word those of mm-vet_evaluator.py (github.com/yuweihao/MM-Vet)."""
@@ -47,13 +48,8 @@ class MMVet(Benchmark):
             number = key.removeprefix("v1_")
             if number == key or not number.isdecimal():
                 problems.note(place, "the ids of questions are v1_0, v1_1 and so on")
-            elif row := checked(row, ("imagename", "question", "answer", "capability"), place, problems):
-                names = ("imagename", "question", "answer")
-                if strange := [name for name in names if not isinstance(row[name], str)]:
-                    problems.note(place, f"{strange[0]!r} is no text")
-                elif not isinstance(row["capability"], list) or not row["capability"]:
-                    problems.note(place, "'capability' is no list of names")
-                elif unknown := [name for name in row["capability"] if name not in CAPABILITIES]:
+            elif row := checked(row, KEYS, place, problems):
+                if unknown := [name for name in row["capability"] if name not in CAPABILITIES]:
                     problems.note(place, f"unknown capability {unknown[0]!r}; there are {', '.join(CAPABILITIES)}")
                 else:
                     yield Question(

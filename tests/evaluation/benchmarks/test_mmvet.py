@@ -137,7 +137,7 @@ def test_bad_rows_are_named(tmp_path):
         "mm-vet.json, v1_2: 'answer', 'capability' missing",
         "mm-vet.json, v1_3: unknown capability 'smell'; there are rec, ocr, know, gen, spat, math",
         "mm-vet.json, v1_4: 'answer' is no text",
-        "mm-vet.json, v1_5: 'capability' is no list of names",
+        "mm-vet.json, v1_5: 'capability' is no list",
         f"mm-vet.json, v1_6: the image {tmp_path / 'images' / 'elsewhere.png'} is missing",
     ]
     with pytest.raises(LitEveError, match="MM-Vet: mm-vet.json, 7: the ids"):
