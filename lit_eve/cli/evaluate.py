@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lit_eve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lit_eve.evaluation.judge import Judge
+    from lit_eve.evaluation import OpenAIJudge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--judge-url", metavar="URL", help="an endpoint that speaks OpenAI's protocol, to grade MM-Vet")
     parser.add_argument("--judge-model", default="gpt-4-0613", metavar="NAME", help="(%(default)s)")
+    parser.add_argument(
+        "--judge-key",
+        default="OPENAI_API_KEY",
+        metavar="VARIABLE",
+        help="environment variable with the judge's key (%(default)s)",
+    )
+    parser.add_argument(
+        "--judge-concurrency",
+        type=int,
+        default=8,
+        metavar="N",
+        help="questions that the judge is asked at a time (%(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         _ask_model(args, judge)
 
 
-def _score_answers(args: argparse.Namespace, judge: Judge | None) -> None:
+def _score_answers(args: argparse.Namespace, judge: OpenAIJudge | None) -> None:
     from lit_eve.evaluation.report import print_table
     from lit_eve.evaluation.run import score_files
     from lit_eve.evaluation.tasks import find_tasks, load_tasks
@@ -71,7 +84,7 @@ def _score_answers(args: argparse.Namespace, judge: Judge | None) -> None:
     print_table(results, name, output)
 
 
-def _ask_model(args: argparse.Namespace, judge: Judge | None) -> None:
+def _ask_model(args: argparse.Namespace, judge: OpenAIJudge | None) -> None:
     """What ``train.py test`` does with the same settings in a YAML."""
     import torch
     from lightning.pytorch import Trainer
@@ -118,7 +131,19 @@ def _ask_model(args: argparse.Namespace, judge: Judge | None) -> None:
     trainer.test(module, data, verbose=False)
 
 
-def _judge(args: argparse.Namespace) -> Judge | None:
+def _judge(args: argparse.Namespace) -> OpenAIJudge | None:
+    """The judge that was asked for; it has replied once."""
     if args.judge_url is None:
         return None
-    ...
+    from lit_eve.evaluation import OpenAIJudge
+    from lit_eve.evaluation.data import JUDGE
+
+    judge = OpenAIJudge(
+        args.judge_url,
+        args.judge_model,
+        cache=Path(args.output, JUDGE),
+        key_variable=args.judge_key,
+        concurrency=args.judge_concurrency,
+    )
+    judge.check()
+    return judge

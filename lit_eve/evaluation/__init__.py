@@ -9,6 +9,16 @@ run.py        the folder of an evaluation: answers that survive a kill, then sco
 from lit_eve.evaluation.captions import token_accuracy
 from lit_eve.evaluation.data import BenchmarkData
 from lit_eve.evaluation.generation import Query, answer_all
+from lit_eve.evaluation.judge import OpenAIJudge
 from lit_eve.evaluation.metrics import AnswerAccuracy, TokenAccuracy, normalize_answer
 
-__all__ = ["AnswerAccuracy", "BenchmarkData", "Query", "TokenAccuracy", "answer_all", "normalize_answer", "token_accuracy"]
+__all__ = [
+    "AnswerAccuracy",
+    "BenchmarkData",
+    "OpenAIJudge",
+    "Query",
+    "TokenAccuracy",
+    "answer_all",
+    "normalize_answer",
+    "token_accuracy",
+]

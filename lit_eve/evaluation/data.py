@@ -14,7 +14,7 @@ from lit_eve.data import prompt_loader, share_prompts
 from lit_eve.errors import ConfigError, LitEveError, SampleError
 from lit_eve.evaluation.benchmarks import Benchmark
 from lit_eve.evaluation.callbacks import KeepAnswers, ScoreAnswers
-from lit_eve.evaluation.judge import Judge
+from lit_eve.evaluation.judge import OpenAIJudge, ReplyCache
 from lit_eve.evaluation.report import print_table
 from lit_eve.evaluation.run import EvaluationRun, fingerprint
 from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks, task_name
@@ -24,6 +24,7 @@ from lit_eve.processing import Sample
 from lit_eve.training.distributed import gather_objects
 
 T = TypeVar("T")
+JUDGE = "judge.jsonl"
 _CHUNK = 2048  # prompts that are measured between two steps of the progress bar
 
 
@@ -42,7 +43,8 @@ class BenchmarkData(LightningDataModule):
         template: how conversations are written; null: the model's own template.
         num_workers: processes per device that read and resize images.
         allow_partial: leave out questions that cannot be used and score without missing answers; the table says so.
-        judge: the model that grades answers to MM-Vet; null: it is not scored.
+        judge: the model that grades answers to MM-Vet, and reads those to MMBench that rules cannot read, as
+            {url: "https://api.openai.com/v1"}; its replies are kept in ``judge.jsonl``. null: MM-Vet is not scored.
         name: the model's name in files and tables; null: the last part of its path.
 
     Raises:
@@ -59,7 +61,7 @@ class BenchmarkData(LightningDataModule):
         template: str | dict[str, Any] | None = None,
         num_workers: int = 2,
         allow_partial: bool = False,
-        judge: Judge | None = None,
+        judge: OpenAIJudge | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -170,6 +172,9 @@ class BenchmarkData(LightningDataModule):
         """Take the folder for this model; the ids that have answers in it, by task."""
         module = self.trainer.lightning_module
         source = self._weights()
+        if self.judge is not None and self.judge.cache.path is None:
+            self.judge.check()
+            self.judge.cache = ReplyCache(self.run.output / JUDGE)
         self.run.claim(
             {
                 "model": str(source),

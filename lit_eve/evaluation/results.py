@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.benchmarks import Problems
+from lit_eve.evaluation.benchmarks import Problems, Question
 from lit_eve.evaluation.tasks import Task
 
 if TYPE_CHECKING:
@@ -85,9 +85,8 @@ def score_task(
         notes.append(f"{len(answered):,} questions; the official set has {official:,}")
     if task.split != benchmark.splits[0]:
         notes.append(f"{task.split}; papers report {benchmark.splits[0]}")
-    folder = output / "submissions" / task.name.replace(":", "-")
     texts = {question.id: answers[question.id] for question in answered}
-    submission = [str(path.relative_to(output)) for path in benchmark.submit(answered, texts, folder)]
+    submission = _submit(task, answered, texts, output)
     if not task.has_answers:
         notes.append(f"to be handed in: {benchmark.server}")
     elif benchmark.needs_judge and judge is None:
@@ -96,7 +95,20 @@ def score_task(
         metric = benchmark.metric(answered)
         metric.distributed_available_fn = lambda: False  # all answers are here, and other ranks may be gone
         rated = benchmark.judge(answered, texts, judge) if judge is not None else texts
+        if rated != texts:
+            notes.append(f"judged by {judge.model}")
         metric.update(list(rated), list(rated.values()))
         scores = metric.compute()
         result = replace(result, score=scores[metric.headline], scores=scores)
     return replace(result, notes=notes, submission=submission)
+
+
+def _submit(task: Task, questions: list[Question], answers: Mapping[Hashable, str], output: Path) -> list[str]:
+    """Write the files for servers and official tools; their paths relative to ``output``."""
+    folder = output / "submissions" / task.name.replace(":", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = task.benchmark.submit(questions, answers, folder)
+    for empty in (folder, folder.parent):
+        if not any(empty.iterdir()):
+            empty.rmdir()
+    return [str(path.relative_to(output)) for path in written]

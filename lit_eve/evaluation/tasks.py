@@ -67,7 +67,7 @@ def find_tasks(names: str | Sequence[str], data: str | Path) -> list[tuple[Bench
         data: holds a folder for each benchmark, named like it.
 
     Raises:
-        ConfigError: an unknown name, or files that are missing, all of them named.
+        ConfigError: an unknown name, files that are missing, all of them named, or a package that is.
     """
     asked = [name.strip() for text in ([names] if isinstance(names, str) else names) for name in text.split(",")]
     if asked == [ALL]:
@@ -83,6 +83,7 @@ def find_tasks(names: str | Sequence[str], data: str | Path) -> list[tuple[Bench
         try:
             tasks.append((benchmark, split or _first_split(benchmark, Path(data))))
             benchmark.check_files(Path(data, benchmark.name), tasks[-1][1])
+            benchmark.check_packages()
         except ConfigError as error:
             missing.append(str(error))
     if missing:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation.benchmarks.files import Problems
 from lit_eve.evaluation.metrics import BenchmarkMetric
+from lit_eve.evaluation.optional import require
 from lit_eve.processing.images import ImageSource
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Benchmark(ABC):
         top: the best possible score.
         max_new_tokens: of an answer.
         needs_judge: whether a language model must grade the answers.
+        packages: of the extra ``eval``, which :meth:`submit` needs.
     """
 
     name: ClassVar[str]
@@ -88,6 +90,7 @@ class Benchmark(ABC):
     top: ClassVar[float] = 100.0
     max_new_tokens: ClassVar[int] = 128
     needs_judge: ClassVar[bool] = False
+    packages: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
@@ -142,6 +145,11 @@ class Benchmark(ABC):
                 f"{self.title}: {folder} holds no question that can be used" + (f": {problems}" if problems else "")
             )
         return list(found.values()), problems
+
+    def check_packages(self) -> None:
+        """Raise ConfigError unless there is all that :meth:`submit` needs: worth asking before hours of answering."""
+        for package in self.packages:
+            require(package, f"The file for the server of {self.title}")
 
     def check_files(self, folder: Path, split: str) -> None:
         """Raise ConfigError unless the split exists and its files are there."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,3 +110,34 @@ def checked(row: Any, keys: Collection[str] | Mapping[str, type], place: str, pr
         problems.note(place, ", ".join(wrong))
         return None
     return row
+
+
+def read_tsv(path: Path, columns: Collection[str], problems: Problems) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a table with tabs between its cells, each with its place in words; cells by the name of their column.
+
+    Args:
+        path: the file.
+        columns: what the header must have, in lower case; there, casing does not matter.
+        problems: notes rows with more or fewer cells than the header; they are left out.
+
+    Raises:
+        ConfigError: a column is missing, or it is no text.
+    """
+    limit = csv.field_size_limit(sys.maxsize)  # cells hold images
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t")
+            header = [name.strip().lower() for name in next(reader, [])]
+            if missing := [name for name in columns if name not in header]:
+                raise ConfigError(f"{path} is not the official file: its first line names no column {missing[0]!r}")
+            line = reader.line_num + 1
+            for cells in reader:
+                place, line = f"{path.name}, line {line}", reader.line_num + 1  # a cell may go on over several lines
+                if cells and len(cells) != len(header):
+                    problems.note(place, f"{len(cells)} cells, unlike the {len(header)} of the header")
+                elif cells:
+                    yield place, dict(zip(header, cells, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no table: {error}; download it again") from error
+    finally:
+        csv.field_size_limit(limit)

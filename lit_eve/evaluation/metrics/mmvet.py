@@ -1,0 +1,69 @@
+"""MM-Vet: how much a judge makes of free answers, by the capabilities that they need (Yu et al. 2023, arXiv 2308.02490)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_eve.errors import LitEveError
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean
+
+
+class MMVetReference(NamedTuple):
+    """A question, its right answer (parts joined by ``<AND>`` or ``<OR>``) and the capabilities that it needs (rec, ocr...)."""
+
+    question: str
+    answer: str
+    capabilities: tuple[str, ...]
+
+
+class MMVet(BenchmarkMetric):
+    """Mean grade in percent: ``total``, that of questions with a capability (``capability/ocr``), and that of questions with
+    exactly these capabilities (``integration/ocr_math``, in alphabetical order); means over the runs of the judge. ``std`` is
+    the population standard deviation of ``total`` over the runs, ``run/1``... are the totals of each.
+
+    It rates what a judge has said: one grade per run, from 0 to 1, joined by blanks ("0.5 0.4"). A question without grades
+    counts as 0: mm-vet_evaluator.py divides by the number of all questions (and stops where an answer is missing).
+
+    Args:
+        references: see :class:`BenchmarkMetric`.
+        runs: how often each answer was graded; the paper has 5, the official tool 1 by default.
+    """
+
+    headline = "total"
+
+    def __init__(self, references: Mapping[Hashable, MMVetReference], runs: int = 1, **kwargs: Any) -> None:
+        self.width = runs
+        super().__init__(references, **kwargs)
+
+    def rate(self, reference: MMVetReference, answer: str) -> list[float]:
+        """One grade per run.
+
+        Raises:
+            LitEveError: this is something else; answers must go through ``Benchmark.judge`` first.
+        """
+        try:
+            grades = [float(grade) for grade in answer.split()]
+        except ValueError:
+            grades = []
+        if len(grades) != self.width:
+            raise LitEveError(f"MM-Vet needs a judge: {answer[:40]!r} is not {self.width} grades")
+        return grades
+
+    def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
+        """Scores over all questions."""
+        references: list[MMVetReference] = list(self.references.values())
+        runs = values.mean(0)
+        scores = {"total": 100 * mean(runs), "std": 100 * float(runs.std(correction=0))}
+        scores |= {f"run/{number}": 100 * run for number, run in enumerate(runs.tolist(), 1)}
+        of_question = values.mean(1)
+        for name in dict.fromkeys(name for reference in references for name in reference.capabilities):
+            chosen = torch.tensor([name in reference.capabilities for reference in references])
+            scores[f"capability/{name}"] = 100 * mean(of_question, chosen)
+        joined = ["_".join(sorted(set(reference.capabilities))) for reference in references]
+        for name in dict.fromkeys(joined):
+            scores[f"integration/{name}"] = 100 * mean(of_question, torch.tensor([other == name for other in joined]))
+        return scores
