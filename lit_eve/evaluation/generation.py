@@ -23,10 +23,12 @@ class Query(NamedTuple):
         images: files, bytes or PIL images, in the order of their places.
         question: a text, or a conversation that ends with the user's turn. Images whose places (``<image>``) are not in
             the text stand before it.
+        name: what error messages call it; None: its index.
     """
 
     images: Sequence[ImageSource]
     question: str | Sequence[Mapping[str, Any]]
+    name: str | None = None
 
     @property
     def conversation(self) -> list[Mapping[str, Any]]:
@@ -65,16 +67,11 @@ def answer_all(
         **generation: further arguments of ``generate``: ``do_sample=True, temperature=0.7``. Greedy without.
 
     Raises:
-        SampleError: a query that cannot be used, named by its index.
+        SampleError: a query that cannot be used, by its name or index.
     """
     queries = [Query(*query) for query in queries]
-    samples = [Sample(f"query {i}", query.conversation, query.images) for i, query in enumerate(queries)]
-    lengths = processor.count_tokens_batch(samples, template=template, with_labels=False)
-    for length in lengths:
-        if isinstance(length, Exception):
-            raise length
-    order = sorted(range(len(queries)), key=lambda index: -lengths[index])
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    samples = [Sample(query.name or f"query {i}", query.conversation, query.images) for i, query in enumerate(queries)]
+    batches = batches_by_length(processor, samples, batch_size, template)
     answers = [""] * len(queries)
     for batch in track(batches, progress or "", disable=progress is None):
         prompts = processor(
@@ -85,3 +82,23 @@ def answer_all(
         for index, answer in zip(batch, generate_answers(model, processor, prompts, max_new_tokens, **generation), strict=True):
             answers[index] = answer
     return answers
+
+
+def batches_by_length(
+    processor: EveProcessor,
+    samples: Sequence[Sample],
+    batch_size: int,
+    template: str | Mapping[str, Any] | None = None,
+    with_labels: bool = False,
+) -> list[list[int]]:
+    """Indices of samples in batches of like length, the longest first; arguments as in ``processor.count_tokens``.
+
+    Raises:
+        SampleError: a sample that cannot be used.
+    """
+    lengths = processor.count_tokens_batch(samples, template=template, with_labels=with_labels)
+    for length in lengths:
+        if isinstance(length, Exception):
+            raise length
+    order = sorted(range(len(samples)), key=lambda index: -lengths[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
