@@ -103,11 +103,10 @@ def _score(model: EveForConditionalGeneration, rows: Sequence[dict[str, Tensor]]
         use_cache=False,
         **images,
     ).logits[:, :-1]  # (B, K, V): each position predicts the next token
-    logits = logits.float()
-    logits[..., model.generation_config.suppress_tokens or []] = -torch.inf
     counted = targets != IGNORE  # (B, K)
     chosen = targets.masked_fill(~counted, 0)[..., None]  # (B, K, 1)
-    log_probs = logits.log_softmax(-1).gather(-1, chosen)[..., 0]  # (B, K)
+    log_probs = logits.float().log_softmax(-1).gather(-1, chosen)[..., 0]  # (B, K)
     totals = log_probs.masked_fill(~counted, 0).sum(1)  # (B,)
+    logits[..., model.generation_config.suppress_tokens or []] = -torch.inf  # what greedy decoding does not choose from
     greedy = ((logits.argmax(-1) == targets) | ~counted).all(1)  # (B,)
     return [AnswerScore(*pair) for pair in zip(totals.tolist(), greedy.tolist(), strict=True)]

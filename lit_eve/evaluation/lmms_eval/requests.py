@@ -17,7 +17,7 @@ from lit_eve.processing.inputs import fetch, image_names, images_of
 from lit_eve.processing.sample import IMAGE_PLACEHOLDER
 
 MAX_NEW_TOKENS = 1024
-"""Length of the longest answer where a task does not say it, as in lmms-eval's own LLaVA."""
+"""Length of the longest answer where a task does not say it, as for lmms-eval's own LLaVA."""
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 _VIDEOS = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
@@ -35,9 +35,7 @@ def simple_query(context: str, visuals: Sequence[Any] | None, name: str) -> Quer
     visuals = list(visuals or ())
     places = context.count(IMAGE_PLACEHOLDER)
     if visuals and places not in (0, len(visuals)):
-        raise SampleError(
-            f"{name}: the text has {places} places for images ({IMAGE_PLACEHOLDER}), but {len(visuals)} come with it"
-        )
+        raise SampleError(f"{name}: the text has {places} places for images (<image>), but there are {len(visuals)} images")
     images = _load([_image_part(visual, name)["image"] for visual in visuals], name)
     question = context if images else [_user(context)]  # without images, <image> is a word like others
     return Query(images, question, name)
@@ -75,9 +73,12 @@ def generation_arguments(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], 
     temperature = settings.get("temperature")
     samples = settings.pop("do_sample", bool(temperature)) and temperature != 0
     known = GenerationConfig()
-    for key in [key for key in settings if not hasattr(known, key)]:
-        logger.warning_once(f"lit_eve leaves out generation_kwargs.{key}={settings.pop(key)!r}: no argument of generate")
-    arguments = {key: value for key, value in settings.items() if samples or key not in _SAMPLING}
+    arguments = {}
+    for key, value in settings.items():
+        if not hasattr(known, key):
+            logger.warning_once(f"lit_eve leaves out generation_kwargs.{key}={value!r}: generate has no such argument")
+        elif samples or key not in _SAMPLING:
+            arguments[key] = value
     return tuple(filter(None, until)), {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": samples, **arguments}
 
 
@@ -101,8 +102,11 @@ def _chat_part(part: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _image_part(source: Any, name: str) -> dict[str, Any]:
-    if isinstance(source, Mapping):  # {"type": "video" | "audio", ...}, or the samples of a sound
-        raise _refusal(source.get("type", "audio" if "array" in source else "dict"), name)
+    if isinstance(source, Mapping):  # a medium with its type, or the samples of a sound
+        kind = source.get("type", "audio" if "array" in source else "video")
+        source = source.get("url") or source.get("path") if kind == "image" else None
+        if source is None:
+            raise _refusal(kind, name)
     if isinstance(source, str | Path) and not str(source).startswith("data:"):
         suffix = Path(str(source)).suffix.lower()
         if suffix in _VIDEOS | _SOUNDS:
