@@ -79,8 +79,8 @@ def test_only_the_last_answer_counts_and_not_the_end_of_its_turn() -> None:
     model, processor = make_tiny(seed=3)
     turns = [
         {"role": "user", "content": "is there a cross?"},
-        {"role": "assistant", "content": "yes"},
-        {"role": "user", "content": "where is the cross?"},
+        {"role": "assistant", "content": "yes, a large blue cross above the small red circle"},  # longer than what follows it
+        {"role": "user", "content": "where?"},
     ]
     (found,) = score_answers(model, processor, [Query([], turns)], ["left"], progress=None)
     assert found.log_prob == pytest.approx(score_alone(model, processor, Query([], turns), "left").log_prob, abs=1e-3)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -151,12 +152,13 @@ class LitEve(lmms):
 
     def _many_rounds(self, request: Instance) -> Rounds:
         query, answers, info = self._first(request), [], None
-        while query is not None:
+        for round_idx in count(1):
             answers.append((yield query))
-            state = {"round_idx": len(answers), "previous_output": list(answers), "previous_round_info": info}
+            state = {"round_idx": round_idx, "previous_output": list(answers), "previous_round_info": info}
             query, changed, info = self._next(request, state)
             answers = answers if changed is None else list(changed)
-        return answers
+            if query is None:
+                return answers
 
     def _generate(self, requests: Sequence[Instance], rounds: Callable[[Instance], Rounds]) -> list[Any]:
         """Run the rounds of all requests; those of equal ``generation_kwargs`` share batches."""
