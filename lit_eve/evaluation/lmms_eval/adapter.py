@@ -34,7 +34,7 @@ try:
     from lmms_eval.api.model import lmms
 except ImportError as error:
     raise ImportError(
-        f"lit_eve's model for lmms-eval needs lmms-eval 0.7 or newer, see requirements-lmms-eval.txt: {error}"
+        f"lit_eve's model for lmms-eval needs lmms-eval 0.7.3 or newer, see requirements-lmms-eval.txt: {error}"
     ) from error
 
 Rounds: TypeAlias = Generator[Query, str, Any]

@@ -25,7 +25,7 @@ def test_without_lmms_eval_the_adapter_says_what_to_install(monkeypatch: pytest.
     for module in [name for name in sys.modules if name.split(".")[0] == "lmms_eval" or name.endswith("lmms_eval.adapter")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    with pytest.raises(ImportError, match=r"lmms-eval 0\.7.* or newer, see requirements-lmms-eval\.txt"):
+    with pytest.raises(ImportError, match=r"lmms-eval 0\.7\.3 or newer, see requirements-lmms-eval\.txt"):
         importlib.import_module("lit_eve.evaluation.lmms_eval.adapter")
 
 
