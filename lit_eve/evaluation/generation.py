@@ -25,10 +25,12 @@ class Query(NamedTuple):
         images: files, bytes or PIL images, in the order of their places.
         question: a text, or a conversation that ends with the user's turn. Images whose places (``<image>``) are not in
             the text stand before it.
+        name: what error messages call it; None: its index.
     """
 
     images: Sequence[ImageSource]
     question: str | Sequence[Mapping[str, Any]]
+    name: str | None = None
 
     @property
     def conversation(self) -> list[Mapping[str, Any]]:
@@ -67,15 +69,12 @@ def answer_all(
         **generation: further arguments of ``generate``: ``do_sample=True, temperature=0.7``. Greedy without.
 
     Raises:
-        SampleError: a query that cannot be used, named by its index.
+        SampleError: a query that cannot be used, by its name or index.
     """
     queries = [Query(*query) for query in queries]
-    samples = [Sample(f"query {i}", query.conversation, query.images) for i, query in enumerate(queries)]
-    lengths = processor.count_tokens_batch(samples, template=template, with_labels=False)
-    for length in lengths:
-        if isinstance(length, Exception):
-            raise length
-    loader = prompt_loader(samples, share_prompts(lengths, batch_size), processor, template, max_new_tokens)
+    samples = [Sample(query.name or f"query {i}", query.conversation, query.images) for i, query in enumerate(queries)]
+    rows = share_prompts(checked_lengths(processor, samples, template), batch_size)
+    loader = prompt_loader(samples, rows, processor, template, max_new_tokens)
     answers = [""] * len(queries)
     for batch in track(loader, progress or "", disable=progress is None):
         if batch.errors:
@@ -84,3 +83,21 @@ def answer_all(
         for index, answer in zip(batch.indices, texts, strict=True):
             answers[index] = answer
     return answers
+
+
+def checked_lengths(
+    processor: EveProcessor,
+    samples: Sequence[Sample],
+    template: str | Mapping[str, Any] | None = None,
+    with_labels: bool = False,
+) -> list[int]:
+    """Tokens of each sample; arguments as in ``processor.count_tokens``.
+
+    Raises:
+        SampleError: a sample that cannot be used.
+    """
+    lengths = processor.count_tokens_batch(samples, template=template, with_labels=with_labels)
+    for length in lengths:
+        if isinstance(length, SampleError):
+            raise length
+    return lengths
