@@ -2,15 +2,23 @@
 
 from lit_eve.evaluation.benchmarks.base import Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems
+from lit_eve.evaluation.benchmarks.gqa import GQA
 from lit_eve.evaluation.benchmarks.mmbench import MMBench
+from lit_eve.evaluation.benchmarks.mme import MME
 from lit_eve.evaluation.benchmarks.mmvet import MMVet
 from lit_eve.evaluation.benchmarks.pope import POPE
+from lit_eve.evaluation.benchmarks.scienceqa import ScienceQA
+from lit_eve.evaluation.benchmarks.seedbench import SEEDBench
 from lit_eve.evaluation.benchmarks.textvqa import TextVQA
 from lit_eve.evaluation.benchmarks.vizwiz import VizWiz
 from lit_eve.evaluation.benchmarks.vqav2 import VQAv2
 
 BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark for benchmark in (VQAv2(), VizWiz(), TextVQA(), POPE(), MMBench(), MMVet())
+    benchmark.name: benchmark
+    for benchmark in (
+        *(VQAv2(), GQA(), VizWiz(), ScienceQA(), TextVQA()),
+        *(POPE(), MME(), MMBench(), SEEDBench(), MMVet()),
+    )
 }
 """By name, in the order of the papers' tables."""
 

@@ -4,16 +4,20 @@ from lit_eve.evaluation.metrics import POPE, POPEReference
 from tests.evaluation.golden import expected, inputs
 
 
-def scored(rules: str) -> tuple[POPE, list[int]]:
+def case(rules: str = "official") -> tuple[POPE, list[int], list[str]]:
     """Labels and answers are paired by position within a split, as the official script does."""
     given = inputs("pope")
     labels = {file.removeprefix("coco_pope_").removesuffix(".json"): iter(rows) for file, rows in given["label_files"].items()}
     split_of = {question["question_id"]: question["category"] for question in given["questions_jsonl"]}
     answers = {row["question_id"]: row["text"] for row in given["predictions_jsonl"]}
     references = {id: POPEReference(split_of[id], next(labels[split_of[id]])["label"]) for id in answers}
-    metric = POPE(references, rules)
-    metric.update(list(answers), list(answers.values()))
-    return metric, list(answers)
+    return POPE(references, rules), list(answers), list(answers.values())
+
+
+def scored(rules: str) -> tuple[POPE, list[int]]:
+    metric, ids, answers = case(rules)
+    metric.update(ids, answers)
+    return metric, ids
 
 
 def test_every_answer_is_parsed_as_officially():

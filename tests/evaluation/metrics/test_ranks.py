@@ -1,0 +1,94 @@
+"""Every metric, in two real processes: the scores of one, however the questions are shared out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from lit_eve.evaluation.benchmarks import BENCHMARKS
+from lit_eve.evaluation.metrics.base import BenchmarkMetric
+
+ROOT = Path(__file__).parents[3]
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+import torch.distributed as dist
+from tests.evaluation.metrics.test_ranks import case, share
+
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+results = {}
+for name in sys.argv[2:]:
+    metric, ids, answers = case(name)
+    for place in share(len(ids), rank, world):
+        metric.update(ids[place : place + 1], answers[place : place + 1])
+    results[name] = metric.compute()
+Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(results))
+dist.destroy_process_group()
+"""
+
+
+def case(name: str) -> tuple[BenchmarkMetric, list, list[str]]:
+    """The metric of a benchmark, and the ids and answers of its golden file."""
+    return import_module(f"tests.evaluation.metrics.test_{name}").case()
+
+
+def share(count: int, rank: int, world: int) -> list[int]:
+    """What a distributed sampler gives to a rank: it repeats the first questions until all ranks have equally many."""
+    return [(rank + world * step) % count for step in range(-(-count // world))]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> list[dict]:
+    """Scores by benchmark, as each of two processes has them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "process.py").write_text(PROCESS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(folder / "process.py"), str(folder), *BENCHMARKS],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_two_processes_score_like_one(together, name):
+    metric, ids, answers = case(name)
+    metric.update(ids, answers)
+    alone = metric.compute()
+    assert len(ids) > 10 and 0 < alone[metric.headline] < BENCHMARKS[name].top
+    for scores in together:
+        assert scores[name] == pytest.approx(alone, rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_question_that_is_answered_twice_counts_once(name):
+    metric, ids, answers = case(name)
+    metric.update(ids, answers)
+    before = metric.compute()
+    metric.update(ids[:7], answers[:7])
+    assert metric.compute() == pytest.approx(before, rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_reset_forgets(name):
+    metric, ids, answers = case(name)
+    metric.update(ids, answers)
+    metric.reset()
+    assert metric.by_question() == {}
+
+
+def test_some_number_of_questions_does_not_divide_by_the_ranks():
+    assert any(len(case(name)[1]) % 2 for name in BENCHMARKS)
