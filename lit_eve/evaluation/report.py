@@ -147,7 +147,7 @@ def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
         axis.set_yticks([0.25, 0.5, 0.75, 1], labels=[])
         axis.spines["polar"].set_color(FAINT)
         labels = [f"{_title(result)}\n{_shown(result.score)}" for result in shown]
-        axis.set_xticks(angles, labels=labels, color=INK, fontweight="medium")
+        axis.set_xticks(angles, labels=labels, color=INK, fontweight="bold")
         axis.tick_params(axis="x", pad=14)
         for name, row in rows.items():
             values = np.array([np.nan if row[key] is None else row[key] / best[key] for key in names])

@@ -63,7 +63,7 @@ def find_tasks(names: str | Sequence[str], data: str | Path) -> list[tuple[Bench
 
     Args:
         names: ``all``, names such as ``pope`` or ``vqav2:val``, or a text of names with commas between them. Without a split,
-            the first whose files are there is meant.
+            the first is meant whose files are there and whose answers are too; then the first for a server.
         data: holds a folder for each benchmark, named like it.
 
     Raises:
@@ -135,13 +135,14 @@ def subset(questions: list[Question], limit: int | None) -> list[Question]:
 
 
 def _first_split(benchmark: Benchmark, data: Path) -> str:
-    for split in benchmark.splits:
+    scored_here = sorted(benchmark.splits, key=lambda split: split in benchmark.unanswered)
+    for split in scored_here:
         try:
             benchmark.check_files(data / benchmark.name, split)
         except ConfigError:
             continue
         return split
-    return benchmark.splits[0]
+    return scored_here[0]
 
 
 def _conversation(question: Question) -> list[dict[str, str]]:

@@ -28,8 +28,8 @@ class MME(BenchmarkMetric):
     """Points: of a task 100 x accuracy + 100 x the share of images of which both answers are right.
 
     ``perception``, the sum over its ten tasks, at most 2000, is the reported one; ``cognition`` over four, where they are
-    asked; ``score/TASK``, ``accuracy/TASK``, ``accuracy_plus/TASK`` (percent) and ``other/TASK``, the number of answers that are
-    neither yes nor no. Questions without an answer are left out, images with only one answer out of ``accuracy_plus``.
+    asked; ``score/TASK``, ``accuracy/TASK``, ``accuracy_plus/TASK`` (percent) and ``other/TASK``, how many answers are neither
+    yes nor no. Questions without an answer are left out, images with only one answer out of ``accuracy_plus``.
 
     Args:
         references: see :class:`BenchmarkMetric`.
