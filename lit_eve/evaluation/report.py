@@ -26,6 +26,7 @@ from lit_eve.evaluation.results import Result
 JSON, MARKDOWN, CSV, RADAR = "results.json", "results.md", "results.csv", "radar.png"
 COMPARED = ("EVE-7B", "EVE-7B (HD)", "Fuyu-8B (HD)", "LLaVA-1.5 7B")
 SOURCE = "Rows of other models: table 3 of the EVE paper (arXiv 2406.11832)."
+RADAR_NOTE = "rim: the best score of all rows on that benchmark; middle: 0"
 SEED = " SEED there is of images and videos together."
 
 
@@ -139,24 +140,26 @@ def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
     best = {name: max([own[name], *(row[name] or 0.0 for row in rows.values())]) or 1.0 for name in names}
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     colours = dict(zip(COMPARED, (BLUE, GREEN, SOFT, ORANGE), strict=True))
-    with figure(path, 1, 1, (7.2, 6.0), subplot_kw={"projection": "polar"}) as axes:
+    with figure(path, 1, 1, (7.2, 6.4), subplot_kw={"projection": "polar"}) as axes:
         axis = axes[0, 0]
         axis.set_theta_offset(np.pi / 2)
         axis.set_theta_direction(-1)
         axis.set_ylim(0, 1)
         axis.set_yticks([0.25, 0.5, 0.75, 1], labels=[])
         axis.spines["polar"].set_color(FAINT)
-        labels = [f"{_title(result)}\n{_shown(result.score)}" for result in shown]
-        axis.set_xticks(angles, labels=labels, color=INK, fontweight="bold")
-        axis.tick_params(axis="x", pad=14)
+        axis.set_xticks(angles, labels=[])
+        for angle, result in zip(angles, shown, strict=True):
+            side = round(float(np.sin(angle)), 3)
+            aligned = "center" if abs(side) < 0.1 else "left" if side > 0 else "right"
+            words = f"{_title(result)}\n{_shown(result.score)}"
+            axis.text(angle, 1.09, words, ha=aligned, va="center", color=INK, fontweight="bold")
         for name, row in rows.items():
             values = np.array([np.nan if row[key] is None else row[key] / best[key] for key in names])
             _polygon(axis, angles, values, label=name, color=colours[name], linewidth=1.2, alpha=0.9)
         values = np.array([own[key] / best[key] for key in names])
         _polygon(axis, angles, values, label=model, color=RED, linewidth=2.4)
         axis.fill(angles, values, color=RED, alpha=0.1)
-        axis.legend(loc="upper left", bbox_to_anchor=(1.08, 1.1))
-        axis.figure.supxlabel("Rim: the best score of all rows on that benchmark; middle: 0", color=SOFT, fontsize=8)
+        axis.figure.legend(loc="outside lower center", ncols=len(rows) + 1, title=RADAR_NOTE, title_fontsize=8)
     return True
 
 
