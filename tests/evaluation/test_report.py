@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_eve.evaluation.benchmarks import BENCHMARKS
+from lit_eve.evaluation.published import NAMES, PUBLISHED
+from lit_eve.evaluation.report import write_report
+from lit_eve.evaluation.results import Result
+
+
+def results(names=tuple(BENCHMARKS), **changes) -> list[Result]:
+    return [Result(name, name, 0.6 * BENCHMARKS[name].top, {"a/b": 1.25}, 10, 10, 10, **changes) for name in names]
+
+
+def test_the_papers_numbers_belong_to_the_benchmarks():
+    assert NAMES == tuple(BENCHMARKS)
+    assert all(row.keys() == BENCHMARKS.keys() for row in PUBLISHED.values())
+    for row in PUBLISHED.values():
+        assert all(score is None or 0 < score < BENCHMARKS[name].top for name, score in row.items())
+    assert PUBLISHED["EVE-7B"]["mme"] == 1217.3 and PUBLISHED["LLaVA-1.5 7B"]["vizwiz"] == 50.0  # table 3
+
+
+def test_the_table_has_a_column_for_each_benchmark_and_the_papers_rows(tmp_path):
+    write_report(results(), "mine", tmp_path)
+    rows = list(csv.reader((tmp_path / "results.csv").open()))
+    assert rows[0] == ["model", *(benchmark.title for benchmark in BENCHMARKS.values()), "notes"]
+    assert [row[0] for row in rows[1:]] == ["mine", "EVE-7B", "EVE-7B (HD)", "Fuyu-8B (HD)", "LLaVA-1.5 7B"]
+    assert rows[1][1:] == ["60.0"] * 6 + ["1200.0"] + ["60.0"] * 3 + [""]
+    assert rows[4][1:] == ["74.2", "", "", "", "", "74.1", "728.6", "10.7", "", "21.4", ""]
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    table = [line for line in lines[:9] if line.startswith("|")]
+    assert len(table) == 7 and len({line.count("|") for line in table}) == 1
+    assert "| Fuyu-8B (HD) | 74.2 | - | - | - | - | 74.1 | 728.6 | 10.7 | - | 21.4 |" in table
+    assert "SEED there is of images and videos" in "\n".join(lines)
+    assert json.loads((tmp_path / "results.json").read_text())["results"][0]["scores"] == {"a/b": 1.25}
+
+
+def test_what_a_reader_must_know_stands_below_the_table(tmp_path):
+    (partial,) = results(["gqa"], notes=["partial: 9 of 10 questions, 1 problems"], problems=["x.jsonl, line 3: no JSON"])
+    waiting = Result("vizwiz:test", "vizwiz", None, {}, 10, 10, 8000, ["to be handed in"], submission=["submissions/v.json"])
+    write_report([partial, waiting], "mine", tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "| **mine** | **60.0**\\* | **-**\\* |" in text
+    assert "- \\* GQA: partial: 9 of 10 questions" in text and "- GQA: x.jsonl, line 3: no JSON" in text
+    assert "[`submissions/v.json`](submissions/v.json)" in text
+    assert "GQA: partial: 9 of 10 questions, 1 problems; VizWiz test: to be handed in" not in text  # a line for each
+    assert not (tmp_path / "radar.png").exists() and "radar" not in text
+
+
+@pytest.mark.parametrize("count", [3, 10])
+def test_the_radar_shows_the_model(tmp_path, count):
+    shown = results(tuple(BENCHMARKS)[:count])
+    written = write_report(shown, "mine", tmp_path)
+    assert tmp_path / "radar.png" in written
+    with Image.open(tmp_path / "radar.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    red = (abs(pixels - [0xC0, 0x39, 0x2B]).sum(-1) < 30).sum()  # the model's line
+    write_report([Result(**{**vars(result), "score": 0.01}) for result in shown], "mine", tmp_path)
+    with Image.open(tmp_path / "radar.png") as image:
+        smaller = np.asarray(image.convert("RGB")).astype(int)
+    assert red > 2 * (abs(smaller - [0xC0, 0x39, 0x2B]).sum(-1) < 30).sum()
