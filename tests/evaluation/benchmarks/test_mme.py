@@ -129,6 +129,7 @@ def test_a_subset_keeps_the_two_questions_of_an_image(files):
         ("Is it?\tYes\nIs it not?\n", "color/col0001.txt, line 2: not a question, a tab, and Yes or No: 'Is it not[?]'"),
         ("Is it?\tYes\nIs it not?\tMaybe\n", "color/col0001.txt, line 2: not a question, a tab, and Yes or No"),
         ("Is it?\tYes\nIs\tit not?\tNo\n", "color/col0001.txt, line 2: not a question, a tab, and Yes or No"),
+        ("Is it?\tYes\n?\nIs it not?\tNo\n", "color/col0001.txt, line 2: not a question, a tab, and Yes or No: '[?]'$"),
         ("Is it?\tYes\n", "color/col0001.txt: there must be two questions about an image, not 1"),
         ("", "color/col0001.txt: there must be two questions about an image, not 0"),
         ("Is it?\tYes\n" * 3, "color/col0001.txt: there must be two questions about an image, not 3"),
