@@ -1,60 +1,52 @@
-"""SEED-Bench: multiple choice in twelve dimensions, nine of them on images (Li et al. 2023, arXiv 2307.16125)."""
+"""SEED-Bench: multiple choice about images in nine dimensions, and videos in three (Li et al. 2023, arXiv 2307.16125)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_eve.errors import ConfigError
 from lit_eve.evaluation.benchmarks.base import LETTERS, Benchmark, Question, Source, options_prompt
-from lit_eve.evaluation.benchmarks.files import Problems, checked, read_json
+from lit_eve.evaluation.benchmarks.files import Problems, checked, read_entries, read_json
 from lit_eve.evaluation.metrics import SEEDBench as SEEDBenchMetric
 from lit_eve.evaluation.metrics import SEEDBenchReference
 
-FILE = "SEED-Bench.json"
+FILES = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench/resolve/main"
+ANNOTATIONS = "SEED-Bench.json"
 IMAGES = "SEED-Bench-image"
-DATASET = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
-KEYS = {"question_id": str, "question": str, "answer": str, "data_id": str, "data_type": str, "question_type_id": int}
-KEYS |= dict.fromkeys(CHOICES, str)
+COMMON_KEYS = {"data_type": str, "question_id": str}
+IMAGE_KEYS = {"answer": str, "data_id": str, "question": str, "question_type_id": int, **dict.fromkeys(CHOICES, str)}
 
 
 class SEEDBench(Benchmark):
-    """Questions about images; those about videos are passed over, as EVE does."""
+    """The questions about images; those about videos are passed over, as by EVE.
+
+    Ids are whole numbers, which EVE's scorer needs in an answer file; in the annotations they are text.
+    """
 
     name = "seedbench"
-    title = "SEED"
+    title = "SEED-Bench"
     sources = (
-        Source(FILE, "10 MB", DATASET),
-        Source(IMAGES, "27 GB", f"{DATASET}, SEED-Bench-image.zip"),
+        Source(ANNOTATIONS, "19,242 questions, 14,233 of them about images", f"{FILES}/{ANNOTATIONS}"),
+        Source(IMAGES, "the images of 14,233 questions", f"{FILES}/{IMAGES}.zip"),
     )
     splits = ("image",)
-    sizes = {"image": 14_233}
+    sizes = {"image": 14233}
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
-        content = read_json(folder / FILE, dict)
-        if not (isinstance(content.get("question_type"), dict) and isinstance(content.get("questions"), list)):
-            raise ConfigError(f"{folder / FILE} is not the official file: it lacks 'question_type' or the list 'questions'")
-        dimensions = {number: name for name, number in content["question_type"].items()}
-        for number, row in enumerate(content["questions"], 1):
-            place = f"{FILE}, entry {number}"
-            if isinstance(row, dict) and row.get("data_type") == "video":
-                continue
-            if (row := checked(row, KEYS, place, problems)) is None:
-                continue
-            if row["answer"] not in LETTERS[: len(CHOICES)] or len(row["answer"]) != 1:
-                problems.note(place, f"the answer {row['answer']!r} is none of {', '.join(LETTERS[: len(CHOICES)])}")
-            elif row["question_type_id"] not in dimensions:
-                problems.note(place, f"there is no question_type {row['question_type_id']}")
-            elif not row["question_id"].isdecimal():
-                problems.note(place, f"the question_id {row['question_id']!r} is no number")
-            else:
+        """The names of the dimensions are those of the file: other tools number two of them the other way round."""
+        path = folder / ANNOTATIONS
+        dimensions = _dimensions(path)
+        for _, place, row in read_entries(path, COMMON_KEYS, problems, "questions"):
+            if _is_image_question(row, dimensions, place, problems):
                 yield Question(
-                    id=int(row["question_id"]),  # EVE's scorer looks answers up by numbers
+                    id=int(row["question_id"]),
                     prompt=options_prompt(row["question"], [row[choice] for choice in CHOICES]),
                     images=(folder / IMAGES / row["data_id"],),
-                    reference=SEEDBenchReference(row["answer"], dimensions[row["question_type_id"]]),
+                    reference=SEEDBenchReference(dimensions[row["question_type_id"]], row["answer"]),
                     place=place,
                 )
 
@@ -62,9 +54,36 @@ class SEEDBench(Benchmark):
         return SEEDBenchMetric({question.id: question.reference for question in questions})
 
     def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
-        """``seedbench.jsonl`` for the leaderboard, as LLaVA writes it."""
+        """``seedbench.jsonl`` for the leaderboard, in the format of LLaVA's script; of the questions about images alone."""
+        rows = [{"question_id": str(question.id), "prediction": answers[question.id]} for question in questions]
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "seedbench.jsonl"
-        asked = [question.id for question in questions if question.id in answers]
-        rows = [{"question_id": str(id), "prediction": answers[id]} for id in asked]
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return [path]
+
+
+def _dimensions(path: Path) -> dict[int, str]:
+    """Names by id."""
+    found = read_json(path, dict).get("question_type")
+    if not isinstance(found, dict) or not all(isinstance(id, int) for id in found.values()):
+        raise ConfigError(f"{path} is not the official file: it has no object 'question_type' with the ids of the dimensions")
+    return {id: name for name, id in found.items()}
+
+
+def _is_image_question(row: Mapping[str, Any], dimensions: Mapping[int, str], place: str, problems: Problems) -> bool:
+    """Whether it is to be asked; what is wrong with it is noted."""
+    if row["data_type"] == "video":
+        return False
+    if row["data_type"] != "image":
+        problems.note(place, f"data_type {row['data_type']!r} is none of image, video")
+    elif not row["question_id"].isdecimal():
+        problems.note(place, f"question_id {row['question_id']!r} is no number; only those about videos have letters")
+    elif checked(row, IMAGE_KEYS, place, problems) is None:
+        pass  # noted
+    elif row["question_type_id"] not in dimensions:
+        problems.note(place, f"question_type_id {row['question_type_id']} is none of those in 'question_type'")
+    elif row["answer"] not in LETTERS[: len(CHOICES)] or len(row["answer"]) != 1:
+        problems.note(place, f"answer {row['answer']!r} is none of {', '.join(LETTERS[: len(CHOICES)])}")
+    else:
+        return True
+    return False

@@ -1,4 +1,4 @@
-"""MME: yes/no questions, two about every image, in fourteen tasks (Fu et al. 2023, arXiv 2306.13394)."""
+"""MME: two yes/no questions an image, in ten tasks of perception and four of cognition (Fu et al. 2023, arXiv 2306.13394)."""
 
 from __future__ import annotations
 
@@ -8,34 +8,48 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean
+from lit_eve.evaluation.metrics.base import BenchmarkMetric
 
-PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 YES, NO, OTHER = 1.0, 0.0, -1.0
-PREFIX = 4  # characters of an answer that are looked at
 
 
 class MMEReference(NamedTuple):
-    """The task, the image (both of its questions have the same, and no other image of the task), and whether yes is right."""
+    """The task (``existence``), the image, which two questions of the task share, and the right answer: yes or no."""
 
     task: str
-    image: Hashable
-    is_yes: bool
+    image: str
+    label: str
 
 
 class MME(BenchmarkMetric):
-    """Points: of a task 100 x accuracy + 100 x the share of images of which both answers are right.
+    """Points: ``perception``, 2,000 at most, the sum of its tasks' ``score/...``; ``cognition``, 800, if its tasks are there.
 
-    ``perception``, the sum over its ten tasks, at most 2000, is the reported one; ``cognition`` over four, where they are
-    asked; ``score/TASK``, ``accuracy/TASK``, ``accuracy_plus/TASK`` (percent) and ``other/TASK``, how many answers are neither
-    yes nor no. Questions without an answer are left out, images with only one answer out of ``accuracy_plus``.
+    A task's score is the percentage of right answers, ``accuracy/...``, and that of images with both answers right,
+    ``accuracy_plus/...``. ``precision/...`` and ``recall/...`` of "yes" are over the answers that are yes or no;
+    ``other/...`` is the percentage of those that are neither, which are wrong.
+
+    An image with one answer, or one question, is left out, for both scorers stop there; so is a task without a whole image. A
+    sum over fewer tasks is not comparable with others; over none it is nan.
 
     Args:
         references: see :class:`BenchmarkMetric`.
-        rules: ``official``: the tool eval_tool.zip: yes or no must be among the first four characters of the line's last field,
-            so that "not sure" and "know" are a no. ``lmms_eval``: outer blanks and full stops are passed over, and ``y`` and
-            ``n`` are understood.
+        rules: ``eve_tool`` (MME's eval_tool/calculation.py, which EVE uses): an answer is yes or no if the word is among its
+            first four characters, yes before no: ``not sure`` is no, ``eyes`` is yes, and ``  yes``, after two blanks,
+            neither. The tool reads the end of the line too; that changes nothing.
+            ``lmms_eval``: outer blanks and full stops are taken away first, and ``y`` and ``n`` are known.
     """
 
     headline = "perception"
@@ -43,7 +57,7 @@ class MME(BenchmarkMetric):
     def __init__(
         self,
         references: Mapping[Hashable, MMEReference],
-        rules: Literal["official", "lmms_eval"] = "official",
+        rules: Literal["eve_tool", "lmms_eval"] = "eve_tool",
         **kwargs: Any,
     ) -> None:
         super().__init__(references, **kwargs)
@@ -51,30 +65,52 @@ class MME(BenchmarkMetric):
 
     def rate(self, reference: MMEReference, answer: str) -> float:
         """`YES`, `NO` or `OTHER`."""
-        answer = answer.lower()
+        text = answer.lower()
         if self.rules == "lmms_eval":
-            answer = answer.strip().replace(".", "")
-            answer = {"y": "yes", "n": "no"}.get(answer, answer)
-        return YES if "yes" in answer[:PREFIX] else NO if "no" in answer[:PREFIX] else OTHER
+            text = text.strip().replace(".", "")
+            text = {"y": "yes", "n": "no"}.get(text, text)
+        start = text[:4]
+        return YES if "yes" in start else NO if "no" in start else OTHER
 
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
-        """The totals, and the scores of each task."""
-        rows: list[MMEReference] = list(self.references.values())
-        found = values[:, 0]
-        right = 100 * (found == torch.tensor([YES if row.is_yes else NO for row in rows])).double()
+        """The sums, then each task."""
+        references: list[MMEReference] = list(self.references.values())
+        labels = torch.tensor([YES if reference.label == "yes" else NO for reference in references], dtype=torch.double)
+        pairs = self._pairs(references, answered)
         scores: dict[str, float] = {}
-        for task in dict.fromkeys(row.task for row in rows):
-            chosen = answered & torch.tensor([row.task == task for row in rows])
-            images: dict[Hashable, list[float]] = {}
-            for place in chosen.nonzero().flatten().tolist():
-                images.setdefault(rows[place].image, []).append(float(right[place]))
-            both = [min(pair) for pair in images.values() if len(pair) > 1]
-            accuracy, plus = mean(right, chosen), sum(both) / len(both) if both else float("nan")
-            scores |= {f"score/{task}": accuracy + plus, f"accuracy/{task}": accuracy, f"accuracy_plus/{task}": plus}
-            scores[f"other/{task}"] = int((chosen & (found == OTHER)).sum())
-        totals = {
-            name: sum(scores[f"score/{task}"] for task in tasks if f"score/{task}" in scores)
-            for name, tasks in (("perception", PERCEPTION), ("cognition", COGNITION))
-            if name == self.headline or any(f"score/{task}" in scores for task in tasks)
-        }
-        return totals | scores
+        for task in (*PERCEPTION, *COGNITION):
+            if task in pairs:
+                rows = torch.tensor(pairs[task])  # (images, 2)
+                scores |= {f"{name}/{task}": score for name, score in _task_scores(values[rows, 0], labels[rows]).items()}
+        sums = {"perception": [scores[f"score/{task}"] for task in PERCEPTION if task in pairs]}
+        sums["cognition"] = [scores[f"score/{task}"] for task in COGNITION if task in pairs]
+        total = {name: sum(points) for name, points in sums.items() if points}
+        return {"perception": float("nan"), **total, **scores}
+
+    def _pairs(self, references: list[MMEReference], answered: Tensor) -> dict[str, list[list[int]]]:
+        """Of each task, the places of the two questions of each image."""
+        images: dict[tuple[str, str], list[int]] = {}
+        for place, (reference, known) in enumerate(zip(references, answered.tolist(), strict=True)):
+            if known:
+                images.setdefault((reference.task, reference.image), []).append(place)
+        pairs: dict[str, list[list[int]]] = {}
+        for (task, _), places in images.items():
+            if len(places) == 2:
+                pairs.setdefault(task, []).append(places)
+        return pairs
+
+
+def _task_scores(parsed: Tensor, labels: Tensor) -> dict[str, float]:
+    """Scores of one task; both tensors are (images, 2) float64."""
+    right = parsed == labels
+    accuracy, both = 100 * float(right.double().mean()), 100 * float(right.all(dim=1).double().mean())
+    hits = float((right & (labels == YES)).sum())
+    yeses, wanted = float((parsed == YES).sum()), float(((labels == YES) & (parsed != OTHER)).sum())
+    return {
+        "score": accuracy + both,
+        "accuracy": accuracy,
+        "accuracy_plus": both,
+        "precision": 100 * hits / max(yeses, 1),
+        "recall": 100 * hits / max(wanted, 1),
+        "other": 100 * float((parsed == OTHER).double().mean()),
+    }

@@ -1,57 +1,60 @@
-"""SEED-Bench: multiple choice in twelve dimensions, nine of them on images (Li et al. 2023, arXiv 2307.16125)."""
+"""SEED-Bench: multiple choice about images and videos, in twelve dimensions (Li et al. 2023, arXiv 2307.16125)."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean, mean_by
 
-Rules: TypeAlias = Literal["eve", "eve_tolerant", "lmms_eval"]
-
 
 class SEEDBenchReference(NamedTuple):
-    """The right letter, the dimension, and whether the question is about an image (else a video)."""
+    """What is asked about (``Spatial Relation``), the letter of the right choice, and whether it is about an image."""
 
-    answer: str
     dimension: str
-    is_image: bool = True
+    answer: str
+    data_type: Literal["image", "video"] = "image"
 
 
 class SEEDBench(BenchmarkMetric):
-    """Accuracy in percent: ``image``, the reported one; ``video`` and ``all`` where there are videos; ``dimension/...``.
+    """Accuracy in percent: ``image`` and ``dimension/...``; where there are questions about videos, ``video`` and ``all`` too.
 
     Args:
         references: see :class:`BenchmarkMetric`.
-        rules: ``eve``: the answer is the letter and nothing else (eve/eval/eval_seed.py). ``eve_tolerant``: it begins with the
-            letter (the same script with ``-t``, which stops at an empty answer; here that is wrong). ``lmms_eval``: it begins
-            with the letter, in any casing and after blanks. A question without an answer is wrong, but for ``lmms_eval``, which
-            leaves it out.
+        rules: ``eve`` (scripts/convert_seed_for_submission.py): the answer must be the letter and nothing else.
+            ``eve_tolerant`` (the script's option, which EVE does not use): it must begin with the letter. An empty answer, at
+            which the script stops, is wrong. With both, a question without an answer counts as wrong.
+            ``lmms_eval``: it must begin with the letter, in any casing, after blanks; over the questions with an answer.
     """
 
     headline = "image"
 
-    def __init__(self, references: Mapping[Hashable, SEEDBenchReference], rules: Rules = "eve", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        references: Mapping[Hashable, SEEDBenchReference],
+        rules: Literal["eve", "eve_tolerant", "lmms_eval"] = "eve",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(references, **kwargs)
         self.rules = rules
 
     def rate(self, reference: SEEDBenchReference, answer: str) -> float:
-        """1 if it is right."""
+        """1 or 0."""
         if self.rules == "lmms_eval":
-            return float(answer.strip()[:1].lower() == reference.answer.lower())
-        return float((answer[:1] if self.rules == "eve_tolerant" else answer) == reference.answer)
+            answer = answer.strip().upper()
+        return float((answer if self.rules == "eve" else answer[:1]) == reference.answer)
 
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
-        """Accuracies over images, videos, all, and of each dimension."""
-        rows: list[SEEDBenchReference] = list(self.references.values())
-        right = 100 * values[:, 0]
+        """``image``, ``video`` and ``all``, then the dimensions."""
+        references: list[SEEDBenchReference] = list(self.references.values())
+        points = 100 * values[:, 0]
         counted = answered if self.rules == "lmms_eval" else torch.ones_like(answered)
-        is_image = torch.tensor([row.is_image for row in rows])
-        scores = {"image": mean(right, counted & is_image)}
+        is_image = torch.tensor([reference.data_type == "image" for reference in references], dtype=torch.bool)
+        scores = {"image": mean(points, counted & is_image)}
         if not is_image.all():
-            scores |= {"video": mean(right, counted & ~is_image), "all": mean(right, counted)}
-        by = mean_by([row.dimension for row in rows], right, counted)
-        return scores | {f"dimension/{name}": score for name, score in by.items()}
+            scores |= {"video": mean(points, counted & ~is_image), "all": mean(points, counted)}
+        dimensions = mean_by([reference.dimension for reference in references], points, counted)
+        return scores | {f"dimension/{name}": score for name, score in dimensions.items()}
