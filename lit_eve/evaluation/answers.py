@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def read_answers(path: Path, task: Task, problems: Problems) -> dict[Hashable, s
     places: dict[Hashable, str] = {}
     answers: dict[Hashable, str] = {}
     for place, row in read_lines(path, KEYS, problems):
-        question = find(row)
+        question = find(row, answers)
         if question is None:
             problems.note(place, f"there is no question {row['question_id']!r}")
         elif not isinstance(row["text"], str):
@@ -96,7 +96,7 @@ class AnswerStore:
         for path in [self.path, *self._parts()]:
             if path.exists():
                 for _, row in read_lines(path, KEYS, Problems()):  # a line that a kill cut off is no answer
-                    question = find(row)
+                    question = find(row, answers)
                     if question is not None and row.get("prompt") == question.prompt:
                         answers.setdefault(question.id, row["text"])
         return answers
@@ -133,16 +133,19 @@ def _line(question: Question, answer: str, model: str) -> bytes:
     return json.dumps(record(question, answer, model), ensure_ascii=False).encode() + b"\n"
 
 
-def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any]], Question | None]:
-    """Finds the question of a line: by its id; where the official ids are not unique, by its prompt too."""
+def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any], Collection[Hashable]], Question | None]:
+    """Finds the question of a line: by its id; where the official ids are not unique, by its prompt too.
+
+    Of several that are alike in both, it is the first that has no answer so far.
+    """
     by_id: dict[str, list[Question]] = {}
     for question in questions:
         by_id.setdefault(str(record(question, "", "")["question_id"]), []).append(question)
 
-    def find(row: Mapping[str, Any]) -> Question | None:
+    def find(row: Mapping[str, Any], answered: Collection[Hashable]) -> Question | None:
         found = by_id.get(str(row["question_id"]), [])
         if len(found) > 1:
             found = [question for question in found if question.prompt == row.get("prompt")]
-        return found[0] if found else None
+        return next((question for question in found if question.id not in answered), found[0] if found else None)
 
     return find

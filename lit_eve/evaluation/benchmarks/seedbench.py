@@ -16,6 +16,7 @@ from lit_eve.evaluation.metrics import SEEDBenchReference
 FILES = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench/resolve/main"
 ANNOTATIONS = "SEED-Bench.json"
 IMAGES = "SEED-Bench-image"
+TWICE = 49914  # two questions of the official file have this id
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 COMMON_KEYS = {"data_type": str, "question_id": str}
 IMAGE_KEYS = {"answer": str, "data_id": str, "question": str, "question_type_id": int, **dict.fromkeys(CHOICES, str)}
@@ -24,7 +25,9 @@ IMAGE_KEYS = {"answer": str, "data_id": str, "question": str, "question_type_id"
 class SEEDBench(Benchmark):
     """The questions about images; those about videos are passed over, as by EVE.
 
-    Ids are whole numbers, which EVE's scorer needs in an answer file; in the annotations they are text.
+    Ids are whole numbers, which EVE's scorer needs in an answer file; in the annotations they are text. Two questions have the
+    id 49914. The second is known here as ``49914#2``; in answer files and submissions both are 49914. EVE's scorer takes the
+    answer to the second for both; here each has its own.
     """
 
     name = "seedbench"
@@ -40,14 +43,17 @@ class SEEDBench(Benchmark):
         """The names of the dimensions are those of the file: other tools number two of them the other way round."""
         path = folder / ANNOTATIONS
         dimensions = _dimensions(path)
+        ids_of_two = iter((TWICE, f"{TWICE}#2"))
         for _, place, row in read_entries(path, COMMON_KEYS, problems, "questions"):
             if _is_image_question(row, dimensions, place, problems):
+                number = int(row["question_id"])
                 yield Question(
-                    id=int(row["question_id"]),
+                    id=next(ids_of_two, number) if number == TWICE else number,
                     prompt=options_prompt(row["question"], [row[choice] for choice in CHOICES]),
                     images=(folder / IMAGES / row["data_id"],),
                     reference=SEEDBenchReference(dimensions[row["question_type_id"]], row["answer"]),
                     place=place,
+                    fields={"question_id": number},
                 )
 
     def metric(self, questions: Sequence[Question]) -> SEEDBenchMetric:
@@ -55,7 +61,9 @@ class SEEDBench(Benchmark):
 
     def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
         """``seedbench.jsonl`` for the leaderboard, in the format of LLaVA's script; of the questions about images alone."""
-        rows = [{"question_id": str(question.id), "prediction": answers[question.id]} for question in questions]
+        rows = [
+            {"question_id": str(question.fields["question_id"]), "prediction": answers[question.id]} for question in questions
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "seedbench.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))

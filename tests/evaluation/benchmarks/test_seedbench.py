@@ -3,8 +3,9 @@ import json
 import pytest
 
 from lit_eve.errors import ConfigError, LitEveError
-from lit_eve.evaluation.answers import read_answers
+from lit_eve.evaluation.answers import AnswerStore, read_answers
 from lit_eve.evaluation.benchmarks import BENCHMARKS, Problems
+from lit_eve.evaluation.benchmarks.seedbench import TWICE
 from lit_eve.evaluation.tasks import Task
 from tests.evaluation.golden import expected, inputs
 
@@ -67,6 +68,40 @@ def test_answer_files_of_eve_are_read(files, tmp_path):
     answers = read_answers(path, Task(SEEDBENCH, "image", questions, questions, Problems()), problems)
     assert answers == {row["question_id"]: row["text"] for row in rows}
     assert problems.lines == ["seedbench.jsonl: 1 of 44 questions have no answer: 700020"]
+
+
+@pytest.mark.parametrize("same_prompt", [False, True])
+def test_the_two_official_questions_of_one_id_are_both_asked_read_and_submitted(files, tmp_path, same_prompt):
+    content = json.loads((files / ANNOTATIONS).read_text())
+    first, second, *_, last = content["questions"]
+    for entry in (first, second):
+        entry["question_id"] = str(TWICE)
+    if same_prompt:
+        second["question"] = first["question"]
+    (files / ANNOTATIONS).write_text(json.dumps(content))
+    questions = SEEDBENCH.questions(files)
+    assert [question.id for question in questions[:3]] == [TWICE, f"{TWICE}#2", 700002]
+    task = Task(SEEDBENCH, "image", questions, questions, Problems())
+    answers = {question.id: f"answer {place}" for place, question in enumerate(questions)}
+    store = AnswerStore(tmp_path / "predictions", task, "m")
+    store.append(questions, list(answers.values()))
+    assert store.known() == answers
+    store.merge(answers)
+    assert store.known() == answers
+    rows = [json.loads(line) for line in store.path.read_text().splitlines()]
+    assert [row["question_id"] for row in rows[:3]] == [TWICE, TWICE, 700002]
+    problems = Problems()
+    assert read_answers(store.path, task, problems) == answers and not problems
+    (path,) = SEEDBENCH.submit(questions, answers, tmp_path / "out")
+    assert [json.loads(line)["question_id"] for line in path.read_text().splitlines()[:3]] == [str(TWICE)] * 2 + ["700002"]
+    with store.path.open("a") as file:
+        file.write(json.dumps(rows[0]) + "\n")
+    read_answers(store.path, task, problems)
+    assert f"question {TWICE} is answered twice, first in seedbench.jsonl, line 1" in str(problems)
+    last |= first  # a third one is a fault
+    (files / ANNOTATIONS).write_text(json.dumps(content))
+    with pytest.raises(LitEveError, match=f"question {TWICE} is there twice, first in .* entry 1"):
+        SEEDBENCH.questions(files)
 
 
 @pytest.mark.parametrize(
