@@ -10,6 +10,8 @@ turns, ``--rounds`` times, as machines have better and worse moments; of each si
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import os
@@ -62,7 +64,8 @@ def measure(module: LitEve, options: argparse.Namespace, batch_size: int) -> tup
             enable_progress_bar=False,
             use_distributed_sampler=False,
         )
-        trainer.test(module, data, verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # the table
+            trainer.test(module, data, verbose=False)
         answers = {path.name: path.read_text() for path in sorted(Path(folder, "predictions").glob("*.jsonl"))}
     return sum(text.count("\n") for text in answers.values()), clock.seconds, answers
 

@@ -66,5 +66,5 @@ def _reference(row: Mapping, place: str, problems: Problems) -> GQAReference | N
             row["isBalanced"],
         )
     except (KeyError, TypeError) as error:
-        problems.note(place, f"'types', 'groups' or 'semantic' are not as in the official file ({error!r})")
+        problems.note(place, f"'types', 'groups' or 'semantic' are not as in the official file ({error})")
         return None
