@@ -178,3 +178,16 @@ def test_data_format_examples(tmp_path, monkeypatch):
         if dtype := re.search(r"u?int\d+", kind):
             assert str(batch[name].dtype) == f"torch.{dtype[0]}", name
             assert batch[name].dim() == len([part for part in re.match(r"\((.*?)\)", kind)[1].split(",") if part.strip()]), name
+
+
+def test_the_files_of_all_benchmarks_are_listed_with_their_sources():
+    from lit_eve.evaluation.benchmarks import BENCHMARKS
+
+    table = README[README.index("| folder | files in it |") :].split("\n\n")[0]
+    for benchmark in BENCHMARKS.values():
+        assert f"| `{benchmark.name}` |" in table
+        for source in benchmark.sources:
+            assert f"`{source.path}" in table, source.path
+            assert source.url.split(":", 2)[1].lstrip("/").partition(" ")[0].rstrip(",") in table, source.url
+        for size in list(benchmark.sizes.values())[:1]:
+            assert f"{size:,}" in table

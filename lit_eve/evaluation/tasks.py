@@ -87,7 +87,7 @@ def find_tasks(names: str | Sequence[str], data: str | Path) -> list[tuple[Bench
         except ConfigError as error:
             missing.append(str(error))
     if missing:
-        raise ConfigError("; ".join(missing) + ". docs/evaluation.md lists all files; --benchmarks names those to evaluate")
+        raise ConfigError("; ".join(missing) + ". the README lists all files; --benchmarks names those to evaluate")
     if len({task_name(*task) for task in tasks}) < len(tasks):
         raise ConfigError(f"a benchmark is named twice: {', '.join(asked)}")
     order = list(BENCHMARKS)

@@ -25,9 +25,9 @@ class ScienceQA(Benchmark):
     name = "scienceqa"
     title = "SQA-IMG"
     sources = (
-        Source(PROBLEMS, "32 MB", REPOSITORY),
-        Source(SPLITS, "0.2 MB", REPOSITORY),
-        Source("images/test", "0.2 GB, 2,017 images", "https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip"),
+        Source(PROBLEMS, "21,208 questions of all splits", REPOSITORY),
+        Source(SPLITS, "ids of the splits", REPOSITORY),
+        Source("images/test", "2,017 images", "https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip"),
     )
     sizes = {"test": 4241}
     max_new_tokens = 1024
