@@ -154,9 +154,10 @@ class EveDataModule(LightningDataModule):
         loader, self._resumed = self._resumed or self._train_loader(), None
         return loader
 
-    def val_dataloader(self) -> list[PackedLoader | DataLoader]:
+    def val_dataloader(self) -> PackedLoader | list[PackedLoader | DataLoader]:
         own = [self._evaluation_loader("validation")] if self.sources["validation"] else []
-        return own + (self.benchmarks.val_dataloader() if self.benchmarks is not None else [])
+        loaders = own + (self.benchmarks.val_dataloader() if self.benchmarks is not None else [])
+        return loaders[0] if loaders == own and own else loaders
 
     def test_dataloader(self) -> PackedLoader:
         return self._evaluation_loader("test")
