@@ -9,7 +9,7 @@ Two are files of text documents, all others are shards of samples in LLaVA's con
     validation_questions, test_questions
                                         one question per image, with its ``type`` and ``answer`` as metadata
 
-No layout of a validation or test scene occurs in any training set.
+No layout of a validation or test scene, or of a scene of the miniature benchmarks, occurs in any training set.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from lit_eve.data.shards import ShardWriter
 from lit_eve.errors import ConfigError
-from lit_eve.nano.language import Ledger, Question, ask, caption, document
+from lit_eve.nano.benchmark_items import benchmark_scenes
+from lit_eve.nano.language import caption, document, glyph_map
 from lit_eve.nano.progress import is_done, mark_done, write_atomically
+from lit_eve.nano.prompts import CONTEXT, Turn, bare, conversation
+from lit_eve.nano.questions import Ledger, Question, ask
 from lit_eve.nano.scenes import Scene, SceneSpec, png, scenes
 
 HELD_OUT = ("test_questions", "test_captions", "validation_questions", "validation_captions", "validation_text")
@@ -36,7 +38,13 @@ CAPTIONS = ("prealign", "pretrain", "validation_captions", "test_captions")
 DOCUMENTS = "documents.jsonl"
 WITHOUT_QUESTIONS = 0.6  # share of the text documents that hold a caption or facts instead of questions
 TRAINING_SLACK = 30  # how far an answer may run ahead of the others in a training set; see Ledger
-TRAINING_WEIGHTS = {"count_by_attribute": 2.0, "relation": 2.0, "place": 2.0}  # what is learnt late is asked more often
+TRAINING_WEIGHTS = {
+    **{"count_by_attribute": 2.0, "relation": 2.0, "place": 2.0},  # what is learnt late is asked more often
+    **{"verify_count": 0.5, "both": 0.25, "either": 0.25, "compare": 0.3},  # what only benchmarks ask, more seldom
+    **{"verify_colour": 0.3, "verify_shape": 0.3, "verify_size": 0.3, "verify_place": 0.6},
+    **{"choose_colour": 0.3, "choose_shape": 0.3},
+}
+WITHOUT_IMAGE = 0.04  # share of the conversations about a map of words instead of an image
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ def make_world(run_dir: str | Path, settings: WorldSettings = WorldSettings()) -
     if not missing:
         return data
     held_out = frozenset(scene.layout for name in HELD_OUT for scene, _ in chosen(name, settings))
+    held_out |= {scene.layout for scene in benchmark_scenes(settings.seed, settings.scenes)}
     jobs = [(data / name, name, settings, frozenset() if name in HELD_OUT else held_out) for name in reversed(missing)]
     if settings.workers == 1:
         for job in jobs:
@@ -104,15 +113,24 @@ def make_world(run_dir: str | Path, settings: WorldSettings = WorldSettings()) -
 def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset) -> None:
     """Write one data set."""
     samples = chosen(name, settings, forbidden)
+    rng = random.Random(f"{name}/{settings.seed}")
+
+    def turns(scene: Scene, asked: list[Question]) -> list[Turn]:
+        return conversation(scene, asked, rng) if asked and name in TRAINING else bare(asked)
+
     if name.endswith("text"):
-        rng = random.Random(f"{name}/{settings.seed}")
-        lines = (json.dumps({"text": document(scene, asked, rng)}) for scene, asked in samples)
+        lines = (json.dumps({"text": document(scene, turns(scene, asked), rng)}) for scene, asked in samples)
         write_atomically(folder / DOCUMENTS, "\n".join(lines) + "\n")
     else:
         with ShardWriter(folder) as shards:
-            rng = random.Random(f"{name}/{settings.seed}")
             for index, (scene, asked) in enumerate(samples):
-                shards.write(_record(f"{name}-{index:06d}", scene, asked, rng), [png(scene)])
+                texts = turns(scene, asked) or [Turn("", caption(scene, rng))]
+                has_image = name != "finetune" or rng.random() >= WITHOUT_IMAGE
+                view = "<image>" if has_image else f"{CONTEXT} {glyph_map(scene)}"
+                record = {"id": f"{name}-{index:06d}", "conversations": _messages(view, texts)}
+                if len(asked) == 1:
+                    record |= {"type": asked[0].type, "answer": asked[0].answer}
+                shards.write(record, [png(scene)] if has_image else [])
     mark_done(folder, settings)
 
 
@@ -141,10 +159,8 @@ def chosen(name: str, settings: WorldSettings, forbidden: Collection[tuple] = ()
             return
 
 
-def _record(key: str, scene: Scene, asked: list[Question], rng: random.Random) -> dict[str, Any]:
-    """A sample in LLaVA's format; where there is one question, its type and answer become metadata."""
-    turns = [(question.text, question.answer) for question in asked] or [("", caption(scene, rng))]
-    turns[0] = f"<image>\n{turns[0][0]}".strip(), turns[0][1]
-    conversation = [{"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)]
-    metadata = {"type": asked[0].type, "answer": asked[0].answer} if len(asked) == 1 else {}
-    return {"id": key, "conversations": conversation, **metadata}
+def _messages(view: str, turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """A conversation in LLaVA's format, about what stands in front of its first question."""
+    first, *later = turns
+    turns = [first._replace(text=f"{view}\n{first.text}".strip()), *later]
+    return [{"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)]

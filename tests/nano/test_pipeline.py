@@ -19,8 +19,8 @@ import yaml
 from PIL import Image
 
 from lit_eve.cli import main
-from lit_eve.nano.language import TYPES
 from lit_eve.nano.pipeline import CONFIG
+from lit_eve.nano.questions import TYPES
 
 STEPS = ["world", "language_model", "teacher", "1_prealign", "2_pretrain", "3_finetune", "model", "evaluation", "report"]
 SMALL: dict[str, dict[str, Any]] = {
