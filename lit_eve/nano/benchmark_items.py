@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from io import BytesIO
 from itertools import islice
@@ -76,13 +77,13 @@ class Draft:
                 return found[:size]
         raise self.too_many(size)
 
-    def pairs(self, type: str, size: int, accept: Callable[[str], bool]) -> list[tuple[Scene, tuple[Question, Question]]]:
+    def pairs(self, type: str, size: int, pattern: str = "") -> list[tuple[Scene, tuple[Question, Question]]]:
         """Scenes with two questions each, the first to be answered by yes and the second by no.
 
         Args:
             type: of the questions.
             size: how many scenes.
-            accept: which questions, by their text.
+            pattern: found in the text of each question.
 
         Raises:
             ConfigError: the pool does not hold so many.
@@ -90,7 +91,7 @@ class Draft:
         ledger = Ledger(weights=dict.fromkeys(TYPES, 0.0) | {type: 1.0})
         found: list[tuple[Scene, tuple[Question, Question]]] = []
         for _, scene in self.shuffled_scenes():
-            candidates = [question for question in questions(scene, type) if accept(question.text)]
+            candidates = [question for question in questions(scene, type) if re.search(pattern, question.text)]
             self.rng.shuffle(candidates)
             admitted = (filter(ledger.admits, (q for q in candidates if q.answer == answer)) for answer in YES_NO)
             yes, no = (next(questions, None) for questions in admitted)
@@ -147,10 +148,10 @@ def gqa_program(item: Item) -> dict[str, Any]:
         steps.append(("query", [0], "name" if type == "shape" else attribute))
     elif structural == "choose":
         steps.append((f"choose {'name' if type == 'choose_shape' else attribute}", [0], f"{words[-3]}|{words[-1]}"))
-    elif type.startswith("verify"):
-        steps.append((f"verify {attribute}", [0], words[-1]))
-    elif type == "exist":
-        steps += [("exist", [0], "?")]
+    elif type.startswith("exist"):
+        filters = {"exist_size": words[3], "exist_place": words[-1]}
+        steps += [(f"filter {attribute}", [0], filters[type])] if type in filters else []
+        steps += [("exist", [len(steps) - 1], "?")]
     else:
         steps += [("exist", [0], "?"), ("select", [], f"{named[-1]} (-)"), ("exist", [2], "?")]
         steps += [({"both": "and", "either": "or", "compare": "more"}[type], [1, 3], "")]
@@ -164,10 +165,8 @@ def gqa_program(item: Item) -> dict[str, Any]:
 
 GQA_TYPES = {
     "exist": ("verify", "obj"),
-    "verify_colour": ("verify", "attr"),
-    "verify_shape": ("verify", "cat"),
-    "verify_size": ("verify", "attr"),
-    "verify_place": ("verify", "rel"),
+    "exist_size": ("verify", "attr"),
+    "exist_place": ("verify", "rel"),
     "colour": ("query", "attr"),
     "shape": ("query", "cat"),
     "size": ("query", "attr"),

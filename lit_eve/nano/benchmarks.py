@@ -23,10 +23,16 @@ from lit_eve.nano.language import glyph_map
 from lit_eve.nano.prompts import HINT, LETTERS, UNANSWERABLE, options_of, random_words, unanswerable, with_ocr
 from lit_eve.nano.questions import ALL_ANSWERS, Question
 from lit_eve.nano.scenes import Scene, SceneSpec
+from lit_eve.nano.world import WorldSettings
 
 BENCHMARKS: dict[str, Callable[[Draft], None]] = {}
 NUMBERS = ("zero", "one", "two", "three", "four")
 ATTRIBUTES = ("colour", "shape", "size")
+
+
+def make_benchmarks(run_dir: str | Path, settings: WorldSettings) -> Path:
+    """Write the ten of a world to ``run_dir/benchmarks``."""
+    return write_benchmarks(Path(run_dir) / "benchmarks", settings.benchmarks, settings.seed, settings.scenes)
 
 
 def write_benchmarks(folder: str | Path, questions: int = 100, seed: int = 0, spec: SceneSpec | None = None) -> Path:
@@ -89,8 +95,8 @@ def vqav2(draft: Draft) -> None:
 @_benchmark
 def gqa(draft: Draft) -> None:
     """Questions with their programs; testdev is balanced as a whole."""
-    types = ("exist", "colour", "shape", "size", "place", "choose_colour", "choose_shape", "both", "either", "compare")
-    types += ("verify_colour", "verify_shape", "verify_size", "verify_place")
+    types = ("exist", "exist_size", "exist_place", "colour", "shape", "size", "place", "choose_colour", "choose_shape")
+    types += ("both", "either", "compare")
     asked = {}
     for index, item in enumerate(draft.items(types, turns=2)):
         key = f"20{index:07d}"
@@ -226,29 +232,29 @@ def pope(draft: Draft) -> None:
         draft.lines(f"coco/coco_pope_{split}.json", records[: draft.size // 2 * 2])
 
 
-MME_TASKS: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "existence": ("exist", lambda text: text.split()[-1] != "shape?" and len(text.split()) == 4),
-    "count": ("verify_count", lambda text: True),
-    "position": ("verify_place", lambda text: True),
-    "color": ("verify_colour", lambda text: True),
-    "posters": ("verify_shape", lambda text: True),
-    "celebrity": ("verify_size", lambda text: True),
-    "scene": ("exist", lambda text: text.endswith("shape?")),
-    "landmark": ("exist", lambda text: not text.endswith("shape?") and len(text.split()) == 5),
-    "artwork": ("both", lambda text: True),
-    "OCR": ("either", lambda text: True),
+MME_TASKS: dict[str, tuple[str, str]] = {
+    "existence": ("exist", r"is there a (circle|square|triangle|cross)\?"),
+    "count": ("verify_count", ""),
+    "position": ("exist_place", r" in row-\d"),
+    "color": ("exist", r"is there a \w+ (?!shape)\w+\?"),
+    "posters": ("exist", r"is there a \w+ shape\?"),
+    "celebrity": ("exist_size", ""),
+    "scene": ("compare", ""),
+    "landmark": ("exist_place", r" in column-\d"),
+    "artwork": ("both", ""),
+    "OCR": ("either", ""),
 }
-"""Perception: the type of question of each task, and which of that type."""
+"""Perception: the type of question of each task, and the pattern of those that are asked."""
 MME_NESTED = ("artwork", "celebrity", "landmark", "posters", "scene")  # images and questions lie in folders of their own
 
 
 @_benchmark
 def mme(draft: Draft) -> None:
     """Perception: of each image two questions, one to be answered by yes and one by no."""
-    for task, (type, accept) in MME_TASKS.items():
+    for task, (type, pattern) in MME_TASKS.items():
         root = f"MME_Benchmark_release_version/{task}"
         images, texts = (f"{root}/images", f"{root}/questions_answers_YN") if task in MME_NESTED else (root, root)
-        items = draft.pairs(type, max(1, draft.size // (2 * len(MME_TASKS))), accept)
+        items = draft.pairs(type, max(1, draft.size // (2 * len(MME_TASKS))), pattern)
         for index, (scene, pair) in enumerate(items, 1):
             draft.image(f"{images}/{index:04d}.jpg", scene)
             lines = (f"{Item(0, scene, q).text} Please answer yes or no.\t{q.answer.capitalize()}\n" for q in pair)

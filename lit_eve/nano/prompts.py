@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lit_eve.nano.questions import ALL_ANSWERS, FAMILIES, Question
+from lit_eve.nano.questions import ALL_ANSWERS, FAMILIES, TYPES, Question
 from lit_eve.nano.scenes import COLOURS, SHAPES, SIZES, Scene
 
 SHORT = "Answer the question using a single word or phrase."
@@ -18,13 +18,14 @@ UNSURE = "When the provided information is insufficient, respond with 'Unanswera
 LETTER = "Answer with the option's letter from the given choices directly."
 OCR = "Reference OCR token:"
 CONTEXT = "Context:"
-FORMAT_SENTENCES = (SHORT, UNSURE, LETTER, OCR, CONTEXT)
+FORMATS = (f"\n{SHORT}", f"\n{UNSURE}", f"\n{LETTER}", f"\n{OCR}", CONTEXT)
 LETTERS = "ABCD"
 UNANSWERABLE = "unanswerable"
 
-FORMS = {"bare": 0.3, "short": 0.3, "letter": 0.3, "unsure": 0.07, "ocr": 0.03}
+FORMS = {"bare": 0.4, "short": 0.27, "letter": 0.25, "unsure": 0.05, "ocr": 0.03}
 """Shares of the forms among the conversations of training sets."""
-LETTER_TURNS = 4  # questions of a conversation in multiple choice: their options make them long
+LETTER_TYPES = (*TYPES, "compare")
+LETTER_TURNS = 5  # questions of a conversation in multiple choice: their options make them long
 UNSURE_SHARE = 0.4  # of the questions of a conversation in which they may be unanswerable
 HINT = "this is an image of shapes."
 HINT_SHARE = 0.2  # of the conversations in multiple choice begin with a hint
@@ -87,12 +88,23 @@ def bare(asked: Sequence[Question]) -> list[Turn]:
     return [Turn(question.text, question.answer) for question in asked]
 
 
+def exercise(rng: random.Random) -> list[Turn]:
+    """Finding a word among options: multiple choice without anything to see."""
+    turns = []
+    for type in rng.choices(TYPES, k=LETTER_TURNS):
+        question = Question(type, "", rng.choice(ALL_ANSWERS[type]))
+        options = options_of(question, rng)
+        turns.append(Turn(with_options(question.answer, options), LETTERS[options.index(question.answer)]))
+    return turns
+
+
 def conversation(scene: Scene, asked: Sequence[Question], rng: random.Random) -> list[Turn]:
     """The questions, in a form drawn from `FORMS`; in that of VizWiz, unanswerable ones take the place of some."""
     form = rng.choices(list(FORMS), list(FORMS.values()))[0]
-    if form == "letter":
+    several = [question for question in asked if question.type in LETTER_TYPES]
+    if form == "letter" and several:
         turns = []
-        for question in asked[:LETTER_TURNS]:
+        for question in several[:LETTER_TURNS]:
             options = options_of(question, rng)
             turns.append(Turn(with_options(question.text, options), LETTERS[options.index(question.answer)]))
         if rng.random() < HINT_SHARE:
@@ -103,5 +115,7 @@ def conversation(scene: Scene, asked: Sequence[Question], rng: random.Random) ->
         strange = unanswerable(scene)
         asked = [rng.choice(strange) if rng.random() < UNSURE_SHARE else question for question in asked]
     turns = bare(asked)
-    put = {"bare": str, "short": short, "unsure": unsure, "ocr": lambda text: with_ocr(text, random_words(rng))}[form]
+    put = {"bare": str, "letter": str, "short": short, "unsure": unsure, "ocr": lambda text: with_ocr(text, random_words(rng))}[
+        form
+    ]
     return [turns[0]._replace(text=put(turns[0].text)), *turns[1:]]

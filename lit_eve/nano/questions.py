@@ -34,21 +34,16 @@ MORE_ANSWERS: dict[str, tuple[str, ...]] = {
     "both": YES_NO,
     "either": YES_NO,
     "compare": YES_NO,
-    "verify_colour": YES_NO,
-    "verify_shape": YES_NO,
-    "verify_size": YES_NO,
-    "verify_place": YES_NO,
+    "exist_size": YES_NO,
+    "exist_place": YES_NO,
     "choose_colour": tuple(COLOURS),
     "choose_shape": SHAPES,
 }
 """What training sets and the miniature benchmarks ask besides."""
 ALL_ANSWERS = ANSWERS | MORE_ANSWERS
 FAMILIES = (
-    ("exist", "count", "count_by_attribute", "verify_count", "both", "either", "compare"),
-    (
-        *("colour", "shape", "size", "relation", "place"),
-        *("verify_colour", "verify_shape", "verify_size", "verify_place", "choose_colour", "choose_shape"),
-    ),
+    ("exist", "count", "count_by_attribute", "verify_count", "both", "either", "compare", "exist_size", "exist_place"),
+    ("colour", "shape", "size", "relation", "place", "choose_colour", "choose_shape"),
 )
 """The second family's questions speak of things that are there, which would answer those of the first."""
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
@@ -83,6 +78,8 @@ def questions(scene: Scene, type: str) -> Iterator[Question]:
                 yield Question(type, f"how many {name} are there?", str(count))
     elif type == "relation":
         yield from _relations(scene)
+    elif type in ("exist_size", "exist_place"):
+        yield from _exist_with(scene, type)
     elif type in FAMILIES[0]:
         yield from _about_all(things, type)
     elif type in ("colour", "shape"):
@@ -96,27 +93,33 @@ def questions(scene: Scene, type: str) -> Iterator[Question]:
 
 
 def _about_one(scene: Scene, type: str, attribute: str, name: str, thing: Thing) -> Iterator[Question]:
-    """Questions about a thing that one attribute names; of yes and no there are as many."""
-    kind, _, asked = type.rpartition("_")
+    """Questions about a thing that one attribute names."""
     if type == "size":
         yield Question(type, f"how large is the {name}?", thing.size)
     elif type == "place":
         yield Question(type, f"where is the {name}?", scene.place(thing))
-    elif type == "verify_place":
-        for words, at, length in ((ROWS, thing.row, scene.rows), (COLUMNS, thing.column, scene.columns)):
-            other = (at + 1 + (thing.row + thing.column) % (length - 1)) % length
-            yield Question(type, f"is the {name} in {words[at]}?", "yes")
-            yield Question(type, f"is the {name} in {words[other]}?", "no")
-    elif asked != attribute:
-        is_it = "is the {name} {article}{value}?"
+    elif type.removeprefix("choose_") != attribute:
+        asked = type.removeprefix("choose_")
         article = "a " if asked == "shape" else ""
         true, false = getattr(thing, asked), _other_value(scene, asked, thing)
-        if kind == "verify":
-            yield Question(type, is_it.format(name=name, article=article, value=true), "yes")
-            yield Question(type, is_it.format(name=name, article=article, value=false), "no")
-        else:
-            for value in (f"{true} or {article}{false}", f"{false} or {article}{true}"):
-                yield Question(type, is_it.format(name=name, article=article, value=value), true)
+        for one, other in ((true, false), (false, true)):
+            yield Question(type, f"is the {name} {article}{one} or {article}{other}?", true)
+
+
+def _exist_with(scene: Scene, type: str) -> Iterator[Question]:
+    """Whether a colour or shape that is there occurs in one size, or in one row or column."""
+    for attribute in ("colour", "shape"):
+        for value in sorted({getattr(thing, attribute) for thing in scene.things}):
+            name = value if attribute == "shape" else f"{value} shape"
+            those = [thing for thing in scene.things if getattr(thing, attribute) == value]
+            if type == "exist_size":
+                for size in SIZES:
+                    yield Question(type, f"is there a {size} {name}?", _yes(any(thing.size == size for thing in those)))
+            else:
+                for words, length, axis in ((ROWS, scene.rows, "row"), (COLUMNS, scene.columns, "column")):
+                    for at in range(length):
+                        there = any(getattr(thing, axis) == at for thing in those)
+                        yield Question(type, f"is there a {name} in {words[at]}?", _yes(there))
 
 
 def _about_all(things: Sequence[Thing], type: str) -> Iterator[Question]:

@@ -6,7 +6,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from lit_eve.nano.language import ASSISTANT, USER, vocabulary
-from lit_eve.nano.prompts import FORMAT_SENTENCES, LETTERS
+from lit_eve.nano.prompts import FORMATS, LETTERS
+from lit_eve.nano.questions import ALL_ANSWERS
 
 SPECIAL = ("<unk>", "<s>", "<pad>", "</s>", "<image>")  # CLIP takes the id 2 of an end token for a known mistake: </s> is 3
 CHAT_TEMPLATE = """\
@@ -34,14 +35,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     benchmarks' sentences about the form of an answer, which never vary, and the capital letters of options.
     Decoding puts one space between words and none before punctuation.
     """
-    words = [*SPECIAL, "\n", USER, ASSISTANT, *FORMAT_SENTENCES, *LETTERS, "?", ",", ".", ";", *vocabulary()]
+    first_words = dict.fromkeys(answer.split()[0] for answers in ALL_ANSWERS.values() for answer in answers)
+    options = (f"\n{letter}. {word}" for letter in LETTERS for word in first_words)
+    whole = ["\n", USER, ASSISTANT, *FORMATS, *options]
+    words = [*SPECIAL, *whole, *LETTERS, "?", ",", ".", ";", *vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+(-\w+)*|[^\w\s]"), behavior="removed", invert=True)
     tokenizer.decoder = decoders.WordPiece(prefix="<never>", cleanup=True)  # joins by spaces, none before punctuation
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words.index("<s>"))])
     tokenizer.add_special_tokens([AddedToken(word, normalized=False) for word in SPECIAL])
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("\n", USER, ASSISTANT, *FORMAT_SENTENCES)])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in whole])
     tokenizer.add_tokens([AddedToken(letter, normalized=False, single_word=True) for letter in LETTERS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -28,7 +28,7 @@ from lit_eve.errors import ConfigError
 from lit_eve.nano.benchmark_items import benchmark_scenes
 from lit_eve.nano.language import caption, document, glyph_map
 from lit_eve.nano.progress import is_done, mark_done, write_atomically
-from lit_eve.nano.prompts import CONTEXT, Turn, bare, conversation
+from lit_eve.nano.prompts import CONTEXT, Turn, bare, conversation, exercise
 from lit_eve.nano.questions import Ledger, Question, ask
 from lit_eve.nano.scenes import Scene, SceneSpec, png, scenes
 
@@ -40,11 +40,10 @@ WITHOUT_QUESTIONS = 0.6  # share of the text documents that hold a caption or fa
 TRAINING_SLACK = 30  # how far an answer may run ahead of the others in a training set; see Ledger
 TRAINING_WEIGHTS = {
     **{"count_by_attribute": 2.0, "relation": 2.0, "place": 2.0},  # what is learnt late is asked more often
-    **{"verify_count": 0.5, "both": 0.25, "either": 0.25, "compare": 0.3},  # what only benchmarks ask, more seldom
-    **{"verify_colour": 0.3, "verify_shape": 0.3, "verify_size": 0.3, "verify_place": 0.6},
-    **{"choose_colour": 0.3, "choose_shape": 0.3},
+    **{"exist_size": 0.3, "exist_place": 0.4, "verify_count": 0.3, "compare": 0.2},  # what only benchmarks ask, more seldom
+    **{"both": 0.15, "either": 0.15, "choose_colour": 0.15, "choose_shape": 0.15},
 }
-WITHOUT_IMAGE = 0.04  # share of the conversations about a map of words instead of an image
+WITHOUT_IMAGE = 0.04  # share of the conversations about a map of words instead of an image, and of those about nothing
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class WorldSettings:
             give hints.
         validation: samples of each validation set.
         test: samples of each test set.
+        benchmarks: questions of each miniature benchmark; `write_benchmarks` writes them.
         workers: processes that draw.
     """
 
@@ -73,10 +73,11 @@ class WorldSettings:
     turns: int = 6
     validation: int = 256
     test: int = 1024
+    benchmarks: int = 100
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("text", "prealign", "pretrain", "finetune", "turns", "validation", "test", "workers"):
+        for name in ("text", "prealign", "pretrain", "finetune", "turns", "validation", "test", "benchmarks", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -95,8 +96,7 @@ def make_world(run_dir: str | Path, settings: WorldSettings = WorldSettings()) -
     missing = [name for name in (*HELD_OUT, *TRAINING) if not is_done(data / name, settings)]
     if not missing:
         return data
-    held_out = frozenset(scene.layout for name in HELD_OUT for scene, _ in chosen(name, settings))
-    held_out |= {scene.layout for scene in benchmark_scenes(settings.seed, settings.scenes)}
+    held_out = held_out_layouts(settings)
     jobs = [(data / name, name, settings, frozenset() if name in HELD_OUT else held_out) for name in reversed(missing)]
     if settings.workers == 1:
         for job in jobs:
@@ -108,6 +108,12 @@ def make_world(run_dir: str | Path, settings: WorldSettings = WorldSettings()) -
             for finished in [pool.submit(_make, *job) for job in jobs]:
                 finished.result()
     return data
+
+
+def held_out_layouts(settings: WorldSettings) -> frozenset[tuple]:
+    """The layouts of all scenes that no training set may hold."""
+    asked = (scene for name in HELD_OUT for scene, _ in chosen(name, settings))
+    return frozenset(scene.layout for scene in (*asked, *benchmark_scenes(settings.seed, settings.scenes)))
 
 
 def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset) -> None:
@@ -124,13 +130,13 @@ def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset
     else:
         with ShardWriter(folder) as shards:
             for index, (scene, asked) in enumerate(samples):
-                texts = turns(scene, asked) or [Turn("", caption(scene, rng))]
-                has_image = name != "finetune" or rng.random() >= WITHOUT_IMAGE
-                view = "<image>" if has_image else f"{CONTEXT} {glyph_map(scene)}"
+                view, texts = "<image>", turns(scene, asked) or [Turn("", caption(scene, rng))]
+                if name == "finetune" and (kind := rng.random()) < 2 * WITHOUT_IMAGE:
+                    view, texts = (f"{CONTEXT} {glyph_map(scene)}", texts) if kind < WITHOUT_IMAGE else ("", exercise(rng))
                 record = {"id": f"{name}-{index:06d}", "conversations": _messages(view, texts)}
                 if len(asked) == 1:
                     record |= {"type": asked[0].type, "answer": asked[0].answer}
-                shards.write(record, [png(scene)] if has_image else [])
+                shards.write(record, [png(scene)] if view == "<image>" else [])
     mark_done(folder, settings)
 
 
