@@ -20,7 +20,7 @@ from typing import Any
 
 from lit_eve.nano.benchmark_items import Draft, Item, benchmark_scenes, encoded, gqa_program
 from lit_eve.nano.language import glyph_map
-from lit_eve.nano.prompts import HINT, LETTERS, UNANSWERABLE, options_of, random_words, unanswerable, with_ocr
+from lit_eve.nano.prompts import HINT, LETTERS, UNANSWERABLE, options_of, random_words, turned, unanswerable, with_ocr
 from lit_eve.nano.questions import ALL_ANSWERS, Question
 from lit_eve.nano.scenes import Scene, SceneSpec
 from lit_eve.nano.world import WorldSettings
@@ -263,11 +263,11 @@ def mme(draft: Draft) -> None:
 
 MMBENCH = {
     "coarse_perception": ("image_scene", "count"),
-    "finegrained_perception (instance-level)": ("attribute_recognition", "colour"),
+    "finegrained_perception (instance-level)": ("attribute_recognition", "size"),
     "finegrained_perception (cross-instance)": ("attribute_comparison", "compare"),
-    "attribute_reasoning": ("identity_reasoning", "shape"),
-    "relation_reasoning": ("physical_relation", "relation"),
-    "logic_reasoning": ("structuralized_imagetext_understanding", "count_by_attribute"),
+    "attribute_reasoning": ("physical_property_reasoning", "exist_size"),
+    "relation_reasoning": ("physical_relation", "exist_place"),
+    "logic_reasoning": ("structuralized_imagetext_understanding", "both"),
 }
 """l2-category: (category, type of question)."""
 MMBENCH_COLUMNS = (
@@ -287,7 +287,7 @@ MMBENCH_COLUMNS = (
 
 @_benchmark
 def mmbench(draft: Draft) -> None:
-    """The legacy file: every question as often as it has options, which move on by one in each pass."""
+    """The legacy file: every question as often as it has options, two or four, which move on by one in each pass."""
     passes: list[list[dict[str, Any]]] = [[] for _ in LETTERS]
     per_kind = max(1, draft.size // len(MMBENCH))
     for l2_category, (category, type) in MMBENCH.items():
@@ -296,7 +296,7 @@ def mmbench(draft: Draft) -> None:
             row = {"question": item.text, "hint": HINT if index % 5 == 0 else "", "category": category, "source": "nano"}
             row |= {"l2-category": l2_category, "split": "dev", "image": base64.b64encode(encoded(item.scene, "JPEG")).decode()}
             for number in range(len(options)):
-                moved = options[len(options) - number :] + options[: len(options) - number]
+                moved = turned(options, number)
                 answer = LETTERS[moved.index(item.answer)]
                 choices = dict(zip(LETTERS, moved, strict=False))
                 passes[number].append({**row, "index": index + 1_000_000 * number, "answer": answer, **choices})

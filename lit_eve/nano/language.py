@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from lit_eve.nano.prompts import HINT, UNANSWERABLE, Turn, exercise
+from lit_eve.nano.prompts import HINT, UNANSWERABLE, Turn
 from lit_eve.nano.questions import ALL_ANSWERS, PLURALS
 from lit_eve.nano.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
 
 USER, ASSISTANT, END = "USER:", "ASSISTANT:", "</s>"  # the chat format
 PLACE_LAST = 0.4  # share of captions that name the place behind the thing
-FACTS, EXERCISES = 0.62, 0.12  # shares of the documents without questions; the others are captions
+FACTS = 0.65  # share of facts among the documents without questions; the others are captions
 
 
 def describe(thing: Thing) -> str:
@@ -55,7 +55,7 @@ def facts(scene: Scene, rng: random.Random) -> str:
 def chat(view: str, turns: Sequence[Turn]) -> str:
     """Questions and answers about what stands in front of the first question, in the words of the chat template."""
     text = "".join(f"{USER} {question} {ASSISTANT} {answer}{END}" for question, answer in turns)
-    return text.replace(f"{USER} ", f"{USER} {view}\n", 1) if view else text
+    return text.replace(f"{USER} ", f"{USER} {view}\n", 1)
 
 
 def document(scene: Scene, turns: Sequence[Turn], rng: random.Random) -> str:
@@ -68,10 +68,7 @@ def document(scene: Scene, turns: Sequence[Turn], rng: random.Random) -> str:
     view = glyph_map(scene)
     if turns:
         return chat(view, turns)
-    kind = rng.random()
-    if kind < EXERCISES:
-        return chat("", exercise(rng))
-    return f"{view}\n{facts(scene, rng)}\n" if kind < EXERCISES + FACTS else f"{view} {caption(scene, rng)}\n"
+    return f"{view}\n{facts(scene, rng)}\n" if rng.random() < FACTS else f"{view} {caption(scene, rng)}\n"
 
 
 def vocabulary() -> list[str]:

@@ -22,9 +22,9 @@ FORMATS = (f"\n{SHORT}", f"\n{UNSURE}", f"\n{LETTER}", f"\n{OCR}", CONTEXT)
 LETTERS = "ABCD"
 UNANSWERABLE = "unanswerable"
 
-FORMS = {"bare": 0.4, "short": 0.27, "letter": 0.25, "unsure": 0.05, "ocr": 0.03}
-"""Shares of the forms among the conversations of training sets."""
-LETTER_TYPES = (*TYPES, "compare")
+FORMS = {"bare": 0.48, "short": 0.26, "letter": 0.2, "unsure": 0.04, "ocr": 0.02}
+"""Shares of the forms among the conversations of the third stage."""
+LETTER_TYPES = (*TYPES, "compare", "both", "exist_size", "exist_place")
 LETTER_TURNS = 5  # questions of a conversation in multiple choice: their options make them long
 UNSURE_SHARE = 0.4  # of the questions of a conversation in which they may be unanswerable
 HINT = "this is an image of shapes."
@@ -59,12 +59,22 @@ def with_options(text: str, options: Sequence[str]) -> str:
     return f"{text}\n{lines}{LETTER}"
 
 
-def options_of(question: Question, rng: random.Random, most: int = len(LETTERS)) -> list[str]:
-    """The answer among others of its type, in any order: all of them, or ``most``."""
-    others = [answer for answer in ALL_ANSWERS[question.type] if answer != question.answer]
-    options = [question.answer, *rng.sample(others, min(most - 1, len(others)))]
-    rng.shuffle(options)
-    return options
+def options_of(question: Question, rng: random.Random) -> list[str]:
+    """At most four answers of the question's type in their usual order, neighbours where there are more; two in either order.
+
+    With four options in any order a model of this size stays at chance: finding a word among them, which has nothing to do
+    with images, takes more training than all the rest.
+    """
+    values = ALL_ANSWERS[question.type]
+    if len(values) <= len(LETTERS):
+        return turned(values, rng.randrange(2) if len(values) == 2 else 0)
+    start = values.index(question.answer) - rng.randrange(len(LETTERS))
+    return [values[(start + index) % len(values)] for index in range(len(LETTERS))]
+
+
+def turned(options: Sequence[str], passes: int) -> list[str]:
+    """The options after so many of MMBench's circular passes: in each the last becomes the first."""
+    return [*options[len(options) - passes :], *options[: len(options) - passes]]
 
 
 def random_words(rng: random.Random) -> list[str]:
@@ -86,16 +96,6 @@ def unanswerable(scene: Scene) -> list[Question]:
 def bare(asked: Sequence[Question]) -> list[Turn]:
     """As MM-Vet asks."""
     return [Turn(question.text, question.answer) for question in asked]
-
-
-def exercise(rng: random.Random) -> list[Turn]:
-    """Finding a word among options: multiple choice without anything to see."""
-    turns = []
-    for type in rng.choices(TYPES, k=LETTER_TURNS):
-        question = Question(type, "", rng.choice(ALL_ANSWERS[type]))
-        options = options_of(question, rng)
-        turns.append(Turn(with_options(question.answer, options), LETTERS[options.index(question.answer)]))
-    return turns
 
 
 def conversation(scene: Scene, asked: Sequence[Question], rng: random.Random) -> list[Turn]:

@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_eve.nano.language import ASSISTANT, USER, vocabulary
 from lit_eve.nano.prompts import FORMATS, LETTERS
-from lit_eve.nano.questions import ALL_ANSWERS
 
 SPECIAL = ("<unk>", "<s>", "<pad>", "</s>", "<image>")  # CLIP takes the id 2 of an end token for a known mistake: </s> is 3
 CHAT_TEMPLATE = """\
@@ -35,9 +34,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     benchmarks' sentences about the form of an answer, which never vary, and the capital letters of options.
     Decoding puts one space between words and none before punctuation.
     """
-    first_words = dict.fromkeys(answer.split()[0] for answers in ALL_ANSWERS.values() for answer in answers)
-    options = (f"\n{letter}. {word}" for letter in LETTERS for word in first_words)
-    whole = ["\n", USER, ASSISTANT, *FORMATS, *options]
+    whole = ["\n", USER, ASSISTANT, *FORMATS, *(f"\n{letter}." for letter in LETTERS)]
     words = [*SPECIAL, *whole, *LETTERS, "?", ",", ".", ";", *vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

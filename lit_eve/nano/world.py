@@ -28,7 +28,7 @@ from lit_eve.errors import ConfigError
 from lit_eve.nano.benchmark_items import benchmark_scenes
 from lit_eve.nano.language import caption, document, glyph_map
 from lit_eve.nano.progress import is_done, mark_done, write_atomically
-from lit_eve.nano.prompts import CONTEXT, Turn, bare, conversation, exercise
+from lit_eve.nano.prompts import CONTEXT, Turn, bare, conversation
 from lit_eve.nano.questions import Ledger, Question, ask
 from lit_eve.nano.scenes import Scene, SceneSpec, png, scenes
 
@@ -38,12 +38,13 @@ CAPTIONS = ("prealign", "pretrain", "validation_captions", "test_captions")
 DOCUMENTS = "documents.jsonl"
 WITHOUT_QUESTIONS = 0.6  # share of the text documents that hold a caption or facts instead of questions
 TRAINING_SLACK = 30  # how far an answer may run ahead of the others in a training set; see Ledger
-TRAINING_WEIGHTS = {
-    **{"count_by_attribute": 2.0, "relation": 2.0, "place": 2.0},  # what is learnt late is asked more often
-    **{"exist_size": 0.3, "exist_place": 0.4, "verify_count": 0.3, "compare": 0.2},  # what only benchmarks ask, more seldom
-    **{"both": 0.15, "either": 0.15, "choose_colour": 0.15, "choose_shape": 0.15},
+TRAINING_WEIGHTS = {"count_by_attribute": 2.0, "relation": 2.0, "place": 2.0}  # what is learnt late is asked more often
+FINETUNE_WEIGHTS = {
+    **TRAINING_WEIGHTS,
+    **{"exist_size": 0.1, "exist_place": 0.15, "verify_count": 0.1, "compare": 0.06},  # what only benchmarks ask, more seldom
+    **{"both": 0.06, "either": 0.06, "choose_colour": 0.06, "choose_shape": 0.06},
 }
-WITHOUT_IMAGE = 0.04  # share of the conversations about a map of words instead of an image, and of those about nothing
+WITHOUT_IMAGE = 0.03  # share of the conversations about a map of words instead of an image
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset
     rng = random.Random(f"{name}/{settings.seed}")
 
     def turns(scene: Scene, asked: list[Question]) -> list[Turn]:
-        return conversation(scene, asked, rng) if asked and name in TRAINING else bare(asked)
+        return conversation(scene, asked, rng) if name == "finetune" else bare(asked)
 
     if name.endswith("text"):
         lines = (json.dumps({"text": document(scene, turns(scene, asked), rng)}) for scene, asked in samples)
@@ -131,8 +132,8 @@ def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset
         with ShardWriter(folder) as shards:
             for index, (scene, asked) in enumerate(samples):
                 view, texts = "<image>", turns(scene, asked) or [Turn("", caption(scene, rng))]
-                if name == "finetune" and (kind := rng.random()) < 2 * WITHOUT_IMAGE:
-                    view, texts = (f"{CONTEXT} {glyph_map(scene)}", texts) if kind < WITHOUT_IMAGE else ("", exercise(rng))
+                if name == "finetune" and rng.random() < WITHOUT_IMAGE:
+                    view = f"{CONTEXT} {glyph_map(scene)}"
                 record = {"id": f"{name}-{index:06d}", "conversations": _messages(view, texts)}
                 if len(asked) == 1:
                     record |= {"type": asked[0].type, "answer": asked[0].answer}
@@ -148,7 +149,8 @@ def chosen(name: str, settings: WorldSettings, forbidden: Collection[tuple] = ()
         settings: the world's.
         forbidden: layouts that are left out.
     """
-    ledger = Ledger(slack=1) if name in HELD_OUT else Ledger(TRAINING_SLACK, TRAINING_WEIGHTS)
+    weights = FINETUNE_WEIGHTS if name == "finetune" else TRAINING_WEIGHTS
+    ledger = Ledger(slack=1) if name in HELD_OUT else Ledger(TRAINING_SLACK, weights)
     turns = 0 if name in CAPTIONS else 1 if name in HELD_OUT else settings.turns
     rng = random.Random(f"questions/{name}/{settings.seed}")
     found = 0

@@ -15,9 +15,9 @@ from lit_eve.nano.prompts import (
     UNANSWERABLE,
     bare,
     conversation,
-    exercise,
     options_of,
     short,
+    turned,
     unanswerable,
     unsure,
     with_ocr,
@@ -56,14 +56,22 @@ def test_prompts_are_the_official_ones():
     )
 
 
-def test_options_hold_the_answer_at_any_place():
+def test_options_are_neighbours_in_the_usual_order_with_the_answer_at_any_place():
     rng, places = random.Random(0), Counter()
+    values = ALL_ANSWERS["colour"]
     for _ in range(400):
         options = options_of(COLOUR, rng)
-        assert len(set(options)) == 4 and set(options) <= set(ALL_ANSWERS["colour"])
+        start = values.index(options[0])
+        assert options == [values[(start + index) % len(values)] for index in range(4)]
         places[options.index("red")] += 1
-    assert all(60 < places[place] < 140 for place in range(4))
-    assert sorted(options_of(Question("exist", "is there a circle?", "no"), rng)) == ["no", "yes"]
+    assert set(places) == {0, 1, 2, 3} and all(60 < count < 140 for count in places.values())
+    either = {tuple(options_of(Question("exist", "is there a circle?", "no"), rng)) for _ in range(20)}
+    assert either == {("yes", "no"), ("no", "yes")}
+    assert options_of(Question("count", "how many shapes are there?", "3"), rng) == ["1", "2", "3", "4"]
+
+
+def test_options_turn_as_in_circular_passes():
+    assert [turned("ABCD", passes) for passes in range(4)] == [list("ABCD"), list("DABC"), list("CDAB"), list("BCDA")]
 
 
 def test_what_cannot_be_answered_is_about_what_is_not_there():
@@ -114,9 +122,3 @@ def test_some_questions_of_vizwiz_cannot_be_answered():
                     named = [shape for shape in SHAPES if f"the {shape}?" in text]
                     assert not any(thing.shape in named for thing in scene.things)
     assert 0.25 < answers[True] / answers.total() < 0.6
-
-
-def test_exercises_ask_for_the_letter_of_a_word():
-    for text, letter in exercise(random.Random(0)):
-        word, *options, sentence = text.splitlines()
-        assert f"{letter}. {word}" in options and sentence == LETTER

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lit_eve.nano.language import document
-from lit_eve.nano.prompts import LETTER, LETTERS, bare, conversation, short, unsure, with_ocr, with_options
+from lit_eve.nano.prompts import LETTER, LETTERS, conversation, short, unsure, with_ocr, with_options
 from lit_eve.nano.questions import ALL_ANSWERS, ANSWERS, Ledger, ask
 from lit_eve.nano.scenes import scenes
 from lit_eve.nano.tokenizer import make_tokenizer
@@ -30,7 +30,7 @@ def test_it_knows_every_word_of_the_world(tokenizer):
     ledger, rng = Ledger(slack=100, weights=dict.fromkeys(ALL_ANSWERS, 1.0)), random.Random(0)
     for scene in islice(scenes("a", 0), 600):
         asked = ask(scene, rng, ledger, len(ALL_ANSWERS))
-        for turns in (conversation(scene, asked, rng), bare(asked), []):
+        for turns in (conversation(scene, asked, rng), []):
             assert tokenizer.unk_token_id not in tokenizer(document(scene, turns, rng)).input_ids
     assert set(ledger.asked.values()) != {0.0}
 
@@ -38,7 +38,7 @@ def test_it_knows_every_word_of_the_world(tokenizer):
 def test_formats_and_letters_are_one_token_each(tokenizer):
     prompt = with_options("what colour is the circle?", ["red", "blue"])
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(prompt, add_special_tokens=False).input_ids)
-    assert tokens == ["what", "colour", "is", "the", "circle", "?", "\nA. red", "\nB. blue", f"\n{LETTER}"]
+    assert tokens == ["what", "colour", "is", "the", "circle", "?", "\nA.", "red", "\nB.", "blue", f"\n{LETTER}"]
     for form in (short, unsure, lambda text: with_ocr(text, ["red", "cross"])):
         ids = tokenizer(form("where is the red shape?"), add_special_tokens=False).input_ids
         assert len(ids) <= 11 and tokenizer.unk_token_id not in ids
