@@ -136,33 +136,6 @@ def encoded(scene: Scene, format: str) -> bytes:
     return buffer.getvalue()
 
 
-def gqa_program(item: Item) -> dict[str, Any]:
-    """GQA's ``types``, ``groups`` and program (``semantic``, ``semanticStr``) of a question."""
-    type, words = item.question.type, item.question.text.rstrip("?").split()
-    structural, semantic = GQA_TYPES[type]
-    attribute = type.rpartition("_")[2]
-    names = {word: word for word in (*SHAPES, *COLOURS)} | {plural: shape for shape, plural in PLURALS.items()}
-    named = [names[word] for word in words if word in names]
-    steps: list[tuple[str, list[int], str]] = [("select", [], f"{named[0]} (-)")]
-    if structural == "query":
-        steps.append(("query", [0], "name" if type == "shape" else attribute))
-    elif structural == "choose":
-        steps.append((f"choose {'name' if type == 'choose_shape' else attribute}", [0], f"{words[-3]}|{words[-1]}"))
-    elif type.startswith("exist"):
-        filters = {"exist_size": words[3], "exist_place": words[-1]}
-        steps += [(f"filter {attribute}", [0], filters[type])] if type in filters else []
-        steps += [("exist", [len(steps) - 1], "?")]
-    else:
-        steps += [("exist", [0], "?"), ("select", [], f"{named[-1]} (-)"), ("exist", [2], "?")]
-        steps += [({"both": "and", "either": "or", "compare": "more"}[type], [1, 3], "")]
-    return {
-        "types": {"structural": structural, "semantic": semantic, "detailed": type},
-        "groups": {"global": attribute if structural in ("query", "choose") else None, "local": f"{len(words):02d}-{named[0]}"},
-        "semantic": [{"operation": op, "dependencies": after, "argument": argument} for op, after, argument in steps],
-        "semanticStr": "->".join(f"{op}: {argument}{after or ''}" for op, after, argument in steps),
-    }
-
-
 GQA_TYPES = {
     "exist": ("verify", "obj"),
     "exist_size": ("verify", "attr"),
@@ -178,3 +151,33 @@ GQA_TYPES = {
     "compare": ("compare", "obj"),
 }
 """Structural and semantic type."""
+
+
+def gqa_program(item: Item) -> dict[str, Any]:
+    """GQA's ``types``, ``groups`` and program (``semantic``, ``semanticStr``) of a question."""
+    type, words = item.question.type, item.question.text.rstrip("?").split()
+    structural, semantic = GQA_TYPES[type]
+    attribute = type.rpartition("_")[2]
+    names = {word: word for word in (*SHAPES, *COLOURS)} | {plural: shape for shape, plural in PLURALS.items()}
+    named = [names[word] for word in words if word in names]
+    steps: list[tuple[str, list[int], str]] = [("select", [], f"{named[0]} (-)")]
+    if structural == "query":
+        steps.append(("query", [0], "name" if type == "shape" else attribute))
+    elif structural == "choose":
+        steps.append((f"choose {'name' if type == 'choose_shape' else attribute}", [0], f"{words[-3]}|{words[-1]}"))
+    elif type.startswith("exist"):
+        filters = {"colour": named[0] if len(named) == 2 else None, "size": words[3], "place": words[-1]}
+        steps = [("select", [], f"{named[-1]} (-)")]
+        kind = "colour" if type == "exist" else attribute
+        if filters[kind]:
+            steps.append((f"filter {kind}", [0], filters[kind]))
+        steps.append(("exist", [len(steps) - 1], "?"))
+    else:
+        steps += [("exist", [0], "?"), ("select", [], f"{named[-1]} (-)"), ("exist", [2], "?")]
+        steps += [({"both": "and", "either": "or", "compare": "more"}[type], [1, 3], "")]
+    return {
+        "types": {"structural": structural, "semantic": semantic, "detailed": type},
+        "groups": {"global": attribute if structural in ("query", "choose") else None, "local": f"{len(words):02d}-{named[0]}"},
+        "semantic": [{"operation": op, "dependencies": after, "argument": argument} for op, after, argument in steps],
+        "semanticStr": "->".join(f"{op}: {argument} {after or ''}".strip() for op, after, argument in steps),
+    }

@@ -98,6 +98,9 @@ def test_gqa(folder: Path) -> None:
         for index, step in enumerate(question["semantic"]):
             assert set(step) == {"operation", "dependencies", "argument"}
             assert all(earlier < index for earlier in step["dependencies"])
+        if re.fullmatch(r"Is there a red (circle|square|triangle|cross)\?", question["question"]):
+            shape = question["question"].split()[-1].rstrip("?")
+            assert question["semanticStr"] == f"select: {shape} (-)->filter colour: red [0]->exist: ? [1]"
     structural = Counter(question["types"]["structural"] for question in questions.values())
     assert set(structural) == {"verify", "query", "choose", "logical", "compare"}
     assert {question["types"]["semantic"] for question in questions.values()} == {"attr", "cat", "global", "obj", "rel"}
