@@ -22,7 +22,7 @@ FORMATS = (f"\n{SHORT}", f"\n{UNSURE}", f"\n{LETTER}", f"\n{OCR}", CONTEXT)
 LETTERS = "ABCD"
 UNANSWERABLE = "unanswerable"
 
-FORMS = {"bare": 0.58, "short": 0.24, "letter": 0.12, "unsure": 0.04, "ocr": 0.02}
+FORMS = {"bare": 0.56, "short": 0.24, "letter": 0.12, "unsure": 0.04, "ocr": 0.04}
 """Shares of the forms among the conversations of the third stage."""
 LETTER_TYPES = (*TYPES, "compare", "both", "exist_size", "exist_place")
 LETTER_TURNS = 5  # questions of a conversation in multiple choice: their options make them long

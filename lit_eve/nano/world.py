@@ -40,7 +40,7 @@ WITHOUT_QUESTIONS = 0.6  # share of the text documents that hold a caption or fa
 TRAINING_SLACK = 30  # how far an answer may run ahead of the others in a training set; see Ledger
 TRAINING_WEIGHTS = {"count_by_attribute": 2.0, "relation": 2.0, "place": 2.0}  # what is learnt late is asked more often
 FINETUNE_WEIGHTS = {
-    **TRAINING_WEIGHTS,
+    **{**TRAINING_WEIGHTS, "count_by_attribute": 3.0},
     **{"exist_size": 0.1, "exist_place": 0.15, "verify_count": 0.1, "compare": 0.06},  # what only benchmarks ask, more seldom
     **{"both": 0.06, "either": 0.06, "choose_colour": 0.06, "choose_shape": 0.06},
 }
