@@ -1,6 +1,6 @@
 """``lit-eve nano``: from nothing to a trained, evaluated miniature EVE, in steps that survive any interruption.
 
-    world -> language_model, teacher -> 1_prealign -> 2_pretrain -> 3_finetune -> model -> evaluation -> report
+    world, benchmarks -> language_model, teacher -> 1_prealign -> 2_pretrain -> 3_finetune -> model -> evaluation -> report
 
 A stage is run by what ``train.py fit`` calls, with the YAML that a researcher would pass to it. It runs in this process:
 nothing goes on training when this process is killed, and torch is imported once. Hence on one device; the others would be
@@ -105,6 +105,7 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
     Raises:
         ConfigError: a file is missing, or holds a key or value that the world, language model or teacher does not know.
     """
+    from lit_eve.nano.benchmarks import make_benchmarks
     from lit_eve.nano.beside import beside
     from lit_eve.nano.language_model import LanguageModelSettings, train_language_model
     from lit_eve.nano.progress import read_settings
@@ -128,6 +129,8 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
         return add(name, title, partial(work, output, settings), *after, settings=asdict(settings), **kwargs)
 
     world = add_own("world", "make the miniature world", WorldSettings, make_world, file="world.yaml", folder="data")
+    title = "write the miniature benchmarks"
+    add_own("benchmarks", title, WorldSettings, make_benchmarks, world, file="world.yaml")
 
     def train_both(output: Path, settings: LanguageModelSettings) -> None:
         if journal.is_done(teacher):
@@ -249,7 +252,7 @@ def environment() -> dict[str, Any]:
 def _seconds(journal: Journal, steps: Sequence[Step]) -> dict[str, float]:
     """What each step took, over all attempts; what making data and training took; the total."""
     seconds = {step.name: journal.seconds(step) for step in steps}
-    training = sum(seconds[name] for name in ("world", "language_model", "teacher", *STAGES))
+    training = sum(seconds[name] for name in ("world", "benchmarks", "language_model", "teacher", *STAGES))
     return {**seconds, "data_and_training": round(training, 2), "total": round(sum(seconds.values()), 2)}
 
 

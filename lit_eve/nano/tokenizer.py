@@ -6,6 +6,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from lit_eve.nano.language import ASSISTANT, USER, vocabulary
+from lit_eve.nano.prompts import FORMATS, LETTERS
 
 SPECIAL = ("<unk>", "<s>", "<pad>", "</s>", "<image>")  # CLIP takes the id 2 of an end token for a known mistake: </s> is 3
 CHAT_TEMPLATE = """\
@@ -29,17 +30,20 @@ CHAT_TEMPLATE = """\
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over `language.vocabulary`, lower-cased, unknown words as ``<unk>``.
 
-    Texts begin with ``<s>``; the newline (the end of a caption) and the two roles of the chat template are one token each.
+    Texts begin with ``<s>``. One token each are the newline (the end of a caption), the two roles of the chat template, the
+    benchmarks' sentences about the form of an answer, which never vary, and the capital letters of options.
     Decoding puts one space between words and none before punctuation.
     """
-    words = [*SPECIAL, "\n", USER, ASSISTANT, "?", ",", ".", ";", *vocabulary()]
+    whole = ["\n", USER, ASSISTANT, *FORMATS, *(f"\n{letter}." for letter in LETTERS)]
+    words = [*SPECIAL, *whole, *LETTERS, "?", ",", ".", ";", *vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+(-\w+)*|[^\w\s]"), behavior="removed", invert=True)
     tokenizer.decoder = decoders.WordPiece(prefix="<never>", cleanup=True)  # joins by spaces, none before punctuation
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words.index("<s>"))])
     tokenizer.add_special_tokens([AddedToken(word, normalized=False) for word in SPECIAL])
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("\n", USER, ASSISTANT)])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in whole])
+    tokenizer.add_tokens([AddedToken(letter, normalized=False, single_word=True) for letter in LETTERS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",

@@ -9,7 +9,7 @@ Two are files of text documents, all others are shards of samples in LLaVA's con
     validation_questions, test_questions
                                         one question per image, with its ``type`` and ``answer`` as metadata
 
-No layout of a validation or test scene occurs in any training set.
+No layout of a validation or test scene, or of a scene of the miniature benchmarks, occurs in any training set.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from lit_eve.data.shards import ShardWriter
 from lit_eve.errors import ConfigError
-from lit_eve.nano.language import Ledger, Question, ask, caption, document
+from lit_eve.nano.benchmark_items import benchmark_scenes
+from lit_eve.nano.language import caption, document, glyph_map
 from lit_eve.nano.progress import is_done, mark_done, write_atomically
+from lit_eve.nano.prompts import CONTEXT, Turn, bare, conversation
+from lit_eve.nano.questions import Ledger, Question, ask
 from lit_eve.nano.scenes import Scene, SceneSpec, png, scenes
 
 HELD_OUT = ("test_questions", "test_captions", "validation_questions", "validation_captions", "validation_text")
@@ -37,6 +39,12 @@ DOCUMENTS = "documents.jsonl"
 WITHOUT_QUESTIONS = 0.6  # share of the text documents that hold a caption or facts instead of questions
 TRAINING_SLACK = 30  # how far an answer may run ahead of the others in a training set; see Ledger
 TRAINING_WEIGHTS = {"count_by_attribute": 2.0, "relation": 2.0, "place": 2.0}  # what is learnt late is asked more often
+FINETUNE_WEIGHTS = {
+    **{**TRAINING_WEIGHTS, "count_by_attribute": 3.0},
+    **{"exist_size": 0.1, "exist_place": 0.15, "verify_count": 0.1, "compare": 0.06},  # what only benchmarks ask, more seldom
+    **{"both": 0.06, "either": 0.06, "choose_colour": 0.06, "choose_shape": 0.06},
+}
+WITHOUT_IMAGE = 0.03  # share of the conversations about a map of words instead of an image
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class WorldSettings:
             give hints.
         validation: samples of each validation set.
         test: samples of each test set.
+        benchmarks: questions of each miniature benchmark; `write_benchmarks` writes them.
         workers: processes that draw.
     """
 
@@ -65,10 +74,11 @@ class WorldSettings:
     turns: int = 6
     validation: int = 256
     test: int = 1024
+    benchmarks: int = 100
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("text", "prealign", "pretrain", "finetune", "turns", "validation", "test", "workers"):
+        for name in ("text", "prealign", "pretrain", "finetune", "turns", "validation", "test", "benchmarks", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -87,7 +97,7 @@ def make_world(run_dir: str | Path, settings: WorldSettings = WorldSettings()) -
     missing = [name for name in (*HELD_OUT, *TRAINING) if not is_done(data / name, settings)]
     if not missing:
         return data
-    held_out = frozenset(scene.layout for name in HELD_OUT for scene, _ in chosen(name, settings))
+    held_out = held_out_layouts(settings)
     jobs = [(data / name, name, settings, frozenset() if name in HELD_OUT else held_out) for name in reversed(missing)]
     if settings.workers == 1:
         for job in jobs:
@@ -101,18 +111,33 @@ def make_world(run_dir: str | Path, settings: WorldSettings = WorldSettings()) -
     return data
 
 
+def held_out_layouts(settings: WorldSettings) -> frozenset[tuple]:
+    """The layouts of all scenes that no training set may hold."""
+    asked = (scene for name in HELD_OUT for scene, _ in chosen(name, settings))
+    return frozenset(scene.layout for scene in (*asked, *benchmark_scenes(settings.seed, settings.scenes)))
+
+
 def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset) -> None:
     """Write one data set."""
     samples = chosen(name, settings, forbidden)
+    rng = random.Random(f"{name}/{settings.seed}")
+
+    def turns(scene: Scene, asked: list[Question]) -> list[Turn]:
+        return conversation(scene, asked, rng) if name == "finetune" else bare(asked)
+
     if name.endswith("text"):
-        rng = random.Random(f"{name}/{settings.seed}")
-        lines = (json.dumps({"text": document(scene, asked, rng)}) for scene, asked in samples)
+        lines = (json.dumps({"text": document(scene, turns(scene, asked), rng)}) for scene, asked in samples)
         write_atomically(folder / DOCUMENTS, "\n".join(lines) + "\n")
     else:
         with ShardWriter(folder) as shards:
-            rng = random.Random(f"{name}/{settings.seed}")
             for index, (scene, asked) in enumerate(samples):
-                shards.write(_record(f"{name}-{index:06d}", scene, asked, rng), [png(scene)])
+                view, texts = "<image>", turns(scene, asked) or [Turn("", caption(scene, rng))]
+                if name == "finetune" and rng.random() < WITHOUT_IMAGE:
+                    view = f"{CONTEXT} {glyph_map(scene)}"
+                record = {"id": f"{name}-{index:06d}", "conversations": _messages(view, texts)}
+                if len(asked) == 1:
+                    record |= {"type": asked[0].type, "answer": asked[0].answer}
+                shards.write(record, [png(scene)] if view == "<image>" else [])
     mark_done(folder, settings)
 
 
@@ -124,7 +149,8 @@ def chosen(name: str, settings: WorldSettings, forbidden: Collection[tuple] = ()
         settings: the world's.
         forbidden: layouts that are left out.
     """
-    ledger = Ledger(slack=1) if name in HELD_OUT else Ledger(TRAINING_SLACK, TRAINING_WEIGHTS)
+    weights = FINETUNE_WEIGHTS if name == "finetune" else TRAINING_WEIGHTS
+    ledger = Ledger(slack=1) if name in HELD_OUT else Ledger(TRAINING_SLACK, weights)
     turns = 0 if name in CAPTIONS else 1 if name in HELD_OUT else settings.turns
     rng = random.Random(f"questions/{name}/{settings.seed}")
     found = 0
@@ -141,10 +167,8 @@ def chosen(name: str, settings: WorldSettings, forbidden: Collection[tuple] = ()
             return
 
 
-def _record(key: str, scene: Scene, asked: list[Question], rng: random.Random) -> dict[str, Any]:
-    """A sample in LLaVA's format; where there is one question, its type and answer become metadata."""
-    turns = [(question.text, question.answer) for question in asked] or [("", caption(scene, rng))]
-    turns[0] = f"<image>\n{turns[0][0]}".strip(), turns[0][1]
-    conversation = [{"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)]
-    metadata = {"type": asked[0].type, "answer": asked[0].answer} if len(asked) == 1 else {}
-    return {"id": key, "conversations": conversation, **metadata}
+def _messages(view: str, turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """A conversation in LLaVA's format, about what stands in front of its first question."""
+    first, *later = turns
+    turns = [first._replace(text=f"{view}\n{first.text}".strip()), *later]
+    return [{"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)]

@@ -10,19 +10,9 @@ from itertools import islice
 import pytest
 
 from lit_eve.nano.blind import blind_accuracy
-from lit_eve.nano.language import (
-    ANSWERS,
-    FAMILIES,
-    TYPES,
-    Ledger,
-    Question,
-    ask,
-    caption,
-    document,
-    facts,
-    glyph_map,
-    questions,
-)
+from lit_eve.nano.language import caption, document, facts, glyph_map
+from lit_eve.nano.prompts import Turn
+from lit_eve.nano.questions import ALL_ANSWERS, ANSWERS, FAMILIES, TYPES, Ledger, Question, ask, questions
 from lit_eve.nano.scenes import Scene, Thing, scenes
 
 RED_CIRCLE = Thing("circle", "red", "small", row=0, column=0)
@@ -88,8 +78,8 @@ def test_relations_between_two_things_of_one_row_or_column():
 
 def test_every_answer_is_one_of_its_types():
     for scene in islice(scenes("a", 0), 200):
-        for type in TYPES:
-            assert {question.answer for question in questions(scene, type)} <= set(ANSWERS[type])
+        for type in ALL_ANSWERS:
+            assert {question.answer for question in questions(scene, type)} <= set(ALL_ANSWERS[type])
 
 
 def test_a_ledger_keeps_answers_level():
@@ -135,8 +125,8 @@ def test_documents_are_words_about_a_map():
     plain = {document(scene, [], rng) for _ in range(100)}
     assert f"{view} {caption(scene)}\n" in plain
     assert len(plain) > 50, "facts come in any order"
-    asked = [Question("count", "how many shapes are there?", "2"), Question("exist", "is there a cross?", "yes")]
-    assert document(scene, asked, rng) == (
+    turns = [Turn("how many shapes are there?", "2"), Turn("is there a cross?", "yes")]
+    assert document(scene, turns, rng) == (
         f"USER: {view}\nhow many shapes are there? ASSISTANT: 2</s>USER: is there a cross? ASSISTANT: yes</s>"
     )
 
@@ -152,8 +142,8 @@ def test_blind_accuracy_is_the_best_guess_by_words_or_type():
 
 def test_questions_do_not_depend_on_the_process():
     """Python shuffles sets of strings anew in every process; a world must be the same in all of them."""
-    code = "from lit_eve.nano.language import *; from lit_eve.nano.scenes import sample_scene\n"
-    code += "print([[q.text for q in questions(sample_scene(str(i)), type)] for i in range(30) for type in TYPES])"
+    code = "from lit_eve.nano.questions import *; from lit_eve.nano.scenes import sample_scene\n"
+    code += "print([[q.text for q in questions(sample_scene(str(i)), type)] for i in range(30) for type in ALL_ANSWERS])"
     lists = {
         subprocess.run(
             [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True

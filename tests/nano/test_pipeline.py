@@ -19,12 +19,14 @@ import yaml
 from PIL import Image
 
 from lit_eve.cli import main
-from lit_eve.nano.language import TYPES
 from lit_eve.nano.pipeline import CONFIG
+from lit_eve.nano.questions import TYPES
 
-STEPS = ["world", "language_model", "teacher", "1_prealign", "2_pretrain", "3_finetune", "model", "evaluation", "report"]
+STEPS = ["world", "benchmarks", "language_model", "teacher", "1_prealign", "2_pretrain", "3_finetune"]
+STEPS += ["model", "evaluation", "report"]
 SMALL: dict[str, dict[str, Any]] = {
-    "world": {"text": 64, "prealign": 16, "pretrain": 48, "finetune": 48, "validation": 16, "test": 48, "workers": 1},
+    "world": {"text": 64, "prealign": 16, "pretrain": 48, "finetune": 48, "validation": 16, "test": 48, "workers": 1}
+    | {"benchmarks": 20},
     "0_language_model": {"steps": 4, "width": 32, "layers": 2, "feed_forward": 48, "checkpoint_every": 1, "batch": 8},
     "0_teacher": {"steps": 4, "width": 32, "layers": 2, "feed_forward": 48, "checkpoint_every": 1, "batch": 8},
 }

@@ -6,7 +6,9 @@ from itertools import islice
 import pytest
 from transformers import AutoTokenizer
 
-from lit_eve.nano.language import ANSWERS, TYPES, Ledger, ask, document
+from lit_eve.nano.language import document
+from lit_eve.nano.prompts import LETTER, LETTERS, conversation, short, unsure, with_ocr, with_options
+from lit_eve.nano.questions import ALL_ANSWERS, ANSWERS, Ledger, ask
 from lit_eve.nano.scenes import scenes
 from lit_eve.nano.tokenizer import make_tokenizer
 
@@ -25,10 +27,28 @@ def tokenizer(tmp_path_factory):
 
 
 def test_it_knows_every_word_of_the_world(tokenizer):
-    ledger, rng = Ledger(slack=100), random.Random(0)
-    for scene in islice(scenes("a", 0), 300):
-        for asked in (ask(scene, rng, ledger, len(TYPES)), []):
-            assert tokenizer.unk_token_id not in tokenizer(document(scene, asked, rng)).input_ids
+    ledger, rng = Ledger(slack=100, weights=dict.fromkeys(ALL_ANSWERS, 1.0)), random.Random(0)
+    for scene in islice(scenes("a", 0), 600):
+        asked = ask(scene, rng, ledger, len(ALL_ANSWERS))
+        for turns in (conversation(scene, asked, rng), []):
+            assert tokenizer.unk_token_id not in tokenizer(document(scene, turns, rng)).input_ids
+    assert set(ledger.asked.values()) != {0.0}
+
+
+def test_formats_and_letters_are_one_token_each(tokenizer):
+    prompt = with_options("what colour is the circle?", ["red", "blue"])
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(prompt, add_special_tokens=False).input_ids)
+    assert tokens == ["what", "colour", "is", "the", "circle", "?", "\nA.", "red", "\nB.", "blue", f"\n{LETTER}"]
+    for form in (short, unsure, lambda text: with_ocr(text, ["red", "cross"])):
+        ids = tokenizer(form("where is the red shape?"), add_special_tokens=False).input_ids
+        assert len(ids) <= 11 and tokenizer.unk_token_id not in ids
+
+
+def test_letters_stay_capitals_and_words_stay_words(tokenizer):
+    for letter in LETTERS:
+        ids = tokenizer(f" {letter}</s>", add_special_tokens=False).input_ids
+        assert len(ids) == 2 and tokenizer.decode(ids, skip_special_tokens=True) == letter
+    assert tokenizer.tokenize("Are there a circle") == ["are", "there", "a", "circle"]
 
 
 def test_answers_survive_a_round_trip(tokenizer):

@@ -9,9 +9,10 @@ import pytest
 from lit_eve.data.shards import ShardReader, list_shards
 from lit_eve.errors import ConfigError
 from lit_eve.nano.blind import blind_accuracy
-from lit_eve.nano.language import ANSWERS, TYPES, Question, caption
+from lit_eve.nano.language import caption
+from lit_eve.nano.questions import ANSWERS, TYPES, Question
 from lit_eve.nano.scenes import SceneSpec, draw
-from lit_eve.nano.world import HELD_OUT, TRAINING, WorldSettings, chosen, make_world
+from lit_eve.nano.world import HELD_OUT, TRAINING, WorldSettings, chosen, held_out_layouts, make_world
 from lit_eve.processing.images import load_image
 
 SMALL = WorldSettings(text=40, prealign=10, pretrain=30, finetune=30, validation=8, test=24, workers=1)
@@ -45,7 +46,7 @@ def test_every_set_is_there_in_its_size(data):
 
 
 def test_captions_belong_to_their_images(data):
-    held_out = {scene.layout for name in HELD_OUT for scene, _ in chosen(name, SMALL)}
+    held_out = held_out_layouts(SMALL)
     place_last = 0
     for sample, (scene, _) in zip(read(data / "pretrain"), chosen("pretrain", SMALL, held_out), strict=True):
         place, text = sample.conversation
@@ -77,7 +78,7 @@ def test_no_held_out_layout_is_trained_on():
     settings = WorldSettings(
         scenes=crowded, text=200, prealign=200, pretrain=200, finetune=100, turns=1, validation=20, test=20
     )
-    held_out = {scene.layout for name in HELD_OUT for scene, _ in chosen(name, settings)}
+    held_out = held_out_layouts(settings)
     free = {scene.layout for scene, _ in chosen("pretrain", settings)}
     assert free & held_out, "otherwise this test shows nothing"
     for name in TRAINING:
