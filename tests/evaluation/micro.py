@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lit_eve.nano.language import questions
+from lit_eve.nano.questions import questions
 from lit_eve.nano.scenes import draw, sample_scene
 from tests.tiny_model import make_tiny
 
