@@ -17,7 +17,6 @@ from tests.evaluation.micro import make_model, make_pope
 from tests.training import world as micro
 from tests.training.world import scalars
 
-
 TAGS = ("benchmarks/pope", "pope/f1/random", "pope/accuracy/popular", "pope/yes_ratio/popular", "val/loss")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lit_eve.errors import ConfigError
 
 SHOWN = 5
-JSON_TYPES = {str: "text", int: "whole number", list: "list", dict: "object"}
+JSON_TYPES = {str: "text", int: "whole number", bool: "truth value", list: "list", dict: "object"}
 
 
 class Problems:

@@ -2,15 +2,18 @@
 
 from lit_eve.evaluation.metrics.accuracy import AnswerAccuracy, TokenAccuracy, normalize_answer
 from lit_eve.evaluation.metrics.base import BenchmarkMetric
+from lit_eve.evaluation.metrics.gqa import GQA, GQAReference, gqa_prediction
 from lit_eve.evaluation.metrics.pope import POPE, POPEReference
 from lit_eve.evaluation.metrics.textvqa import TextVQA
 from lit_eve.evaluation.metrics.vizwiz import VizWiz, VizWizReference, answerability
 from lit_eve.evaluation.metrics.vqav2 import VQAv2, VQAv2Reference
 
 __all__ = [
+    "GQA",
     "POPE",
     "AnswerAccuracy",
     "BenchmarkMetric",
+    "GQAReference",
     "POPEReference",
     "TextVQA",
     "TokenAccuracy",
@@ -19,5 +22,6 @@ __all__ = [
     "VizWiz",
     "VizWizReference",
     "answerability",
+    "gqa_prediction",
     "normalize_answer",
 ]
