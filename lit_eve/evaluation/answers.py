@@ -29,7 +29,7 @@ def record(question: Question, answer: str, model: str) -> dict[str, Any]:
     digest = hashlib.sha256(f"{model}/{question.id}/{question.prompt}".encode()).hexdigest()[:22]
     return {
         "question_id": question.id,
-        "prompt": question.prompt,
+        "prompt": _recorded_prompt(question),
         "text": answer,
         "answer_id": digest,
         "model_id": model,
@@ -97,7 +97,7 @@ class AnswerStore:
             if path.exists():
                 for _, row in read_lines(path, KEYS, Problems()):  # a line that a kill cut off is no answer
                     question = find(row)
-                    if question is not None and row.get("prompt") == question.prompt:
+                    if question is not None and row.get("prompt") == _recorded_prompt(question):
                         answers.setdefault(question.id, row["text"])
         return answers
 
@@ -133,6 +133,10 @@ def _line(question: Question, answer: str, model: str) -> bytes:
     return json.dumps(record(question, answer, model), ensure_ascii=False).encode() + b"\n"
 
 
+def _recorded_prompt(question: Question) -> str:
+    return question.fields.get("prompt", question.prompt)
+
+
 def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any]], Question | None]:
     """Finds the question of a line: by its id; where the official ids are not unique, by its prompt too."""
     by_id: dict[str, list[Question]] = {}
@@ -142,7 +146,7 @@ def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any]], Ques
     def find(row: Mapping[str, Any]) -> Question | None:
         found = by_id.get(str(row["question_id"]), [])
         if len(found) > 1:
-            found = [question for question in found if question.prompt == row.get("prompt")]
+            found = [question for question in found if row.get("prompt") == _recorded_prompt(question)]
         return found[0] if found else None
 
     return find

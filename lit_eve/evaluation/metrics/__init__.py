@@ -4,6 +4,7 @@ from lit_eve.evaluation.metrics.accuracy import AnswerAccuracy, TokenAccuracy, n
 from lit_eve.evaluation.metrics.base import BenchmarkMetric
 from lit_eve.evaluation.metrics.gqa import GQA, GQAReference, gqa_prediction
 from lit_eve.evaluation.metrics.pope import POPE, POPEReference
+from lit_eve.evaluation.metrics.scienceqa import ScienceQA, ScienceQAReference, option_index, option_letter
 from lit_eve.evaluation.metrics.textvqa import TextVQA
 from lit_eve.evaluation.metrics.vizwiz import VizWiz, VizWizReference, answerability
 from lit_eve.evaluation.metrics.vqav2 import VQAv2, VQAv2Reference
@@ -15,6 +16,8 @@ __all__ = [
     "BenchmarkMetric",
     "GQAReference",
     "POPEReference",
+    "ScienceQA",
+    "ScienceQAReference",
     "TextVQA",
     "TokenAccuracy",
     "VQAv2",
@@ -24,4 +27,6 @@ __all__ = [
     "answerability",
     "gqa_prediction",
     "normalize_answer",
+    "option_index",
+    "option_letter",
 ]

@@ -14,7 +14,11 @@ def case(rules="eve"):
     """A metric, and the ids and answers to rate."""
     rows = inputs("gqa")["questions_file"]
     answers = {row["question_id"]: row["text"] for row in inputs("gqa")["predictions_jsonl"]}
-    return GQA({id: reference_of(row, id, Problems()) for id, row in rows.items()}, rules), list(answers), list(answers.values())
+    return (
+        GQA({id: reference_of(row, id, Problems()) for id, row in rows.items()}, rules),
+        list(answers),
+        list(answers.values()),
+    )
 
 
 def scored(rules="eve"):
