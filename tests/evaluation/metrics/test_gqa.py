@@ -69,6 +69,12 @@ def test_distribution_counts_right_answers_of_a_group_only():
     assert metric.compute()["distribution"] == pytest.approx((4 * (1 / 3) + 1 * 0) / 5 / 100)
 
 
+def test_distribution_takes_no_answer_for_none_given():
+    metric = GQA({number: GQAReference("a", "query", "obj", 1, 4, "animal") for number in range(4)})
+    metric.update([0], ["a"])
+    assert metric.compute()["distribution"] == pytest.approx((1 - 4) ** 2 / 4 / 100)
+
+
 def test_without_groups_there_is_no_distribution():
     metric = GQA({1: GQAReference("yes", "verify", "obj", 1, 4, None)})
     metric.update([1], ["yes"])
