@@ -29,7 +29,7 @@ def record(question: Question, answer: str, model: str) -> dict[str, Any]:
     digest = hashlib.sha256(f"{model}/{question.id}/{question.prompt}".encode()).hexdigest()[:22]
     return {
         "question_id": question.id,
-        "prompt": question.prompt,
+        "prompt": _recorded_prompt(question),
         "text": answer,
         "answer_id": digest,
         "model_id": model,
@@ -97,7 +97,7 @@ class AnswerStore:
             if path.exists():
                 for _, row in read_lines(path, KEYS, Problems()):  # a line that a kill cut off is no answer
                     question = find(row, answers)
-                    if question is not None and row.get("prompt") == question.prompt:
+                    if question is not None and row.get("prompt") == _recorded_prompt(question):
                         answers.setdefault(question.id, row["text"])
         return answers
 
@@ -133,6 +133,10 @@ def _line(question: Question, answer: str, model: str) -> bytes:
     return json.dumps(record(question, answer, model), ensure_ascii=False).encode() + b"\n"
 
 
+def _recorded_prompt(question: Question) -> str:
+    return question.fields.get("prompt", question.prompt)
+
+
 def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any], Collection[Hashable]], Question | None]:
     """Finds the question of a line: by its id; where the official ids are not unique, by its prompt too.
 
@@ -145,7 +149,7 @@ def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any], Colle
     def find(row: Mapping[str, Any], answered: Collection[Hashable]) -> Question | None:
         found = by_id.get(str(row["question_id"]), [])
         if len(found) > 1:
-            found = [question for question in found if question.prompt == row.get("prompt")]
+            found = [question for question in found if row.get("prompt") == _recorded_prompt(question)]
         return next((question for question in found if question.id not in answered), found[0] if found else None)
 
     return find

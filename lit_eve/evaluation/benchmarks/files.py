@@ -12,7 +12,7 @@ from typing import Any
 from lit_eve.errors import ConfigError
 
 SHOWN = 5
-JSON_TYPES = {str: "text", int: "whole number", bool: "true or false", list: "list", dict: "object"}
+JSON_TYPES = {str: "text", int: "whole number", bool: "truth value", list: "list", dict: "object"}
 
 
 class Problems:

@@ -1,70 +1,89 @@
-"""GQA: questions that are programs over scene graphs (Hudson and Manning 2019, arXiv 1902.09506)."""
+"""GQA: questions made from scene graphs (Hudson and Manning 2019, arXiv 1902.09506)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems, checked, read_json
 from lit_eve.evaluation.metrics import GQA as GQAMetric
-from lit_eve.evaluation.metrics import GQAReference
-from lit_eve.evaluation.metrics.gqa import converted, reasoning_steps
+from lit_eve.evaluation.metrics import GQAReference, gqa_prediction
 
 QUESTIONS = "testdev_balanced_questions.json"
+PREDICTIONS = "testdev_balanced_predictions.json"
 KEYS = {"question": str, "answer": str, "imageId": str, "isBalanced": bool, "types": dict, "groups": dict, "semantic": list}
-DOWNLOADS = "https://downloads.cs.stanford.edu/nlp/data/gqa"
+STRUCTURAL = ("verify", "query", "choose", "logical", "compare")
+SEMANTIC = ("attr", "cat", "global", "obj", "rel")
+NO_STEP = ("exist", "query: name", "choose name")  # operations that only put the result of others into words
 
 
 class GQA(Benchmark):
-    """All questions of the file are asked, those that are not balanced too; only balanced ones are scored."""
+    """EVE reports testdev, whose questions are balanced; it is scored here, as by the official eval.py."""
 
     name = "gqa"
     title = "GQA"
     sources = (
-        Source(QUESTIONS, "of questions1.2.zip, 1.4 GB", f"{DOWNLOADS}/questions1.2.zip"),
-        Source("images", "20 GB, 398 of its images are used", f"{DOWNLOADS}/images.zip"),
+        Source(
+            QUESTIONS,
+            "12,578 questions, in questions1.2.zip (1.4 GB)",
+            "https://cs.stanford.edu/people/dorarad/gqa/download.html",
+        ),
+        Source("images", "398 of its images are used", "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip"),
     )
     splits = ("testdev",)
     sizes = {"testdev": 12_578}
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
-        for id, content in read_json(folder / QUESTIONS, dict).items():
+        for id, row in read_json(folder / QUESTIONS, dict).items():
             place = f"{QUESTIONS}, question {id}"
-            row = checked(content, KEYS, place, problems)
-            if row is None or (reference := _reference(row, place, problems)) is None:
-                continue
-            yield Question(
-                id=id,
-                prompt=row["question"] + SHORT_ANSWER,
-                images=(folder / "images" / f"{row['imageId']}.jpg",),
-                reference=reference,
-                place=place,
-            )
+            if checked(row, KEYS, place, problems) and (reference := reference_of(row, place, problems)):
+                yield Question(
+                    id=id,
+                    prompt=row["question"] + SHORT_ANSWER,
+                    images=(folder / "images" / f"{row['imageId']}.jpg",),
+                    reference=reference,
+                    place=place,
+                )
 
     def metric(self, questions: Sequence[Question]) -> GQAMetric:
         return GQAMetric({question.id: question.reference for question in questions})
 
     def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
-        """``testdev_balanced_predictions.json``, which the official eval.py reads."""
-        path = folder / "testdev_balanced_predictions.json"
-        asked = [question.id for question in questions if question.id in answers]
-        path.write_text(json.dumps([{"questionId": id, "prediction": converted(answers[id])} for id in asked]))
+        """``testdev_balanced_predictions.json``, which eval.py takes; it stops where a question has no answer."""
+        rows = [
+            {"questionId": question.id, "prediction": gqa_prediction(answers[question.id])}
+            for question in questions
+            if question.id in answers
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / PREDICTIONS
+        path.write_text(json.dumps(rows))
         return [path]
 
 
-def _reference(row: Mapping, place: str, problems: Problems) -> GQAReference | None:
-    try:
-        return GQAReference(
-            row["question"],
-            row["answer"],
-            row["types"]["structural"],
-            row["types"]["semantic"],
-            row["groups"]["global"],
-            reasoning_steps(row["semantic"]),
-            row["isBalanced"],
-        )
-    except (KeyError, TypeError) as error:
-        problems.note(place, f"'types', 'groups' or 'semantic' are not as in the official file ({error})")
+def reference_of(row: Mapping[str, Any], place: str, problems: Problems) -> GQAReference | None:
+    """What the scorer needs; None, and a note, where a label is unknown or a step is none."""
+    for name, known in (("structural", STRUCTURAL), ("semantic", SEMANTIC)):
+        if row["types"].get(name) not in known:
+            problems.note(place, f"the {name} type {row['types'].get(name)!r} is none of {', '.join(known)}")
+            return None
+    group = row["groups"].get("global")
+    if not isinstance(group, str | None):
+        problems.note(place, "'global' of 'groups' is no text")
         return None
+    if not all(isinstance(step, dict) and {"operation", "argument"} <= step.keys() for step in row["semantic"]):
+        problems.note(place, "a step of 'semantic' has no 'operation' and 'argument'")
+        return None
+    steps = [f"{step['operation']}: {step['argument']}" for step in row["semantic"]]
+    return GQAReference(
+        answer=row["answer"],
+        structural=row["types"]["structural"],
+        semantic=row["types"]["semantic"],
+        steps=sum(not any(part in step for part in NO_STEP) for step in steps),
+        words=len(row["question"].split()),
+        group=group,
+        balanced=row["isBalanced"],
+    )

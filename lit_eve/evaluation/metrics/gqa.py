@@ -1,49 +1,63 @@
-"""GQA: questions that are programs over scene graphs (Hudson and Manning 2019, arXiv 1902.09506)."""
+"""GQA: questions made from scene graphs, one right answer to each (Hudson and Manning 2019, arXiv 1902.09506)."""
 
 from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean, mean_by
 
-NOT_A_STEP = ("exist", "query: name", "choose name")
+OPEN = "query"  # the structural type whose answers are open; those of all others are one of two
+OTHER = -1.0  # an answer that is not right anywhere in its group
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class GQAReference(NamedTuple):
-    """A question, its answer, and what it is broken down by: structural and semantic type, global group, reasoning steps."""
+    """What the official script must know of a question.
 
-    question: str
+    Args:
+        answer: the right one.
+        structural: verify, query, choose, logical or compare.
+        semantic: attr, cat, global, obj or rel.
+        steps: of reasoning.
+        words: of the question.
+        group: questions whose answers are comparable (``groups.global``); None: not in a group.
+        balanced: whether it counts.
+    """
+
     answer: str
     structural: str
     semantic: str
-    group: str | None
     steps: int
-    is_balanced: bool = True
+    words: int
+    group: str | None
+    balanced: bool = True
+
+
+def gqa_prediction(answer: str) -> str:
+    """An answer as EVE hands it in (scripts/convert_gqa_for_eval.py): lower case, no full stops at its end."""
+    return answer.rstrip(".").lower()
 
 
 class GQA(BenchmarkMetric):
-    """Share of the balanced questions whose answer is right word for word, in percent.
+    """Percent right: ``accuracy``, ``open``, ``binary``, ``structural/...``, ``semantic/...``, ``steps/...`` and ``words/...``.
 
-    ``accuracy``, the reported one; ``binary`` (yes/no, choices, comparisons) and ``open`` (structural type query); by
-    ``structural/...``, ``semantic/...``, ``steps/...`` and ``words/...`` of the question. ``distribution``: how far the answers
-    within the global groups are distributed otherwise than the right ones (chi-square over 100; lower is better).
-
-    Questions without an answer are left out; the official script stops there.
+    ``distribution`` is the chi-square of given against right answers within groups of questions, by a hundred; lower is
+    better. Validity and plausibility need lists of choices, which testdev has none of. A question without an answer is
+    wrong; the official script stops there.
 
     Args:
         references: see :class:`BenchmarkMetric`.
-        rules: ``eve``: the official eval.py over answers as EVE converts them: full stops at the end are cut, all is in lower
-            case. ``lmms_eval``: lower case and no punctuation on either side, unbalanced questions too.
+        rules: ``eve``: GQA's eval.py on what EVE hands in (:func:`gqa_prediction`): texts must be equal. ``lmms_eval``: texts
+            must be equal in lower case, without punctuation; questions that are not balanced count too.
     """
 
     headline = "accuracy"
-    width = 2  # right or not; the place of the answer among those of its group, from 1, or 0
+    width = 2
 
     def __init__(
         self,
@@ -53,67 +67,55 @@ class GQA(BenchmarkMetric):
     ) -> None:
         super().__init__(references, **kwargs)
         self.rules = rules
-        rows: Sequence[GQAReference] = list(self.references.values())
-        groups: dict[str, dict[str, int]] = {}
-        for row in rows:
-            if self._is_scored(row) and row.group is not None:
-                answers = groups.setdefault(row.group, {})
-                answers.setdefault(row.answer, len(answers) + 1)
-        self._groups = groups
+        self._answers: dict[str, dict[str, int]] = {}  # of each group, with their numbers
+        for reference in self.references.values():
+            if self._included(reference) and reference.group is not None:
+                answers = self._answers.setdefault(reference.group, {})
+                answers.setdefault(self._right(reference), len(answers))
 
     def rate(self, reference: GQAReference, answer: str) -> tuple[float, float]:
-        """Whether it is right, and its place among the right answers of the question's group."""
-        if self.rules == "lmms_eval":
-            found, wanted = (text.strip().lower().translate(_NO_PUNCTUATION) for text in (answer, reference.answer))
-        else:
-            found, wanted = converted(answer), reference.answer
-        return float(found == wanted), float(self._groups.get(reference.group, {}).get(found, 0))
+        """1 if it is right, else 0; and the number of the answer among the right ones of the group, or `OTHER`."""
+        given = _plain(answer.strip()) if self.rules == "lmms_eval" else gqa_prediction(answer)
+        answers = self._answers.get(reference.group, {}) if reference.group is not None else {}
+        return float(given == self._right(reference)), float(answers.get(given, OTHER))
 
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
-        """Accuracies and the distance of the distributions."""
-        rows: Sequence[GQAReference] = list(self.references.values())
-        chosen = answered & values.new_tensor([self._is_scored(row) for row in rows]).bool()
+        """Scores over all questions that count."""
+        references: list[GQAReference] = list(self.references.values())
+        chosen = values.new_tensor([self._included(reference) for reference in references]).bool()
         right = 100 * values[:, 0]
-        kinds = mean_by(["open" if row.structural == "query" else "binary" for row in rows], right, chosen)
-        scores = {"accuracy": mean(right, chosen), **{kind: kinds[kind] for kind in ("binary", "open") if kind in kinds}}
-        scores["distribution"] = self._distance(values[:, 1].long().tolist(), chosen.tolist())
-        for name, categories in (
-            ("structural", [row.structural for row in rows]),
-            ("semantic", [row.semantic for row in rows]),
-            ("steps", [row.steps for row in rows]),
-            ("words", [len(row.question.split()) for row in rows]),
-        ):
-            scores |= {f"{name}/{category}": score for category, score in mean_by(categories, right, chosen).items()}
+        scores = {"accuracy": mean(right, chosen)}
+        kinds = mean_by(["open" if reference.structural == OPEN else "binary" for reference in references], right, chosen)
+        scores |= {kind: kinds.get(kind, float("nan")) for kind in ("open", "binary")}
+        scores["distribution"] = self._distribution(values[:, 1], chosen & answered)
+        for name in ("structural", "semantic", "steps", "words"):
+            by = mean_by([getattr(reference, name) for reference in references], right, chosen)
+            scores |= {f"{name}/{category}": score for category, score in by.items()}
         return scores
 
-    def _is_scored(self, row: GQAReference) -> bool:
-        return row.is_balanced or self.rules == "lmms_eval"
+    def _distribution(self, numbers: Tensor, given: Tensor) -> float:
+        """Chi-square of each group, weighted by its size; ``numbers`` (n,) of the answers that were ``given`` (n,) bool."""
+        right: dict[str, Counter[int]] = {group: Counter() for group in self._answers}
+        predicted: dict[str, Counter[int]] = {group: Counter() for group in self._answers}
+        for reference, number, known in zip(self.references.values(), numbers.tolist(), given.tolist(), strict=True):
+            if reference.group is None or not self._included(reference):
+                continue
+            right[reference.group][self._answers[reference.group][self._right(reference)]] += 1
+            if known:
+                predicted[reference.group][int(number)] += 1
+        total = chi_square = 0.0
+        for group, expected in right.items():
+            size = expected.total()
+            chi_square += size * sum((predicted[group][number] - count) ** 2 / count for number, count in expected.items())
+            total += size
+        return chi_square / total / 100 if total else float("nan")
 
-    def _distance(self, places: Sequence[int], chosen: Sequence[bool]) -> float:
-        """Chi-square of the answers that were given against the right ones, of each group, weighted by its size."""
-        rows: Sequence[GQAReference] = list(self.references.values())
-        wanted: dict[str, Counter[int]] = {group: Counter() for group in self._groups}
-        given: dict[str, Counter[int]] = {group: Counter() for group in self._groups}
-        for row, place, counts in zip(rows, places, chosen, strict=True):
-            if counts and row.group is not None:
-                wanted[row.group][self._groups[row.group][row.answer]] += 1
-                given[row.group][place] += 1
-        total = sum(counter.total() for counter in wanted.values())
-        if not total:
-            return 0.0
-        distance = 0.0
-        for group, counter in wanted.items():
-            chi_square = sum((given[group][place] - count) ** 2 / count for place, count in counter.items())
-            distance += chi_square * counter.total() / total
-        return distance / 100
+    def _right(self, reference: GQAReference) -> str:
+        return _plain(reference.answer) if self.rules == "lmms_eval" else reference.answer
 
-
-def converted(answer: str) -> str:
-    """An answer as EVE's convert_gqa_for_eval.py writes it."""
-    return answer.rstrip(".").lower()
+    def _included(self, reference: GQAReference) -> bool:
+        return reference.balanced or self.rules == "lmms_eval"
 
 
-def reasoning_steps(program: Sequence[Mapping[str, Any]]) -> int:
-    """How many operations of a question's program count as steps of reasoning."""
-    steps = (f"{step['operation']}: {step['argument']}" for step in program)
-    return sum(not any(text in step for text in NOT_A_STEP) for step in steps)
+def _plain(text: str) -> str:
+    return text.lower().translate(_NO_PUNCTUATION)
