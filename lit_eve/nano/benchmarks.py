@@ -63,7 +63,7 @@ def _benchmark(write: Callable[[Draft], None]) -> Callable[[Draft], None]:
 
 @_benchmark
 def vqav2(draft: Draft) -> None:
-    """val2014 with answers, and a smaller test2015 without."""
+    """val2014 with answers, and a smaller test2015 without; test-dev2015 asks about every other image of it."""
     types = ("exist", "count", "count_by_attribute", "colour", "shape", "size", "place")
     items = draft.items(types, turns=3)
     for split, split_items in (("val2014", items), ("test2015", draft.items(types, max(len(types), draft.size // 3), turns=3))):
@@ -90,6 +90,11 @@ def vqav2(draft: Draft) -> None:
         draft.json(file, {**head, "task_type": "Open-Ended", "questions": asked})
         if split == "val2014":
             draft.json("v2_mscoco_val2014_annotations.json", {**head, "annotations": annotations})
+        else:
+            of_dev = set(sorted({question["image_id"] for question in asked})[::2])
+            dev = [question for question in asked if question["image_id"] in of_dev]
+            head |= {"data_subtype": "test-dev2015", "task_type": "Open-Ended"}
+            draft.json("v2_OpenEnded_mscoco_test-dev2015_questions.json", {**head, "questions": dev})
 
 
 @_benchmark

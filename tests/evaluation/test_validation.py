@@ -12,6 +12,7 @@ import pytest
 
 from lit_eve.cli import main
 from lit_eve.errors import ConfigError
+from lit_eve.nano.benchmarks import write_benchmarks
 from lit_eve.training.cli import EveCLI
 from tests.evaluation.micro import make_model, make_pope
 from tests.training import world as micro
@@ -26,7 +27,7 @@ def given(tmp_path_factory) -> Path:
     micro.make_shards(folder / "train", 24)
     micro.make_shards(folder / "validation", 4, seed=1)
     make_pope(folder / "data", 3)
-    make_model(folder / "model", seed=27)  # which says no now and then
+    make_model(folder / "model", seed=49)  # which says no now and then
     return folder
 
 
@@ -109,5 +110,7 @@ def test_benchmarks_alone_can_be_validated_on(given, tmp_path):
     ],
 )
 def test_what_cannot_be_validated_on(given, tmp_path, settings, message):
+    write_benchmarks(tmp_path / "data", questions=10)
+    settings = {"data.benchmarks.path": tmp_path / "data", **settings}
     with pytest.raises(ConfigError, match=message):
         EveCLI(args=arguments(given, tmp_path / "run", **settings))

@@ -33,8 +33,8 @@ class ScienceQA(Benchmark):
     name = "scienceqa"
     title = "ScienceQA-IMG"
     sources = (
-        Source(PROBLEMS, "21,208 questions", f"{REPOSITORY}/{PROBLEMS}"),
-        Source(SPLITS, "0.5 MB", f"{REPOSITORY}/{SPLITS}"),
+        Source(PROBLEMS, "21,208 questions", REPOSITORY),
+        Source(SPLITS, "0.5 MB", REPOSITORY),
         Source("images/test", "2,017 images", f"{IMAGES}/test.zip"),
     )
     sizes = {"test": 4241}

@@ -68,17 +68,6 @@ def test_the_result_file_is_read_by_the_official_tool(files, tmp_path):
     assert content["acc"] == pytest.approx(wanted["acc_percent"], abs=1e-9)
 
 
-def test_other_splits_are_read_from_their_own_images(files):
-    splits = inputs("scienceqa")["pid_splits_json"]
-    (files / "pid_splits.json").write_text(json.dumps({**splits, "val": ["20001", "20002"]}))
-    (files / "images/val/20002").mkdir(parents=True)
-    (files / "images/val/20002/image.png").touch()
-    assert [question.images for question in SCIENCEQA.questions(files, "val")] == [
-        (),
-        (files / "images/val/20002/image.png",),
-    ]
-
-
 def test_recorded_prompts_tell_the_image_and_their_answers_are_found_again(files, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
