@@ -5,7 +5,6 @@ import torch
 
 from lit_eve.errors import SampleError
 from lit_eve.evaluation import Query, answer_all
-from lit_eve.nano.language import vocabulary
 from tests.tiny_model import make_tiny, scene_image
 
 QUESTIONS = [
@@ -25,7 +24,7 @@ def make_queries() -> list[Query]:
 
 @pytest.mark.parametrize("decoder", ["llama", "qwen3"])
 def test_answers_do_not_depend_on_how_queries_are_batched(decoder: str) -> None:
-    model, processor = make_tiny(decoder, seed=3)
+    model, processor = make_tiny(decoder, seed=4)
     queries = make_queries()
     alone = [answer_all(model, processor, [query], max_new_tokens=8, progress=None)[0] for query in queries]
     assert len(set(alone)) > 4  # the answers differ, so an exchange would be seen
@@ -57,7 +56,7 @@ def test_sampling_arguments_reach_generate() -> None:
     sampled = answer_all(model, processor, query, max_new_tokens=8, do_sample=True, temperature=5.0, progress=None)
     assert len(set(sampled)) > 1
     (answer,) = answer_all(model, processor, query[:1], max_new_tokens=2, min_new_tokens=2, progress=None)
-    assert len(answer.split()) <= 2 and set(answer.split()) - set(vocabulary()) <= {"user:", "?", ",", ".", ";"}
+    assert 1 <= len(processor.tokenizer(answer, add_special_tokens=False).input_ids) <= 2
 
 
 def test_a_query_that_cannot_be_used_is_named() -> None:
