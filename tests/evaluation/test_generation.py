@@ -50,13 +50,13 @@ def test_questions_may_be_conversations_or_name_the_place_of_their_image() -> No
 
 
 def test_sampling_arguments_reach_generate() -> None:
-    model, processor = make_tiny(seed=4)
+    model, processor = make_tiny()
     query = [([scene_image()], QUESTIONS[0])] * 4
     torch.manual_seed(0)
     sampled = answer_all(model, processor, query, max_new_tokens=8, do_sample=True, temperature=5.0, progress=None)
     assert len(set(sampled)) > 1
     (answer,) = answer_all(model, processor, query[:1], max_new_tokens=2, min_new_tokens=2, progress=None)
-    assert len(answer.split()) <= 2
+    assert 1 <= len(processor.tokenizer(answer, add_special_tokens=False).input_ids) <= 2
 
 
 def test_a_query_that_cannot_be_used_is_named() -> None:
