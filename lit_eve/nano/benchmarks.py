@@ -146,7 +146,7 @@ def scienceqa(draft: Draft) -> None:
     """Two thirds with an image; the others tell in the hint what there is to see. A few problems of other splits."""
     subjects = ("natural science", "social science", "language science")
     problems, splits = {}, {"train": [], "val": [], "test": []}
-    kinds = ("exist", "count", "count_by_attribute", *ATTRIBUTES)
+    kinds = ("exist", "count", "count_by_attribute", "shape", "size")
     for index, item in enumerate([*draft.items(kinds, len(kinds)), *draft.items(kinds)]):
         split = ("train", "val")[index % 2] if index < len(kinds) else "test"
         has_image = split == "test" and index % 3 > 0
@@ -268,11 +268,11 @@ def mme(draft: Draft) -> None:
 
 MMBENCH = {
     "coarse_perception": ("image_scene", "count"),
-    "finegrained_perception (instance-level)": ("attribute_recognition", "size"),
-    "finegrained_perception (cross-instance)": ("attribute_comparison", "compare"),
-    "attribute_reasoning": ("physical_property_reasoning", "exist_size"),
-    "relation_reasoning": ("physical_relation", "exist_place"),
-    "logic_reasoning": ("structuralized_imagetext_understanding", "both"),
+    "finegrained_perception (instance-level)": ("attribute_recognition", "shape"),
+    "finegrained_perception (cross-instance)": ("attribute_comparison", "count_by_attribute"),
+    "attribute_reasoning": ("physical_property_reasoning", "size"),
+    "relation_reasoning": ("physical_relation", "exist"),
+    "logic_reasoning": ("structuralized_imagetext_understanding", "count"),
 }
 """l2-category: (category, type of question)."""
 MMBENCH_COLUMNS = (
@@ -316,13 +316,13 @@ def mmbench(draft: Draft) -> None:
 SEEDBENCH = {
     "Scene Understanding": "count",
     "Instance Identity": "shape",
-    "Instance Attributes": "colour",
-    "Instance Location": "place",
+    "Instance Attributes": "shape",
+    "Instance Location": "count",
     "Instances Counting": "count_by_attribute",
-    "Spatial Relation": "relation",
-    "Instance Interaction": "relation",
+    "Spatial Relation": "count",
+    "Instance Interaction": "shape",
     "Visual Reasoning": "count_by_attribute",
-    "Text Understanding": "colour",
+    "Text Understanding": "shape",
     "Action Recognition": None,
     "Action Prediction": None,
     "Procedure Understanding": None,

@@ -22,9 +22,9 @@ FORMATS = (f"\n{SHORT}", f"\n{UNSURE}", f"\n{LETTER}", f"\n{OCR}", CONTEXT)
 LETTERS = "ABCD"
 UNANSWERABLE = "unanswerable"
 
-FORMS = {"bare": 0.56, "short": 0.24, "letter": 0.12, "unsure": 0.04, "ocr": 0.04}
+FORMS = {"bare": 0.49, "short": 0.23, "letter": 0.2, "unsure": 0.04, "ocr": 0.04}
 """Shares of the forms among the conversations of the third stage."""
-LETTER_TYPES = (*TYPES, "compare", "both", "exist_size", "exist_place")
+LETTER_TYPES = ("exist", "size", "count", "shape", "count_by_attribute")
 LETTER_TURNS = 5  # questions of a conversation in multiple choice: their options make them long
 UNSURE_SHARE = 0.4  # of the questions of a conversation in which they may be unanswerable
 HINT = "this is an image of shapes."
