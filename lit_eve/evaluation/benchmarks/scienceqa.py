@@ -37,7 +37,7 @@ class ScienceQA(Benchmark):
         if not isinstance(splits.get(split), list):
             raise ConfigError(f"{folder / SPLITS} is not the official file: it has no list {split!r}")
         for number, id in enumerate(splits[split], 1):
-            if id not in rows:
+            if not isinstance(id, str) or id not in rows:
                 problems.note(f"{SPLITS}, {split} {number}", f"{PROBLEMS} has no question {id!r}")
                 continue
             place = f"{PROBLEMS}, question {id}"

@@ -55,6 +55,7 @@ def test_answers_are_scored_and_written_for_the_official_script(content, tmp_pat
         ("question", 3, "question 80000002: 'question' is no text"),
         ("isBalanced", "yes", "question 80000002: 'isBalanced' is no true or false"),
         ("types", {"structural": "query"}, "question 80000002: .* not as in the official file .'semantic'"),
+        ("groups", {"global": ["dog"]}, "question 80000002: .* not as in the official file .unhashable type: 'list'"),
         ("groups", {}, "question 80000002: .* not as in the official file .'global'"),
         ("semantic", [{"operation": "select"}], "question 80000002: .* not as in the official file .'argument'"),
         ("imageId", "n0", "question 80000002: the image .*images/n0.jpg is missing"),

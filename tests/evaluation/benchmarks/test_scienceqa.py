@@ -80,3 +80,5 @@ def test_ids_and_files_that_do_not_go_together_are_told(content, tmp_path):
         SCIENCEQA.questions(write(tmp_path, content))
     with pytest.raises(ConfigError, match="pid_splits.json is not the official file: it has no list 'test'"):
         SCIENCEQA.questions(write(tmp_path, content, {"minitest": []}))
+    with pytest.raises(LitEveError, match=r"pid_splits.json, test 1: problems.json has no question \['20002'\]"):
+        SCIENCEQA.questions(write(tmp_path, content, {"test": [["20002"]]}))
