@@ -98,7 +98,7 @@ def _csv(results: Sequence[Result], model: str) -> str:
     writer.writerow([*header, "notes"])
     notes = "; ".join(f"{_title(result)}: {note}" for result in results for note in result.notes)
     for row in rows:
-        cells = ["" if cell == "-" else cell.rstrip("*") for cell in row]
+        cells = ["" if cell.rstrip("*") == "-" else cell.rstrip("*") for cell in row]
         writer.writerow([*cells, notes if row is rows[0] else ""])
     return buffer.getvalue()
 

@@ -46,6 +46,7 @@ def test_what_a_reader_must_know_stands_below_the_table(tmp_path):
     write_report([partial, waiting], "mine", tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "| **mine** | **60.0**\\* | **-**\\* |" in text
+    assert list(csv.reader((tmp_path / "results.csv").open()))[1][1:3] == ["60.0", ""]  # no score: an empty cell
     assert "- \\* GQA: partial: 9 of 10 questions" in text and "- GQA: x.jsonl, line 3: no JSON" in text
     assert "[`submissions/v.json`](submissions/v.json)" in text
     assert "GQA: partial: 9 of 10 questions, 1 problems; VizWiz test: to be handed in" not in text  # a line for each
