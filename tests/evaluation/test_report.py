@@ -65,3 +65,14 @@ def test_the_radar_shows_the_model(tmp_path, count):
     with Image.open(tmp_path / "radar.png") as image:
         smaller = np.asarray(image.convert("RGB")).astype(int)
     assert red > 2 * (abs(smaller - [0xC0, 0x39, 0x2B]).sum(-1) < 30).sum()
+
+
+def test_the_radar_shows_two_splits_of_a_benchmark_apart(tmp_path):
+    def low_then(last: float) -> np.ndarray:
+        scores = zip(("mme:perception", "mme:all", "pope"), ("mme", "mme", "pope"), (100.0, last, 80.0), strict=True)
+        write_report([Result(task, name, score, {}, 1, 1, 1) for task, name, score in scores], "mine", tmp_path)
+        with Image.open(tmp_path / "radar.png") as image:
+            return np.asarray(image.convert("RGB")).astype(int)
+
+    red = [(abs(low_then(last) - [0xC0, 0x39, 0x2B]).sum(-1) < 30).sum() for last in (100.0, 1500.0)]
+    assert red[1] > 1.2 * red[0] > 0
