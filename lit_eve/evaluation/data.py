@@ -68,6 +68,8 @@ class BenchmarkData(LightningDataModule):
         for key, value in (("limit", limit), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
             if value is not None and value < 1:
                 raise ConfigError(f"{key} of the benchmarks must be at least 1, got {value}")
+        if num_workers < 0:
+            raise ConfigError(f"num_workers of the benchmarks must be at least 0, got {num_workers}")
         self.path = path
         self.benchmarks = benchmarks
         self.limit = limit
@@ -177,7 +179,7 @@ class BenchmarkData(LightningDataModule):
             self.judge.cache = ReplyCache(self.run.output / JUDGE)
         self.run.claim(
             {
-                "model": str(source),
+                "model": str(Path(source).resolve() if source is not None and Path(source).exists() else source),
                 "weights": None if source is None else fingerprint(_files(source)),
                 "geometry": module.processor.geometry.to_dict(),
                 "template": self.template or module.processor.template,
