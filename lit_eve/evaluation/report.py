@@ -59,13 +59,15 @@ def print_table(results: Sequence[Result], model: str, output: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 140
-    header, (own, *others) = table(results, model)
+    header, rows = table(results, model)
+    lines = [header, *rows]
+    is_wide = sum(max(map(len, column)) + 4 for column in zip(*lines, strict=True)) > console.width
+    header, *rows = zip(*lines, strict=True) if is_wide else lines  # a benchmark a line, where there is little room
     shown = Table(box=box.SIMPLE_HEAD)
-    for title in header:
-        shown.add_column(title, justify="left" if title == header[0] else "right", no_wrap=True)
-    shown.add_row(*own, style="bold")
-    for row in others:
-        shown.add_row(*row)
+    for place, title in enumerate(header):
+        shown.add_column(title, justify="right" if place else "left", style="bold" if is_wide and place == 1 else None)
+    for place, row in enumerate(rows):
+        shown.add_row(*row, style=None if is_wide or place else "bold")
     console.print(shown)
     for result in results:
         if result.notes:

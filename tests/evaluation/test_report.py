@@ -9,7 +9,7 @@ from PIL import Image
 
 from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.evaluation.published import NAMES, PUBLISHED
-from lit_eve.evaluation.report import write_report
+from lit_eve.evaluation.report import print_table, write_report
 from lit_eve.evaluation.results import Result
 
 
@@ -76,3 +76,12 @@ def test_the_radar_shows_two_splits_of_a_benchmark_apart(tmp_path):
 
     red = [(abs(low_then(last) - [0xC0, 0x39, 0x2B]).sum(-1) < 30).sum() for last in (100.0, 1500.0)]
     assert red[1] > 1.2 * red[0] > 0
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_narrow_terminal_cuts_no_score_off(tmp_path, monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # taken for a terminal
+    print_table(results(), "mine", tmp_path)
+    told = capsys.readouterr().out
+    assert "…" not in told and "1217.3" in told and "SEED-Bench" in told
