@@ -13,12 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 import lit_eve
 from lit_eve.cli import main
-from lit_eve.evaluation import answer_all
+from lit_eve.evaluation import BenchmarkData, answer_all
+from lit_eve.evaluation.callbacks import ScoreAnswers
 from lit_eve.evaluation.run import fingerprint
 from lit_eve.evaluation.tasks import find_tasks, load_tasks
+from lit_eve.training import LitEve
 from lit_eve.training.cli import EveCLI
 from tests.evaluation.micro import lines_of, make_model, make_pope
 
@@ -256,3 +259,14 @@ def test_answers_that_cannot_be_used_are_told_by_line_and_left_out_on_demand(giv
     result = evaluate(given, tmp_path / "out", *command, "--allow-partial")
     assert result["answered"] == 19 and result["notes"][0] == "partial: 19 of 21 questions, 3 problems"
     assert refusal(capsys, *arguments(given, tmp_path / "out", "--answers", str(tmp_path))).count("pope.jsonl is missing") == 1
+
+
+def test_a_trainer_that_is_used_again_scores_once(given, tmp_path):
+    data = BenchmarkData(str(given / "data"), ["pope"], limit=3, max_new_tokens=2, num_workers=0)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "use_distributed_sampler"), False)
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", devices=1, **quiet)
+    module = LitEve(init_from=str(given / "model"))
+    for _ in range(2):
+        trainer.validate(module, data, verbose=False)
+        assert "benchmarks/pope" in trainer.callback_metrics
+        assert not any(isinstance(callback, ScoreAnswers) for callback in trainer.callbacks)
