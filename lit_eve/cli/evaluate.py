@@ -65,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print the table."""
+    if Path(args.output).exists() and not Path(args.output).is_dir():
+        raise ConfigError(f"{args.output} is no folder")
     judge = _judge(args)
     if args.answers is not None:
         _score_answers(args, judge)
@@ -88,6 +90,7 @@ def _ask_model(args: argparse.Namespace, judge: OpenAIJudge | None) -> None:
     """What ``train.py test`` does with the same settings in a YAML."""
     import torch
     from lightning.pytorch import Trainer
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from lit_eve.evaluation import BenchmarkData
     from lit_eve.evaluation.tasks import find_tasks
@@ -126,7 +129,7 @@ def _ask_model(args: argparse.Namespace, judge: OpenAIJudge | None) -> None:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-    except ValueError as error:
+    except (ValueError, TypeError, MisconfigurationException) as error:
         raise ConfigError(f"{error}") from error
     trainer.test(module, data, verbose=False)
 

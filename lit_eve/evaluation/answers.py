@@ -39,14 +39,14 @@ def record(question: Question, answer: str, model: str) -> dict[str, Any]:
 
 
 def read_answers(path: Path, task: Task, problems: Problems) -> dict[Hashable, str]:
-    """The answers in a file that anyone may have written, by id of the question.
+    """The answers in a file that anyone may have written, by id of the question; those to questions not asked too.
 
     Args:
         path: the file.
         task: what was asked.
         problems: notes lines that are no answer, and questions that are unknown, answered twice or not answered.
     """
-    find = _finder(task.questions)
+    find = _finder(task.available)
     places: dict[Hashable, str] = {}
     answers: dict[Hashable, str] = {}
     for place, row in read_lines(path, KEYS, problems):

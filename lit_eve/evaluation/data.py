@@ -68,6 +68,8 @@ class BenchmarkData(LightningDataModule):
         for key, value in (("limit", limit), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
             if value is not None and value < 1:
                 raise ConfigError(f"{key} of the benchmarks must be at least 1, got {value}")
+        if num_workers < 0:
+            raise ConfigError(f"num_workers of the benchmarks must be at least 0, got {num_workers}")
         self.path = path
         self.benchmarks = benchmarks
         self.limit = limit
@@ -81,6 +83,7 @@ class BenchmarkData(LightningDataModule):
         self.tasks: list[Task] = []
         self.run: EvaluationRun | None = None
         self._loaders: list[DataLoader] | None = None
+        self._callback: Callback | None = None
 
     # ---- Lightning's hooks
 
@@ -99,11 +102,11 @@ class BenchmarkData(LightningDataModule):
         if stage == "test":
             self.run = EvaluationRun(trainer.default_root_dir, self.tasks, self._model_name(), trainer.global_rank)
             known = self._on_first_rank(self._claim)
-            callback: Callback = KeepAnswers(self.run)
+            self._callback = KeepAnswers(self.run)
         else:
             known = {}
-            callback = ScoreAnswers(self.tasks)
-        trainer.callbacks = [*trainer.callbacks, callback]
+            self._callback = ScoreAnswers(self.tasks)
+        trainer.callbacks = [*trainer.callbacks, self._callback]
         self._loaders = [
             loader for task in self.tasks if (loader := self._loader(task, known.get(task.name, set()))) is not None
         ]
@@ -117,6 +120,9 @@ class BenchmarkData(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Score what was answered, on one rank."""
         run, self.run, self._loaders = self.run, None, None
+        if self._callback is not None:
+            self.trainer.callbacks = [callback for callback in self.trainer.callbacks if callback is not self._callback]
+            self._callback = None
         if stage != "test" or run is None:
             return
         unusable = gather_objects(run.unusable)  # also waits until all ranks have written their answers
@@ -177,7 +183,7 @@ class BenchmarkData(LightningDataModule):
             self.judge.cache = ReplyCache(self.run.output / JUDGE)
         self.run.claim(
             {
-                "model": str(source),
+                "model": str(Path(source).resolve() if source is not None and Path(source).exists() else source),
                 "weights": None if source is None else fingerprint(_files(source)),
                 "geometry": module.processor.geometry.to_dict(),
                 "template": self.template or module.processor.template,

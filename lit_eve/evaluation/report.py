@@ -59,13 +59,15 @@ def print_table(results: Sequence[Result], model: str, output: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 140
-    header, (own, *others) = table(results, model)
+    header, rows = table(results, model)
+    lines = [header, *rows]
+    is_wide = sum(max(map(len, column)) + 4 for column in zip(*lines, strict=True)) > console.width
+    header, *rows = zip(*lines, strict=True) if is_wide else lines  # a benchmark a line, where there is little room
     shown = Table(box=box.SIMPLE_HEAD)
-    for title in header:
-        shown.add_column(title, justify="left" if title == header[0] else "right", no_wrap=True)
-    shown.add_row(*own, style="bold")
-    for row in others:
-        shown.add_row(*row)
+    for place, title in enumerate(header):
+        shown.add_column(title, justify="right" if place else "left", style="bold" if is_wide and place == 1 else None)
+    for place, row in enumerate(rows):
+        shown.add_row(*row, style=None if is_wide or place else "bold")
     console.print(shown)
     for result in results:
         if result.notes:
@@ -98,7 +100,7 @@ def _csv(results: Sequence[Result], model: str) -> str:
     writer.writerow([*header, "notes"])
     notes = "; ".join(f"{_title(result)}: {note}" for result in results for note in result.notes)
     for row in rows:
-        cells = ["" if cell == "-" else cell.rstrip("*") for cell in row]
+        cells = ["" if cell.rstrip("*") == "-" else cell.rstrip("*") for cell in row]
         writer.writerow([*cells, notes if row is rows[0] else ""])
     return buffer.getvalue()
 
@@ -131,13 +133,12 @@ def _row(cells: Sequence[str]) -> str:
 
 def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
     """One axis per score, from 0 in the middle to the best of all rows at the rim; False if there are fewer than three."""
-    shown = [result for result in results if result.score is not None]
+    shown = [result for result in results if result.score is not None and np.isfinite(result.score)]
     if len(shown) < 3:
         return False
     rows: dict[str, Mapping[str, float | None]] = {name: PUBLISHED[name] for name in COMPARED}
-    own = {result.benchmark: result.score for result in shown}
-    names = [result.benchmark for result in shown]
-    best = {name: max([own[name], *(row[name] or 0.0 for row in rows.values())]) or 1.0 for name in names}
+    names = [result.benchmark for result in shown]  # one may be there twice, with two splits
+    best = [max([result.score, *(row[result.benchmark] or 0.0 for row in rows.values())]) or 1.0 for result in shown]
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     colours = dict(zip(COMPARED, (BLUE, GREEN, SOFT, ORANGE), strict=True))
     with figure(path, 1, 1, (7.2, 6.4), subplot_kw={"projection": "polar"}) as axes:
@@ -154,9 +155,9 @@ def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
             words = f"{_title(result)}\n{_shown(result.score)}"
             axis.text(angle, 1.09, words, ha=aligned, va="center", color=INK, fontweight="bold")
         for name, row in rows.items():
-            values = np.array([np.nan if row[key] is None else row[key] / best[key] for key in names])
+            values = np.array([np.nan if row[name] is None else row[name] / top for name, top in zip(names, best, strict=True)])
             _polygon(axis, angles, values, label=name, color=colours[name], linewidth=1.2, alpha=0.9)
-        values = np.array([own[key] / best[key] for key in names])
+        values = np.array([result.score / top for result, top in zip(shown, best, strict=True)])
         _polygon(axis, angles, values, label=model, color=RED, linewidth=2.4)
         axis.fill(angles, values, color=RED, alpha=0.1)
         axis.figure.legend(loc="outside lower center", ncols=len(rows) + 1, title=RADAR_NOTE, title_fontsize=8)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.evaluation.published import NAMES, PUBLISHED
-from lit_eve.evaluation.report import write_report
+from lit_eve.evaluation.report import print_table, write_report
 from lit_eve.evaluation.results import Result
 
 
@@ -46,6 +46,7 @@ def test_what_a_reader_must_know_stands_below_the_table(tmp_path):
     write_report([partial, waiting], "mine", tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "| **mine** | **60.0**\\* | **-**\\* |" in text
+    assert list(csv.reader((tmp_path / "results.csv").open()))[1][1:3] == ["60.0", ""]  # no score: an empty cell
     assert "- \\* GQA: partial: 9 of 10 questions" in text and "- GQA: x.jsonl, line 3: no JSON" in text
     assert "[`submissions/v.json`](submissions/v.json)" in text
     assert "GQA: partial: 9 of 10 questions, 1 problems; VizWiz test: to be handed in" not in text  # a line for each
@@ -64,3 +65,23 @@ def test_the_radar_shows_the_model(tmp_path, count):
     with Image.open(tmp_path / "radar.png") as image:
         smaller = np.asarray(image.convert("RGB")).astype(int)
     assert red > 2 * (abs(smaller - [0xC0, 0x39, 0x2B]).sum(-1) < 30).sum()
+
+
+def test_the_radar_shows_two_splits_of_a_benchmark_apart(tmp_path):
+    def low_then(last: float) -> np.ndarray:
+        scores = zip(("mme:perception", "mme:all", "pope"), ("mme", "mme", "pope"), (100.0, last, 80.0), strict=True)
+        write_report([Result(task, name, score, {}, 1, 1, 1) for task, name, score in scores], "mine", tmp_path)
+        with Image.open(tmp_path / "radar.png") as image:
+            return np.asarray(image.convert("RGB")).astype(int)
+
+    red = [(abs(low_then(last) - [0xC0, 0x39, 0x2B]).sum(-1) < 30).sum() for last in (100.0, 1500.0)]
+    assert red[1] > 1.2 * red[0] > 0
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_narrow_terminal_cuts_no_score_off(tmp_path, monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # taken for a terminal
+    print_table(results(), "mine", tmp_path)
+    told = capsys.readouterr().out
+    assert "…" not in told and "1217.3" in told and "SEED-Bench" in told

@@ -13,11 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 import lit_eve
 from lit_eve.cli import main
-from lit_eve.evaluation import answer_all
+from lit_eve.evaluation import BenchmarkData, answer_all
+from lit_eve.evaluation.callbacks import ScoreAnswers
+from lit_eve.evaluation.run import fingerprint
 from lit_eve.evaluation.tasks import find_tasks, load_tasks
+from lit_eve.training import LitEve
 from lit_eve.training.cli import EveCLI
 from tests.evaluation.micro import lines_of, make_model, make_pope
 
@@ -152,6 +156,7 @@ main(sys.argv[1:])
 
 def test_a_folder_holds_the_answers_of_one_model(given, tmp_path, capsys):
     evaluate(given, tmp_path / "run", "--limit", "3")
+    evaluate(given, tmp_path / "run", "--limit", "3", "--model", f"{given / 'model'}/")  # the same in other words
     told = refusal(capsys, *arguments(given, tmp_path / "run", "--template", "plain"))
     assert re.search(r"run holds answers with another template \('chat', now 'plain'\): choose another folder", told)
     (tmp_path / "model").mkdir()
@@ -167,6 +172,34 @@ def test_other_weights_under_the_same_path_are_noticed(given, tmp_path, capsys):
     evaluate(tmp_path, tmp_path / "run", "--limit", "3")
     make_model(tmp_path / "model", seed=4)
     assert "run holds answers with another weights" in refusal(capsys, *arguments(tmp_path, tmp_path / "run"))
+
+
+def test_a_change_anywhere_in_large_weights_is_noticed(tmp_path):
+    content = bytearray(5_000_000)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    before = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == before
+    content[2_000_000:3_500_000] = b"x" * 1_500_000  # one matrix of many
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert fingerprint(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("--devices", "foo", "`devices` selected with `CPUAccelerator` should be an int > 0"),
+        ("--devices", "0", "`Trainer(devices='0')` value is not a valid input using cpu accelerator"),
+        ("--accelerator", "foo", "foo"),
+        ("--num-workers", "-1", "num_workers of the benchmarks must be at least 0, got -1"),
+    ],
+)
+def test_values_that_make_no_sense_are_told(given, tmp_path, capsys, key, value, message):
+    assert message in refusal(capsys, *arguments(given, tmp_path / "run", key, value))
+
+
+def test_an_output_that_is_a_file_is_told(given, tmp_path, capsys):
+    (tmp_path / "run").write_text("")
+    assert "run is no folder" in refusal(capsys, *arguments(given, tmp_path / "run"))
 
 
 def test_part_of_the_questions_first_and_then_all(given, tmp_path):
@@ -209,6 +242,8 @@ def test_answers_that_are_there_already_are_scored(given, tmp_path):
     assert result == whole
     alone = evaluate(given, tmp_path / "file", "--answers", str(given / "whole/predictions/pope.jsonl"), "--name", "mine")
     assert alone == whole
+    part = evaluate(given, tmp_path / "part", "--answers", str(given / "whole/predictions"), "--limit", "3")
+    assert part["answered"] == 3 and part["notes"] == ["3 of 21 questions"]
     assert "| **mine** |" in (tmp_path / "file/results.md").read_text()
 
 
@@ -224,3 +259,14 @@ def test_answers_that_cannot_be_used_are_told_by_line_and_left_out_on_demand(giv
     result = evaluate(given, tmp_path / "out", *command, "--allow-partial")
     assert result["answered"] == 19 and result["notes"][0] == "partial: 19 of 21 questions, 3 problems"
     assert refusal(capsys, *arguments(given, tmp_path / "out", "--answers", str(tmp_path))).count("pope.jsonl is missing") == 1
+
+
+def test_a_trainer_that_is_used_again_scores_once(given, tmp_path):
+    data = BenchmarkData(str(given / "data"), ["pope"], limit=3, max_new_tokens=2, num_workers=0)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "use_distributed_sampler"), False)
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", devices=1, **quiet)
+    module = LitEve(init_from=str(given / "model"))
+    for _ in range(2):
+        trainer.validate(module, data, verbose=False)
+        assert "benchmarks/pope" in trainer.callback_metrics
+        assert not any(isinstance(callback, ScoreAnswers) for callback in trainer.callbacks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import random
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -189,7 +188,7 @@ def decoded(cell: str) -> bytes:
         raise LitEveError("the cell 'image' is empty")
     try:
         data = base64.b64decode(cell)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error too
         raise LitEveError(f"the cell 'image' is no base64 text: {error}") from error
     image_size(data, "the cell 'image'")
     return data

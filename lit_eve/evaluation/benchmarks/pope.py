@@ -12,6 +12,7 @@ from lit_eve.evaluation.metrics import POPEReference
 
 REPOSITORY = "https://github.com/AoiDragon/POPE/tree/main/output/coco"
 PARTS = ("random", "popular", "adversarial")
+KEYS = {"question_id": int, "image": str, "text": str, "label": str}
 
 
 class POPE(Benchmark):
@@ -27,8 +28,10 @@ class POPE(Benchmark):
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         for part in PARTS:
-            keys = ("question_id", "image", "text", "label")
-            for place, row in read_lines(folder / f"coco/coco_pope_{part}.json", keys, problems):
+            for place, row in read_lines(folder / f"coco/coco_pope_{part}.json", KEYS, problems):
+                if row["label"] not in ("yes", "no"):
+                    problems.note(place, f"the label {row['label']!r} is none of yes, no")
+                    continue
                 yield Question(
                     id=f"{part}/{row['question_id']}",
                     prompt=row["text"] + SHORT_ANSWER,

@@ -216,6 +216,7 @@ def test_bad_rows_are_named_by_their_line(tmp_path):
         {**row, "index": 4, "image": base64.b64encode(b"no image").decode()},
         {**row, "index": 5, "image": "77"},
         {**row, "index": 6, "image": "abc"},
+        {**row, "index": 7, "image": "é" * 99},
         row,
     ]
     write_file(tmp_path, [row, *bad])
@@ -224,8 +225,9 @@ def test_bad_rows_are_named_by_their_line(tmp_path):
     questions, problems = MMBench().load(tmp_path, allow_partial=True)
     assert [question.id for question in questions] == [200]
     assert sorted(line.removeprefix("mmbench_dev_20230712.tsv, line ") for line in problems.lines) == [
-        "10: question 200 is there twice, first in mmbench_dev_20230712.tsv, line 2",
-        "11: 2 cells, unlike the 14 of the header",
+        "10: the cell 'image' is no base64 text: string argument should contain only ASCII characters",
+        "11: question 200 is there twice, first in mmbench_dev_20230712.tsv, line 2",
+        "12: 2 cells, unlike the 14 of the header",
         "3: the index 'x' is no number",
         "4: the answer 'E' is none of A, B, C, D",
         "5: the cell 'category' is empty",
