@@ -47,12 +47,14 @@ def read_answers(path: Path, task: Task, problems: Problems) -> dict[Hashable, s
         problems: notes lines that are no answer, and questions that are unknown, answered twice or not answered.
     """
     find = _finder(task.available)
+    ids = {str(record(question, "", "")["question_id"]) for question in task.available}
     places: dict[Hashable, str] = {}
     answers: dict[Hashable, str] = {}
     for place, row in read_lines(path, KEYS, problems):
         question = find(row, answers)
         if question is None:
-            problems.note(place, f"there is no question {row['question_id']!r}")
+            alike = " with this prompt" if str(row["question_id"]) in ids else ""  # which several questions share
+            problems.note(place, f"there is no question {row['question_id']!r}{alike}")
         elif not isinstance(row["text"], str):
             problems.note(place, f"the answer to question {row['question_id']!r} is no text")
         elif question.id in answers:

@@ -12,12 +12,11 @@ from torch.utils.data import DataLoader
 
 from lit_eve.data import prompt_loader, share_prompts
 from lit_eve.errors import ConfigError, LitEveError, SampleError
-from lit_eve.evaluation.benchmarks import Benchmark
 from lit_eve.evaluation.callbacks import KeepAnswers, ScoreAnswers
 from lit_eve.evaluation.judge import OpenAIJudge, ReplyCache
 from lit_eve.evaluation.report import print_table
 from lit_eve.evaluation.run import EvaluationRun, fingerprint
-from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks, task_name
+from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks
 from lit_eve.models.folders import find_model_folder
 from lit_eve.models.weights import is_checkpoint
 from lit_eve.processing import Sample
@@ -92,10 +91,7 @@ class BenchmarkData(LightningDataModule):
         if self._loaders is not None:
             return
         trainer = self.trainer
-        found = find_tasks(self.benchmarks, self.path)
-        if stage != "test":
-            for benchmark, split in found:
-                _check_scored_here(benchmark, split)
+        found = find_tasks(self.benchmarks, self.path, while_training=stage != "test")
         self.tasks = load_tasks(
             found, self.path, limit=self.limit, allow_partial=self.allow_partial, progress=trainer.is_global_zero
         )
@@ -169,7 +165,7 @@ class BenchmarkData(LightningDataModule):
             lengths[other::world] = part
         bad = [str(length) for length in lengths if isinstance(length, SampleError)]
         if bad and not self.allow_partial:
-            raise LitEveError(f"{bad[0]}" + (f"; and {len(bad) - 1:,} more" if len(bad) > 1 else ""))
+            raise LitEveError(f"{task.benchmark.title}: {bad[0]}" + (f"; and {len(bad) - 1:,} more" if len(bad) > 1 else ""))
         if self.run is not None and rank == 0:
             self.run.unusable[task.name] += bad
         return lengths
@@ -216,16 +212,6 @@ class BenchmarkData(LightningDataModule):
             return self.name or "untrained"
         parts = [part for part in Path(source).parts if part not in ("model", "checkpoints", "/")]
         return parts[-1] if parts else str(source)
-
-
-def _check_scored_here(benchmark: Benchmark, split: str) -> None:
-    """Raise ConfigError if answers cannot be scored while a model is trained."""
-    if benchmark.needs_judge:
-        raise ConfigError(f"{benchmark.name} needs a judge: it cannot be validated on")
-    if split in benchmark.unanswered:
-        others = [f"{benchmark.name}:{other}" for other in benchmark.splits if other not in benchmark.unanswered]
-        hint = f"; take {' or '.join(others)}" if others else ""
-        raise ConfigError(f"only a server knows the answers to {task_name(benchmark, split)}: it cannot be validated on{hint}")
 
 
 def _files(source: str | Path) -> Path:

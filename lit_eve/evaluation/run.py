@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation.answers import AnswerStore, file_name, note_missing, read_answers
 from lit_eve.evaluation.benchmarks import Problems
 from lit_eve.evaluation.report import write_report
@@ -49,7 +49,12 @@ class EvaluationRun:
         """
         path = self.output / SETTINGS
         if path.exists():
-            before = json.loads(path.read_text())
+            try:
+                before = json.loads(path.read_text())
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path} is damaged ({error}): remove it if the answers beside it are this model's"
+                ) from error
             changed = [key for key in settings if before.get(key) != settings[key]]
             if changed:
                 key = changed[0]
@@ -102,11 +107,17 @@ def _score(
     judge: Judge | None,
     allow_partial: bool,
 ) -> list[Result]:
-    results = [
-        score_task(task, answers, output, problems=problems, judge=judge, allow_partial=allow_partial)
-        for task, answers, problems in found
-    ]
-    write_report(results, model, output)
+    """Score each task and write the report of those that can be scored, also where others cannot."""
+    results, errors = [], []
+    for task, answers, problems in found:
+        try:
+            results.append(score_task(task, answers, output, problems=problems, judge=judge, allow_partial=allow_partial))
+        except LitEveError as error:
+            errors.append(str(error))
+    if results:
+        write_report(results, model, output)
+    if errors:
+        raise LitEveError("; ".join(errors) + (f"; the others are in {output}" if results else ""))
     return results
 
 

@@ -47,10 +47,7 @@ class Task:
 
     def samples(self) -> list[Sample]:
         """The questions as samples, with the image before the text."""
-        return [
-            Sample(f"{self.benchmark.title}, {question.place}", _conversation(question), question.images)
-            for question in self.questions
-        ]
+        return [Sample(question.place, _conversation(question), question.images) for question in self.questions]
 
 
 def task_name(benchmark: Benchmark, split: str) -> str:
@@ -58,19 +55,22 @@ def task_name(benchmark: Benchmark, split: str) -> str:
     return benchmark.name if len(benchmark.splits) == 1 else f"{benchmark.name}:{split}"
 
 
-def find_tasks(names: str | Sequence[str], data: str | Path) -> list[tuple[Benchmark, str]]:
+def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: bool = False) -> list[tuple[Benchmark, str]]:
     """The benchmarks and splits that are asked for, in the order of the papers' tables; their files are there.
 
     Args:
         names: ``all``, names such as ``pope`` or ``vqav2:val``, or a text of names with commas between them. Without a split,
             the first is meant whose files are there and whose answers are too; then the first for a server.
         data: holds a folder for each benchmark, named like it.
+        while_training: refuse what cannot be scored while a model is trained, for want of answers or a judge.
 
     Raises:
         ConfigError: an unknown name, files that are missing, all of them named, or a package that is.
     """
     asked = [name.strip() for text in ([names] if isinstance(names, str) else names) for name in text.split(",")]
-    if asked == [ALL]:
+    if ALL in asked:
+        if len(asked) > 1:
+            raise ConfigError(f"all benchmarks are named, and {', '.join(name for name in asked if name != ALL)} beside them")
         asked = list(BENCHMARKS)
     if not Path(data).is_dir():
         raise ConfigError(f"there is no folder {data}; it should hold one for each benchmark: {', '.join(BENCHMARKS)}")
@@ -80,6 +80,8 @@ def find_tasks(names: str | Sequence[str], data: str | Path) -> list[tuple[Bench
         if benchmark_name not in BENCHMARKS:
             raise ConfigError(f"unknown benchmark {benchmark_name!r}; known: {ALL}, {', '.join(BENCHMARKS)}")
         benchmark = BENCHMARKS[benchmark_name]
+        if while_training:
+            _check_scored_here(benchmark, split)
         try:
             tasks.append((benchmark, split or _first_split(benchmark, Path(data))))
             benchmark.check_files(Path(data, benchmark.name), tasks[-1][1])
@@ -132,6 +134,16 @@ def subset(questions: list[Question], limit: int | None) -> list[Question]:
     count = max(1, round(limit * len(rows) / len(questions)))
     chosen = {question.id for place in np.linspace(0, len(rows) - 1, count).round() for question in rows[int(place)]}
     return [question for question in questions if question.id in chosen]
+
+
+def _check_scored_here(benchmark: Benchmark, split: str) -> None:
+    """Raise ConfigError if answers to a split (empty: to any) cannot be scored while a model is trained."""
+    if benchmark.needs_judge:
+        raise ConfigError(f"{benchmark.name} needs a judge: it cannot be validated on")
+    if split in benchmark.unanswered:
+        others = [f"{benchmark.name}:{other}" for other in benchmark.splits if other not in benchmark.unanswered]
+        hint = f"; take {' or '.join(others)}" if others else ""
+        raise ConfigError(f"only a server knows the answers to {task_name(benchmark, split)}: it cannot be validated on{hint}")
 
 
 def _first_split(benchmark: Benchmark, data: Path) -> str:

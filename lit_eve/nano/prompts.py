@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lit_eve.nano.questions import ALL_ANSWERS, FAMILIES, TYPES, Question
+from lit_eve.nano.questions import ALL_ANSWERS, FAMILIES, Question
 from lit_eve.nano.scenes import COLOURS, SHAPES, SIZES, Scene
 
 SHORT = "Answer the question using a single word or phrase."

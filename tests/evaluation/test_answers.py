@@ -83,4 +83,4 @@ def test_official_ids_that_several_questions_share_are_told_apart_by_the_prompt(
     write(tmp_path / "mine.jsonl", [{"question_id": 7, "prompt": "4?", "text": "A"}, {"question_id": 7, "text": "B"}])
     problems = Problems()
     assert read_answers(tmp_path / "mine.jsonl", twin, problems) == {shared[4].id: "A"}
-    assert "line 2: there is no question 7" in problems.lines[0]
+    assert "line 2: there is no question 7 with this prompt" in problems.lines[0]

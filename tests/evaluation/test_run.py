@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from lit_eve.evaluation import BenchmarkData, answer_all
 from lit_eve.evaluation.callbacks import ScoreAnswers
 from lit_eve.evaluation.run import fingerprint
 from lit_eve.evaluation.tasks import find_tasks, load_tasks
+from lit_eve.nano.benchmarks import write_benchmarks
 from lit_eve.training import LitEve
 from lit_eve.training.cli import EveCLI
 from tests.evaluation.micro import lines_of, make_model, make_pope
@@ -221,7 +223,7 @@ def damaged(given, tmp_path) -> Path:
 
 def test_an_image_that_breaks_off_costs_one_answer(damaged, capsys):
     told = refusal(capsys, *arguments(damaged, damaged / "run"))
-    assert "POPE: POPE, coco_pope_popular.json, line 3" in told
+    assert "POPE: coco_pope_popular.json, line 3" in told
     assert "1 of 21 questions have no answer: 'popular/3'; --allow-partial scores the rest" in told
     assert len(lines_of(damaged / "run/predictions/pope.jsonl")) == 20
     result = evaluate(damaged, damaged / "run", "--allow-partial")
@@ -270,3 +272,22 @@ def test_a_trainer_that_is_used_again_scores_once(given, tmp_path):
         trainer.validate(module, data, verbose=False)
         assert "benchmarks/pope" in trainer.callback_metrics
         assert not any(isinstance(callback, ScoreAnswers) for callback in trainer.callbacks)
+
+
+def test_damaged_settings_are_told(given, tmp_path, capsys):
+    evaluate(given, tmp_path / "run", "--limit", "3")
+    (tmp_path / "run/settings.json").write_text("{")
+    assert "settings.json is damaged" in refusal(capsys, *arguments(given, tmp_path / "run"))
+
+
+def test_a_benchmark_that_cannot_be_scored_does_not_withhold_the_others(given, tmp_path, capsys):
+    data = make_pope(tmp_path / "data")
+    write_benchmarks(tmp_path / "ten", questions=10)
+    shutil.copytree(tmp_path / "ten/gqa", data / "gqa")
+    shutil.copytree(given / "whole/predictions", tmp_path / "answers")
+    (tmp_path / "answers/gqa.jsonl").write_text("")
+    command = ["--answers", str(tmp_path / "answers"), "--benchmarks", "pope,gqa"]
+    told = refusal(capsys, *arguments(tmp_path, tmp_path / "out", *command))
+    assert "GQA: gqa.jsonl: 10 of 10 questions have no answer" in told and "the others are in" in told
+    (result,) = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    assert result["benchmark"] == "pope" and result["answered"] == 21

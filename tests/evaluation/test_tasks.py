@@ -25,6 +25,7 @@ def test_all_missing_files_are_named_with_size_and_source(tmp_path):
         ("pop", "unknown benchmark 'pop'; known: all, "),
         ("pope:val", "pope has no split 'val'; it has: test"),
         ("pope,pope", "named twice"),
+        ("all,pope", "all benchmarks are named, and pope beside them"),
     ],
 )
 def test_names_that_cannot_be_used(tmp_path, names, message):

@@ -10,6 +10,7 @@ from lit_eve.data.shards import ShardReader, list_shards
 from lit_eve.errors import ConfigError
 from lit_eve.nano.blind import blind_accuracy
 from lit_eve.nano.language import caption
+from lit_eve.nano.prompts import CONTEXT
 from lit_eve.nano.questions import ANSWERS, TYPES, Question
 from lit_eve.nano.scenes import SceneSpec, draw
 from lit_eve.nano.world import HELD_OUT, TRAINING, WorldSettings, chosen, held_out_layouts, make_world
@@ -68,8 +69,9 @@ def test_test_questions_are_single_and_carry_type_and_answer(data):
 def test_finetune_has_several_turns_and_one_image(data):
     samples = read(data / "finetune")
     assert max(len(sample.conversation) for sample in samples) == 2 * SMALL.turns
-    for sample in samples:
-        assert sum("<image>" in turn["value"] for turn in sample.conversation) == 1
+    for sample in samples:  # a few tell in words what there is to see
+        assert sum("<image>" in turn["value"] for turn in sample.conversation) == len(sample.images)
+        assert sample.images or sample.conversation[0]["value"].startswith(CONTEXT)
         assert all(a["from"] != b["from"] for a, b in pairwise(sample.conversation))
 
 
