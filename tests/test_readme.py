@@ -48,10 +48,12 @@ def commands() -> list[list[str]]:
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     """A folder like the repository's after `make nano`, with a model of random weights in runs/nano/model."""
+    from lit_eve.nano.benchmarks import write_benchmarks
     from tests.tiny_model import make_tiny
 
     for part in make_tiny():
         part.save_pretrained(tmp_path / "runs/nano/model")
+    write_benchmarks(tmp_path / "runs/nano/benchmarks", questions=9)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
