@@ -82,7 +82,7 @@ metric_list:
 
 def write(folder: Path, count: int = 7) -> Path:
     """A model, images, ``docs.jsonl`` and the YAML of each task; returns the folder of the tasks."""
-    for part in make_tiny(seed=3):
+    for part in make_tiny(seed=4):
         part.save_pretrained(folder / "model")
     docs = []
     for index in range(count):

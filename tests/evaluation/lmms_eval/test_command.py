@@ -49,7 +49,7 @@ def run(folder: Path, output: str, names: str, *options: str, launcher: tuple[st
 def test_chat(folder: Path) -> None:
     results, samples, printed = run(folder, "chat", "scenes,scenes_text,scenes_rounds", "--batch_size", "4")
     queries = tasks.queries(folder)
-    expected = answer_all(*make_tiny(seed=3), queries, max_new_tokens=6, progress=None)
+    expected = answer_all(*make_tiny(seed=4), queries, max_new_tokens=6, progress=None)
     assert [samples["scenes"][index]["filtered_resps"] for index in range(len(queries))] == expected
     assert results["scenes"]["exact_match,none"] == pytest.approx(sum(answer == "yes" for answer in expected) / len(queries))
     assert results["scenes_rounds"]["rounds,none"] == pytest.approx(sum(1 + i % 3 for i in range(7)) / 7)
@@ -61,7 +61,7 @@ def test_multiple_choice(folder: Path) -> None:
     results, _, _ = run(folder, "simple", "scenes_choice", "--batch_size", "4", "--force_simple")
     queries = tasks.queries(folder)
     pairs = [(query, choice) for query in queries for choice in tasks.CHOICES]
-    scores = [score.log_prob for score in score_answers(*make_tiny(seed=3), *zip(*pairs, strict=True), progress=None)]
+    scores = [score.log_prob for score in score_answers(*make_tiny(seed=4), *zip(*pairs, strict=True), progress=None)]
     right = [max(range(3), key=scores[3 * i : 3 * i + 3].__getitem__) == i % 3 for i in range(len(queries))]
     assert results["scenes_choice"]["acc,none"] == pytest.approx(sum(right) / len(right))
     assert 0 < sum(right) < len(right)
