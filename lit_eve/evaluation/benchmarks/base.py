@@ -105,7 +105,13 @@ class Benchmark(ABC):
         return dict(answers)
 
     def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
-        """Write the files that the benchmark's server or tool takes; returns them. Nothing by default."""
+        """Write the files that the benchmark's server or tool takes; returns them. Nothing by default.
+
+        Args:
+            questions: those that have an answer.
+            answers: by id.
+            folder: where to write them.
+        """
         return []
 
     def questions(self, folder: str | Path, split: str | None = None, *, allow_partial: bool = False) -> list[Question]:

@@ -62,6 +62,12 @@ def test_a_question_without_an_answer_is_wrong():
     assert metric.compute()["accuracy"] == pytest.approx(100 * 3 / 29)
 
 
+def test_full_stops_are_taken_from_the_end_alone():
+    metric = GQA({number: GQAReference("left", "query", "rel", 1, 4, None) for number in range(3)})
+    metric.update(range(3), ["Left..", ".left", "left. "])
+    assert list(metric.by_question().values()) == [[1, -1], [0, -1], [0, -1]]
+
+
 def test_distribution_counts_right_answers_of_a_group_only():
     references = {number: GQAReference(answer, "query", "obj", 1, 4, "animal") for number, answer in enumerate("aaab")}
     metric = GQA({**references, 4: GQAReference("c", "query", "obj", 1, 4, "other")})
