@@ -11,10 +11,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +33,7 @@ SEED = " SEED there is of images and videos together."
 
 
 def write_report(results: Sequence[Result], model: str, output: Path) -> list[Path]:
-    """Write the four files; returns those that were written.
+    """Write the four files, in place of older ones; returns those that were written.
 
     Args:
         results: of the tasks, in the order of the columns.
@@ -39,8 +41,8 @@ def write_report(results: Sequence[Result], model: str, output: Path) -> list[Pa
         output: the folder.
     """
     output.mkdir(parents=True, exist_ok=True)
-    content = {"model": model, "results": [asdict(result) for result in results]}
-    files = {JSON: json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
+    content = {"model": model, "results": [_as_json(result) for result in results]}
+    files = {JSON: json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"}
     has_radar = _draw_radar(results, model, output / RADAR)
     files |= {MARKDOWN: _markdown(results, model, has_radar), CSV: _csv(results, model)}
     for name, text in files.items():
@@ -83,14 +85,22 @@ def table(results: Sequence[Result], model: str) -> tuple[list[str], list[list[s
     return header, [own, *rows]
 
 
+def _as_json(result: Result) -> dict[str, Any]:
+    """Its fields; a score over nothing is null, as JSON has no nan."""
+    fields = asdict(result)
+    for scores in (fields, fields["scores"]):
+        scores.update({name: None for name, value in scores.items() if isinstance(value, float) and math.isnan(value)})
+    return fields
+
+
 def _title(result: Result) -> str:
     benchmark = BENCHMARKS[result.benchmark]
     split = result.task.partition(":")[2]
     return benchmark.title + (f" {split}" if split and split != benchmark.splits[0] else "")
 
 
-def _shown(score: float | None) -> str:
-    return "-" if score is None else f"{score:.1f}"
+def _shown(score: float | None, digits: int = 1) -> str:
+    return "-" if score is None or math.isnan(score) else f"{score:.{digits}f}"
 
 
 def _csv(results: Sequence[Result], model: str) -> str:
@@ -121,7 +131,7 @@ def _markdown(results: Sequence[Result], model: str, has_radar: bool) -> str:
     for result in results:
         if result.scores:
             lines += ["", f"### {_title(result)}", "", "| | |", "|---|---:|"]
-            lines += [f"| {name} | {value:.2f} |" for name, value in result.scores.items()]
+            lines += [f"| {name} | {_shown(value, 2)} |" for name, value in result.scores.items()]
     if problems := [f"- {_title(result)}: {line}" for result in results for line in result.problems]:
         lines += ["", "## Problems", "", *problems]
     return "\n".join(lines) + "\n"
@@ -132,9 +142,13 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
-    """One axis per score, from 0 in the middle to the best of all rows at the rim; False if there are fewer than three."""
+    """One axis per score, from 0 in the middle to the best of all rows at the rim.
+
+    False if there are fewer than three; then a plot of other scores, from before, goes.
+    """
     shown = [result for result in results if result.score is not None and np.isfinite(result.score)]
     if len(shown) < 3:
+        path.unlink(missing_ok=True)
         return False
     rows: dict[str, Mapping[str, float | None]] = {name: PUBLISHED[name] for name in COMPARED}
     names = [result.benchmark for result in shown]  # one may be there twice, with two splits

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +53,26 @@ def test_what_a_reader_must_know_stands_below_the_table(tmp_path):
     assert "[`submissions/v.json`](submissions/v.json)" in text
     assert "GQA: partial: 9 of 10 questions, 1 problems; VizWiz test: to be handed in" not in text  # a line for each
     assert not (tmp_path / "radar.png").exists() and "radar" not in text
+
+
+def test_a_score_over_nothing_is_null(tmp_path):
+    (empty,) = results(["gqa"])
+    write_report([replace(empty, score=math.nan, scores={"accuracy": math.nan, "open": 50.0})], "mine", tmp_path)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    (read,) = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)["results"]
+    assert read["score"] is None and read["scores"] == {"accuracy": None, "open": 50.0}
+    text = (tmp_path / "results.md").read_text() + (tmp_path / "results.csv").read_text()
+    assert "nan" not in text and "| accuracy | - |" in text and "| open | 50.00 |" in text
+
+
+def test_a_radar_of_other_scores_does_not_stay(tmp_path):
+    write_report(results(), "mine", tmp_path)
+    assert (tmp_path / "radar.png").exists()
+    written = write_report(results(["gqa", "pope"]), "mine", tmp_path)
+    assert tmp_path / "radar.png" not in written and not (tmp_path / "radar.png").exists()
 
 
 @pytest.mark.parametrize("count", [3, 10])
