@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,18 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--benchmarks",
         default="all",
         metavar="NAMES",
-        help="all, or names with commas between them: pope,vqav2:val (%(default)s)",
+        help="all, or names with commas between them: vqav2, gqa, vizwiz, scienceqa, textvqa, pope, mme, mmbench, seedbench, "
+        "mmvet; with a split behind a colon: vqav2:test-dev (%(default)s)",
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="holds a folder of official files for each benchmark")
     parser.add_argument("--output", default="runs/eval", metavar="DIR", help="answers, table, plot (%(default)s)")
     parser.add_argument("--name", metavar="TEXT", help="the model's name in the table")
-    parser.add_argument("--limit", type=int, metavar="N", help="ask so many questions of each benchmark, evenly spread")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask so many questions of each, evenly spread")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per device (%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (the benchmark's own)")
     parser.add_argument("--template", metavar="NAME", help="how conversations are written (the model's own)")
     parser.add_argument("--attn-implementation", metavar="NAME", help="as model.attn_implementation of a recipe")
     parser.add_argument("--accelerator", default="auto", metavar="NAME", help="cpu, gpu, ... (%(default)s)")
-    parser.add_argument("--devices", default="auto", metavar="N", help="devices of this node (%(default)s)")
+    parser.add_argument(
+        "--devices", type=_devices, default="auto", metavar="N", help="of this node: how many, or which: 0,1 (%(default)s)"
+    )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes, started by torchrun or SLURM (%(default)s)")
     parser.add_argument("--precision", metavar="NAME", help="32-true, bf16-true, ... (bf16-true on GPUs, else 32-true)")
     parser.add_argument(
@@ -46,8 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-partial", action="store_true", help="score without what is missing or unusable; the table says so"
     )
-    parser.add_argument("--judge-url", metavar="URL", help="an endpoint that speaks OpenAI's protocol, to grade MM-Vet")
-    parser.add_argument("--judge-model", default="gpt-4-0613", metavar="NAME", help="(%(default)s)")
+    parser.add_argument(
+        "--judge-url",
+        metavar="URL",
+        help="an endpoint that speaks OpenAI's protocol, to grade MM-Vet and read unclear answers to MMBench",
+    )
+    parser.add_argument("--judge-model", default="gpt-4-0613", metavar="NAME", help="the judge's name there (%(default)s)")
+    parser.add_argument(
+        "--judge-runs", type=int, default=1, metavar="N", help="how often MM-Vet is graded; the paper: 5 (%(default)s)"
+    )
     parser.add_argument(
         "--judge-key",
         default="OPENAI_API_KEY",
@@ -61,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="questions that the judge is asked at a time (%(default)s)",
     )
+
+
+def _devices(text: str) -> str:
+    """What Lightning takes for ``devices``."""
+    if not re.fullmatch(r"auto|-?\d+|\d+(,\d+)*,?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto, nor a number, nor a list such as 0,1")
+    return text
 
 
 def run(args: argparse.Namespace) -> None:
@@ -147,6 +165,7 @@ def _judge(args: argparse.Namespace) -> OpenAIJudge | None:
         cache=Path(args.output, JUDGE),
         key_variable=args.judge_key,
         concurrency=args.judge_concurrency,
+        runs=args.judge_runs,
     )
     judge.check()
     return judge

@@ -25,10 +25,12 @@ class Judge(Protocol):
     Attributes:
         model: its name.
         concurrency: how many questions it takes at a time.
+        runs: how often it grades an answer where a benchmark takes the mean over runs.
     """
 
     model: str
     concurrency: int
+    runs: int
 
     def ask(self, message: str, *, temperature: float = 0.0, max_tokens: int | None = None, repetition: int = 0) -> str:
         """The reply to a single user message; ``repetition`` tells apart equal requests that want a reply each."""
@@ -53,9 +55,10 @@ class OpenAIJudge:
         timeout: seconds that a reply may take.
         retries: how often a request is sent again.
         concurrency: how many questions are asked at a time.
+        runs: how often each answer to MM-Vet is graded; its score is the mean. The paper has 5.
 
     Raises:
-        ConfigError: the package openai is missing, or this is no URL.
+        ConfigError: the package openai is missing, this is no URL, or a number makes no sense.
     """
 
     def __init__(
@@ -68,12 +71,18 @@ class OpenAIJudge:
         timeout: float = 60.0,
         retries: int = 5,
         concurrency: int = 1,
+        runs: int = 1,
     ) -> None:
         self._openai = require("openai", "The judge")
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"the judge's URL begins with http:// or https://, unlike {url!r}")
+        for key, value, least in (("concurrency", concurrency, 1), ("runs", runs, 1), ("retries", retries, 0)):
+            if value < least:
+                raise ConfigError(f"{key} of the judge must be at least {least}, got {value}")
+        if not timeout > 0:
+            raise ConfigError(f"timeout of the judge must be above 0 seconds, got {timeout}")
         self.url, self.model, self.key_variable = url.rstrip("/"), model, key_variable
-        self.timeout, self.retries, self.concurrency = timeout, retries, concurrency
+        self.timeout, self.retries, self.concurrency, self.runs = timeout, retries, concurrency, runs
         self.cache = ReplyCache(cache)
         self._client = self._openai.OpenAI(
             base_url=self.url, api_key=os.environ.get(key_variable) or "none", timeout=timeout, max_retries=retries

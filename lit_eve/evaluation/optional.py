@@ -21,4 +21,4 @@ def require(package: str, purpose: str) -> ModuleType:
     try:
         return import_module(package)
     except ImportError as error:
-        raise ConfigError(f"{purpose} needs the package {package}: pip install 'lit-eve[eval]' ({error})") from error
+        raise ConfigError(f"{purpose} needs the package {package}: .venv/bin/pip install -e '.[eval]' ({error})") from error

@@ -94,9 +94,12 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def _title(result: Result) -> str:
-    benchmark = BENCHMARKS[result.benchmark]
-    split = result.task.partition(":")[2]
-    return benchmark.title + (f" {split}" if split and split != benchmark.splits[0] else "")
+    benchmark, split = BENCHMARKS[result.benchmark], _split(result)
+    return benchmark.title + (f" {split}" if split != benchmark.splits[0] else "")
+
+
+def _split(result: Result) -> str:
+    return result.task.partition(":")[2] or BENCHMARKS[result.benchmark].splits[0]
 
 
 def _shown(score: float | None, digits: int = 1) -> str:
@@ -126,7 +129,7 @@ def _markdown(results: Sequence[Result], model: str, has_radar: bool) -> str:
         lines += ["", f"![The scores as a radar plot]({RADAR})"]
     if files := [(result, path) for result in results for path in result.submission]:
         lines += ["", "## Files for servers and official tools", ""]
-        lines += [f"- {_title(result)}: [`{path}`]({path})" for result, path in files]
+        lines += [f"- {_title(result)}: [`{path}`]({path}){_server(result)}" for result, path in files]
     lines += ["", "## Scores by category"]
     for result in results:
         if result.scores:
@@ -135,6 +138,15 @@ def _markdown(results: Sequence[Result], model: str, has_radar: bool) -> str:
     if problems := [f"- {_title(result)}: {line}" for result in results for line in result.problems]:
         lines += ["", "## Problems", "", *problems]
     return "\n".join(lines) + "\n"
+
+
+def _server(result: Result) -> str:
+    """Where its files are handed in; empty for those of official tools, and of splits that the server knows nothing of."""
+    benchmark = BENCHMARKS[result.benchmark]
+    if benchmark.server is None or (benchmark.unanswered and _split(result) not in benchmark.unanswered):
+        return ""
+    part = f"; it wants all {result.official:,} questions, and these are {result.answered:,}"
+    return f": {benchmark.server}" + part * (result.answered < result.official)
 
 
 def _row(cells: Sequence[str]) -> str:

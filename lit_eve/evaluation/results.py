@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.benchmarks import Problems, Question
+from lit_eve.evaluation.benchmarks import Problems
 from lit_eve.evaluation.tasks import Task
 
 if TYPE_CHECKING:
@@ -86,28 +86,31 @@ def score_task(
     if task.split != benchmark.splits[0]:
         notes.append(f"{task.split}; papers report {benchmark.splits[0]}")
     texts = {question.id: answers[question.id] for question in answered}
-    submission = _submit(task, answered, texts, output)
-    if not task.has_answers:
+    submission = _submit(task, texts, output)
+    if not task.has_answers and len(answered) < official:
+        notes.append(f"not scored: the server wants all {official:,} questions: {benchmark.server}")
+    elif not task.has_answers:
         notes.append(f"to be handed in: {benchmark.server}")
     elif benchmark.needs_judge and judge is None:
-        notes.append("needs a judge (--judge-url)")
+        notes.append("needs a judge (--judge-url, or judge in a YAML)")
     else:
-        metric = benchmark.metric(answered)
+        metric = benchmark.metric(answered, judge)
         metric.distributed_available_fn = lambda: False  # all answers are here, and other ranks may be gone
         rated = benchmark.judge(answered, texts, judge) if judge is not None else texts
         if rated != texts:
             notes.append(f"judged by {judge.model}")
         metric.update(list(rated), list(rated.values()))
         scores = metric.compute()
+        notes += metric.notes(scores)
         result = replace(result, score=scores[metric.headline], scores=scores)
     return replace(result, notes=notes, submission=submission)
 
 
-def _submit(task: Task, questions: list[Question], answers: Mapping[Hashable, str], output: Path) -> list[str]:
+def _submit(task: Task, answers: Mapping[Hashable, str], output: Path) -> list[str]:
     """Write the files for servers and official tools; their paths relative to ``output``."""
     folder = output / "submissions" / task.name.replace(":", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    written = task.benchmark.submit(questions, answers, folder)
+    written = task.benchmark.submit(task.questions, answers, folder, task.split, task.source)
     for empty in (folder, folder.parent):
         if not any(empty.iterdir()):
             empty.rmdir()

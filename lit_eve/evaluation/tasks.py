@@ -27,6 +27,7 @@ class Task:
         questions: those that are asked, in the official order.
         available: all that the files hold; more than are asked where a subset is taken.
         problems: why others of the files cannot be asked.
+        source: the folder of the official files.
     """
 
     benchmark: Benchmark
@@ -34,6 +35,7 @@ class Task:
     questions: list[Question]
     available: list[Question]
     problems: Problems = field(default_factory=Problems)
+    source: Path = Path()
 
     @property
     def name(self) -> str:
@@ -118,8 +120,9 @@ def load_tasks(
     """
     tasks = []
     for benchmark, split in track(found, "reading questions", disable=not progress, transient=True):
-        questions, problems = benchmark.load(Path(data, benchmark.name), split, allow_partial=allow_partial)
-        tasks.append(Task(benchmark, split, subset(questions, limit), questions, problems))
+        source = Path(data, benchmark.name)
+        questions, problems = benchmark.load(source, split, allow_partial=allow_partial)
+        tasks.append(Task(benchmark, split, subset(questions, limit), questions, problems, source))
     return tasks
 
 

@@ -109,9 +109,23 @@ def test_a_server_that_hangs():
     assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"concurrency": 0}, "concurrency of the judge must be at least 1, got 0"),
+        ({"runs": 0}, "runs of the judge must be at least 1, got 0"),
+        ({"retries": -1}, "retries of the judge must be at least 0, got -1"),
+        ({"timeout": 0.0}, "timeout of the judge must be above 0 seconds, got 0.0"),
+    ],
+)
+def test_numbers_that_make_no_sense(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        OpenAIJudge("http://127.0.0.1:1/v1", **setting)
+
+
 def test_a_missing_package_is_told_at_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ConfigError, match=r"The judge needs the package openai: pip install 'lit-eve\[eval\]'"):
+    with pytest.raises(ConfigError, match=r"The judge needs the package openai: .venv/bin/pip install -e '.\[eval\]'"):
         OpenAIJudge("http://127.0.0.1:1/v1")
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(ConfigError, match=r"The file for the server of MMBench needs the package openpyxl"):
@@ -181,7 +195,7 @@ def test_what_arrives_at_the_server_is_what_the_evaluator_sends(tmp_path):
 def test_grading_goes_on_where_it_stopped(tmp_path, concurrency):
     """The endpoint breaks down after seven replies; the second run asks the rest alone, and both together ask each once."""
     write_files(tmp_path)
-    benchmark = MMVet(runs=2)
+    benchmark = MMVet()
     questions, answers = questions_of(tmp_path), answers_of()
     number = count()
 
@@ -189,7 +203,7 @@ def test_grading_goes_on_where_it_stopped(tmp_path, concurrency):
         return "0.5" if next(number) < 7 else Failure(403, "the month's budget is spent")
 
     def judge(url: str) -> OpenAIJudge:
-        return OpenAIJudge(url, cache=tmp_path / "judge.jsonl", concurrency=concurrency)
+        return OpenAIJudge(url, cache=tmp_path / "judge.jsonl", concurrency=concurrency, runs=2)
 
     with stub_server(breaks) as server:
         with pytest.raises(LitEveError, match="budget is spent"):

@@ -189,7 +189,6 @@ def test_a_change_anywhere_in_large_weights_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("--devices", "foo", "`devices` selected with `CPUAccelerator` should be an int > 0"),
         ("--devices", "0", "`Trainer(devices='0')` value is not a valid input using cpu accelerator"),
         ("--accelerator", "foo", "foo"),
         ("--num-workers", "-1", "num_workers of the benchmarks must be at least 0, got -1"),
@@ -197,6 +196,14 @@ def test_a_change_anywhere_in_large_weights_is_noticed(tmp_path):
 )
 def test_values_that_make_no_sense_are_told(given, tmp_path, capsys, key, value, message):
     assert message in refusal(capsys, *arguments(given, tmp_path / "run", key, value))
+
+
+@pytest.mark.parametrize("devices", ["foo", "3x", "", "0,x"])
+def test_devices_that_make_no_sense_are_told(given, tmp_path, capsys, devices):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments(given, tmp_path / "run", "--devices", devices))
+    assert exit.value.code == 2
+    assert f"argument --devices: {devices!r} is neither auto, nor a number" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_file_is_told(given, tmp_path, capsys):

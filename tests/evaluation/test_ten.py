@@ -12,7 +12,7 @@ import pytest
 from lit_eve.cli import main
 from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.nano.benchmarks import write_benchmarks
-from tests.evaluation.micro import lines_of, make_model
+from tests.evaluation.micro import best_score, lines_of, make_model
 from tests.evaluation.stub_judge import stub_server
 
 
@@ -81,7 +81,7 @@ def test_right_answers_get_the_best_scores(given):
     answers = right_answers(given, given / "right")
     results = evaluate(given, given / "perfect", "--answers", str(answers))
     for result in results.values():
-        best = BENCHMARKS[result["benchmark"]].top
+        best = best_score(result["benchmark"])
         if result["benchmark"] in ("vqav2", "vizwiz", "textvqa"):  # people do not always agree
             assert 0.8 * best < result["score"] <= best, result["task"]
         elif result["benchmark"] != "mmvet":
@@ -96,6 +96,9 @@ def test_files_for_servers_and_tools(run, given):
     assert header == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
     said = {row["question_id"]: row["text"] for row in lines_of(run / "predictions/mmbench-dev.jsonl")}
     assert {row[0]: row[6] or "" for row in rows} == said
+    listed = {line.split(":")[0]: line for line in (run / "results.md").read_text().splitlines() if "](submissions/" in line}
+    assert "mmbench.opencompass.org.cn" in listed["- MMBench"] and "it wants all 4,377 questions" in listed["- MMBench"]
+    assert "EvalAI" not in listed["- VQAv2 val"] and listed["- GQA"].endswith(")")  # for nobody; for a tool
     results = json.loads((run / "submissions/mmvet/mmvet.json").read_text())
     assert results.keys() == json.loads((given / "data/mmvet/mm-vet.json").read_text()).keys()
 
@@ -108,6 +111,19 @@ def test_splits_that_only_a_server_scores(given, tmp_path):
         rows = json.loads((tmp_path / "run" / result["submission"][0]).read_text())
         assert len({row[ids] for row in rows}) == len(rows) >= result["asked"]
         assert all(row.keys() == {ids, "answer"} for row in rows)
+        official = BENCHMARKS[result["benchmark"]].sizes[task.partition(":")[2]]
+        assert any(f"not scored: the server wants all {official:,} questions" in note for note in result["notes"])
+
+
+def test_files_that_are_whole_are_to_be_handed_in(given, tmp_path, monkeypatch):
+    vizwiz = BENCHMARKS["vizwiz"]
+    count = len(vizwiz.questions(given / "data/vizwiz", "test"))
+    monkeypatch.setattr(type(vizwiz), "sizes", {"test": count})
+    for limit, wanted in ((count, "to be handed in: EvalAI"), (count - 1, f"the server wants all {count} questions: EvalAI")):
+        result = evaluate(given, tmp_path / f"{limit}", "--benchmarks", "vizwiz:test", "--limit", str(limit))["vizwiz:test"]
+        assert any(wanted in note for note in result["notes"])
+        text = (tmp_path / f"{limit}/results.md").read_text()
+        assert ("it wants all" in text) == (limit < count)
 
 
 def test_mmvet_is_graded_by_a_judge_whose_replies_are_kept(given, tmp_path, run):
@@ -116,12 +132,22 @@ def test_mmvet_is_graded_by_a_judge_whose_replies_are_kept(given, tmp_path, run)
         return "1" if "Reply" in line else f"0.{len(line) % 10}"
 
     with stub_server(reply) as server:
-        judged = ["--benchmarks", "mmvet", "--answers", str(run / "predictions"), "--judge-url", server.url]
+        judged = [
+            "--benchmarks",
+            "mmvet",
+            "--answers",
+            str(run / "predictions"),
+            "--judge-url",
+            server.url,
+            "--judge-runs",
+            "2",
+        ]
         result = evaluate(given, tmp_path / "run", *judged)["mmvet"]
         grades = [json.loads(line)["reply"] for line in (tmp_path / "run/judge.jsonl").read_text().splitlines()]
-        assert len(grades) >= result["answered"] and len(set(grades)) > 1
+        assert len(grades) >= 2 * result["answered"] and len(set(grades)) > 1
         assert result["score"] == pytest.approx(100 * sum(map(float, grades)) / len(grades))
-        assert result["notes"][-1] == "judged by gpt-4-0613"
+        assert result["scores"]["run/2"] == pytest.approx(result["score"])
+        assert result["notes"][-2:] == ["judged by gpt-4-0613", "mean of 2 runs of the judge"]
         asked = len(server.requests)
         again = evaluate(given, tmp_path / "run", *judged)["mmvet"]
         assert len(server.requests) == asked + 1  # whether it is there at all

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation.benchmarks.files import Problems
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+Answers: TypeAlias = Mapping[Hashable, str]
+"""Answers to questions, by their ids."""
 
 
 class Source(NamedTuple):
@@ -71,9 +73,8 @@ class Benchmark(ABC):
         splits: the one that papers report first.
         sizes: questions of each split in the official files.
         unanswered: splits whose answers only a server knows.
-        server: where answers are handed in, and in which format; None: scored here.
-        unit: of the headline score: "%" or "points".
-        top: the best possible score.
+        server: where the files of :meth:`submit` are handed in, and in which format; None: scored here alone.
+        metric_class: what scores the answers.
         max_new_tokens: of an answer.
         needs_judge: whether a language model must grade the answers.
         packages: of the extra ``eval``, which :meth:`submit` needs.
@@ -86,8 +87,7 @@ class Benchmark(ABC):
     sizes: ClassVar[Mapping[str, int]]
     unanswered: ClassVar[tuple[str, ...]] = ()
     server: ClassVar[str | None] = None
-    unit: ClassVar[str] = "%"
-    top: ClassVar[float] = 100.0
+    metric_class: ClassVar[type[BenchmarkMetric]]
     max_new_tokens: ClassVar[int] = 128
     needs_judge: ClassVar[bool] = False
     packages: ClassVar[tuple[str, ...]] = ()
@@ -96,21 +96,23 @@ class Benchmark(ABC):
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         """The questions of a split, in the official order; what cannot be read is noted in ``problems`` and left out."""
 
-    @abstractmethod
-    def metric(self, questions: Sequence[Question]) -> BenchmarkMetric:
-        """The metric over these questions."""
+    def metric(self, questions: Sequence[Question], judge: Judge | None = None) -> BenchmarkMetric:
+        """The metric over these questions; what it rates comes from the judge, if there is one (:meth:`judge`)."""
+        return self.metric_class({question.id: question.reference for question in questions})
 
-    def judge(self, questions: Sequence[Question], answers: Mapping[Hashable, str], judge: Judge) -> dict[Hashable, str]:
+    def judge(self, questions: Sequence[Question], answers: Answers, judge: Judge) -> dict[Hashable, str]:
         """What the metric is to rate instead of the answers, where a language model has a say."""
         return dict(answers)
 
-    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
+    def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
         """Write the files that the benchmark's server or tool takes; returns them. Nothing by default.
 
         Args:
-            questions: those that have an answer.
-            answers: by id.
-            folder: where to write them.
+            questions: those that were asked.
+            answers: by id; a question may have none.
+            output: an empty folder for the files.
+            split: of the questions.
+            source: the folder of the official files.
         """
         return []
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Question, Source
+from lit_eve.evaluation import metrics
+from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Answers, Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems, checked, read_json
-from lit_eve.evaluation.metrics import GQA as GQAMetric
 from lit_eve.evaluation.metrics import GQAReference, gqa_prediction
 
 QUESTIONS = "testdev_balanced_questions.json"
@@ -35,6 +35,7 @@ class GQA(Benchmark):
     )
     splits = ("testdev",)
     sizes = {"testdev": 12_578}
+    metric_class = metrics.GQA
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         for id, row in read_json(folder / QUESTIONS, dict).items():
@@ -48,18 +49,14 @@ class GQA(Benchmark):
                     place=place,
                 )
 
-    def metric(self, questions: Sequence[Question]) -> GQAMetric:
-        return GQAMetric({question.id: question.reference for question in questions})
-
-    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
+    def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
         """``testdev_balanced_predictions.json``, which eval.py takes; it stops where a question has no answer."""
         rows = [
             {"questionId": question.id, "prediction": gqa_prediction(answers[question.id])}
             for question in questions
             if question.id in answers
         ]
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / PREDICTIONS
+        path = output / PREDICTIONS
         path.write_text(json.dumps(rows))
         return [path]
 

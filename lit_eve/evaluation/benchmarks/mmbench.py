@@ -7,15 +7,15 @@ import random
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.benchmarks.base import LETTERS, Benchmark, Question, Source, options_prompt
+from lit_eve.evaluation import metrics
+from lit_eve.evaluation.benchmarks.base import LETTERS, Answers, Benchmark, Question, Source, options_prompt
 from lit_eve.evaluation.benchmarks.files import Problems, read_tsv
 from lit_eve.evaluation.judge import Judge, ask_each
-from lit_eve.evaluation.metrics import MMBench as MMBenchMetric
 from lit_eve.evaluation.metrics import MMBenchReference
-from lit_eve.evaluation.metrics.mmbench import EMPTY_CELLS, NOTHING_FITS, PASS, Rules, find_letter
+from lit_eve.evaluation.metrics.mmbench import EMPTY_CELLS, NOTHING_FITS, PASS, find_letter
 from lit_eve.evaluation.optional import require
 from lit_eve.processing.images import image_size
 
@@ -32,26 +32,20 @@ SEED = 2680  # VLMEvalKit's
 
 
 class MMBench(Benchmark):
-    """One question per row: the passes of a question, with its options in another order, are rows of the file.
-
-    Args:
-        rules: which version of VLMEvalKit reads the answers; see the metric.
-    """
+    """One question per row: the passes of a question, with its options in another order, are rows of the file."""
 
     name = "mmbench"
     title = "MMBench"
     sources = (
         Source(FILES["dev"], "138 MB", f"{LEGACY}/{FILES['dev']}", ("dev",)),
-        Source(FILES["dev_en"], "less, one copy of each image", f"{TODAY}/{FILES['dev_en']}", ("dev_en",)),
+        Source(FILES["dev_en"], "4,329 rows, one copy of each image", f"{TODAY}/{FILES['dev_en']}", ("dev_en",)),
     )
     splits = tuple(FILES)
     sizes = {"dev": 4377, "dev_en": 4329}
+    metric_class = metrics.MMBench
     server = "mmbench.opencompass.org.cn takes the .xlsx; it asks ChatGPT about answers that its rules cannot read"
     max_new_tokens = 1024
     packages = ("openpyxl",)
-
-    def __init__(self, rules: Literal["2024_06", "head"] = "2024_06") -> None:
-        self.rules: Rules = rules
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         rows: list[tuple[str, int, dict[str, str | None]]] = []
@@ -101,16 +95,13 @@ class MMBench(Benchmark):
             fields={"round_id": 0, "options": asked, "option_char": list(OPTIONS[: len(asked)])},
         )
 
-    def metric(self, questions: Sequence[Question]) -> MMBenchMetric:
-        return MMBenchMetric({question.id: question.reference for question in questions}, self.rules)
-
-    def judge(self, questions: Sequence[Question], answers: Mapping[Hashable, str], judge: Judge) -> dict[Hashable, str]:
+    def judge(self, questions: Sequence[Question], answers: Answers, judge: Judge) -> dict[Hashable, str]:
         """The answers, with the letter that the judge finds in place of some that the rules cannot read.
 
         As in VLMEvalKit, questions with a pass that is wrong already are left alone, and so are the passes behind a wrong one.
         """
         letters = {
-            question.id: find_letter(answers[question.id], question.reference.options, self.rules)
+            question.id: find_letter(answers[question.id], question.reference.options)
             for question in questions
             if question.id in answers
         }
@@ -141,11 +132,11 @@ class MMBench(Benchmark):
         options = question.reference.options
         message = judge_message(question.reference, answer)
         for repetition in range(TRIES):
-            if letter := find_letter(judge.ask(message, repetition=repetition), options, self.rules):
+            if letter := find_letter(judge.ask(message, repetition=repetition), options):
                 return letter
         return random.Random(f"{SEED} {question.id}").choice([*options, NOTHING_FITS])
 
-    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
+    def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
         openpyxl = require("openpyxl", f"The file for the server of {self.title}")
         book = openpyxl.Workbook(write_only=True)
         sheet = book.create_sheet("Sheet1")
@@ -163,7 +154,7 @@ class MMBench(Benchmark):
             options = [row.options.get(letter) for letter in OPTIONS]
             texts = [row.question, *options, answers.get(question.id), row.answer, row.split]
             sheet.append([question.id, *map(cell, texts)])
-        path = folder / "mmbench.xlsx"
+        path = output / "mmbench.xlsx"
         book.save(path)
         return [path]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_eve.errors import ConfigError
-from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Question, Source
+from lit_eve.evaluation import metrics
+from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Answers, Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems
-from lit_eve.evaluation.metrics import MME as MMEMetric
 from lit_eve.evaluation.metrics import MMEReference
 from lit_eve.evaluation.metrics.mme import COGNITION, PERCEPTION
 
@@ -33,8 +33,7 @@ class MME(Benchmark):
     sources = (Source(RELEASE, "14 folders, one a task, 2,374 questions", ZIP),)
     splits = ("perception", "all")
     sizes = {"perception": 2114, "all": 2374}
-    unit = "points"
-    top = 2000.0
+    metric_class = metrics.MME
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         """The zip has one folder more, ``MME_Benchmark``; the tasks may lie in it or where it lies."""
@@ -47,25 +46,21 @@ class MME(Benchmark):
         for task in tasks:
             yield from _read_task(root, task, problems)
 
-    def metric(self, questions: Sequence[Question]) -> MMEMetric:
-        return MMEMetric({question.id: question.reference for question in questions})
-
-    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
+    def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
         """``<task>.txt`` for MME's eval_tool, as EVE's converter writes them, of images with both answers.
 
         A tab or line break in an answer becomes a blank: the tool would stop there. The answer is parsed alike.
         """
-        answered = Counter(question.group for question in questions)
+        answered = Counter(question.group for question in questions if question.id in answers)
         rows: dict[str, list[str]] = {}
         for question in questions:
             if answered[question.group] == 2:
                 label, name = question.reference.label.capitalize(), f"{question.images[0].stem}.txt"
                 fields = (name, question.fields["question"], label, answers[question.id].translate(BLANKS))
                 rows.setdefault(question.reference.task, []).append("\t".join(fields) + "\n")
-        folder.mkdir(parents=True, exist_ok=True)
         for task, lines in rows.items():
-            (folder / f"{task}.txt").write_text("".join(lines), encoding="utf-8")
-        return [folder / f"{task}.txt" for task in rows]
+            (output / f"{task}.txt").write_text("".join(lines), encoding="utf-8")
+        return [output / f"{task}.txt" for task in rows]
 
 
 def _read_task(root: Path, task: str, problems: Problems) -> Iterator[Question]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
-from lit_eve.evaluation.benchmarks.base import Benchmark, Question, Source
+from lit_eve.evaluation import metrics
+from lit_eve.evaluation.benchmarks.base import Answers, Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems, checked, read_json
 from lit_eve.evaluation.judge import Judge, ask_each
-from lit_eve.evaluation.metrics import MMVet as MMVetMetric
 from lit_eve.evaluation.metrics import MMVetReference
 
 ARCHIVE = "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"
@@ -22,11 +22,7 @@ REPEATS = 5
 
 
 class MMVet(Benchmark):
-    """Ids are the numbers behind ``v1_``, as in EVE's answer files.
-
-    Args:
-        runs: how often the judge grades each answer; the scores are means over them.
-    """
+    """Ids are the numbers behind ``v1_``, as in EVE's answer files. The judge says how often it grades each answer."""
 
     name = "mmvet"
     title = "MM-Vet"
@@ -35,12 +31,10 @@ class MMVet(Benchmark):
         Source("images", "of mm-vet.zip", ARCHIVE),
     )
     sizes = {"test": 218}
+    metric_class = metrics.MMVet
     server = "huggingface.co/spaces/whyu/MM-Vet_Evaluator grades the file of answers, or any judge that you name here"
     max_new_tokens = 1024
     needs_judge = True
-
-    def __init__(self, runs: int = 1) -> None:
-        self.runs = runs
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         for key, row in read_json(folder / "mm-vet.json", dict).items():
@@ -60,21 +54,21 @@ class MMVet(Benchmark):
                         place=place,
                     )
 
-    def metric(self, questions: Sequence[Question]) -> MMVetMetric:
-        return MMVetMetric({question.id: question.reference for question in questions}, self.runs)
+    def metric(self, questions: Sequence[Question], judge: Judge | None = None) -> metrics.MMVet:
+        return metrics.MMVet({question.id: question.reference for question in questions}, judge.runs if judge else 1)
 
-    def judge(self, questions: Sequence[Question], answers: Mapping[Hashable, str], judge: Judge) -> dict[Hashable, str]:
+    def judge(self, questions: Sequence[Question], answers: Answers, judge: Judge) -> dict[Hashable, str]:
         """The grades of each answer, joined by blanks; all answers are graded once before any is graded again."""
         ids = [question.id for question in questions if question.id in answers]
         references = {question.id: question.reference for question in questions}
-        asked = [(id, run) for run in range(self.runs) for id in ids]
+        asked = [(id, run) for run in range(judge.runs) for id in ids]
         grades = ask_each(
             judge, lambda item: grade(judge, references[item[0]], answers[item[0]], item[1]), asked, "MM-Vet: the judge"
         )
         return {id: " ".join(map(str, grades[place :: len(ids)])) for place, id in enumerate(ids)}
 
-    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
-        path = folder / "mmvet.json"
+    def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
+        path = output / "mmvet.json"
         results = {f"v1_{question.id}": answers[question.id] for question in questions if question.id in answers}
         path.write_text(json.dumps(results, indent=2), encoding="utf-8")
         return [path]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+from lit_eve.evaluation import metrics
 from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems, read_lines
-from lit_eve.evaluation.metrics import POPE as POPEMetric
 from lit_eve.evaluation.metrics import POPEReference
 
 REPOSITORY = "https://github.com/AoiDragon/POPE/tree/main/output/coco"
@@ -32,6 +32,7 @@ class POPE(Benchmark):
         Source("val2014", "6 GB, 500 of its images are used", "http://images.cocodataset.org/zips/val2014.zip"),
     )
     sizes = {"test": 9000}
+    metric_class = metrics.POPE
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         """LLaVA's file lacks some questions of today's repository; what it does not number keeps its own id."""
@@ -51,9 +52,6 @@ class POPE(Benchmark):
                     place=place,
                     fields={"question_id": same.popleft()} if same else {},
                 )
-
-    def metric(self, questions: Sequence[Question]) -> POPEMetric:
-        return POPEMetric({question.id: question.reference for question in questions})
 
 
 def _numbers(path: Path, problems: Problems) -> dict[tuple[str, str, str], deque[int]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_eve.errors import ConfigError
-from lit_eve.evaluation.benchmarks.base import Benchmark, Question, Source, options_prompt
+from lit_eve.evaluation import metrics
+from lit_eve.evaluation.benchmarks.base import Answers, Benchmark, Question, Source, options_prompt
 from lit_eve.evaluation.benchmarks.files import Problems, checked, read_json
-from lit_eve.evaluation.metrics import ScienceQA as ScienceQAMetric
-from lit_eve.evaluation.metrics import ScienceQAReference, option_index, option_letter
-from lit_eve.evaluation.metrics.scienceqa import FAILED, LETTERS
+from lit_eve.evaluation.metrics import ScienceQAReference
+from lit_eve.evaluation.metrics.scienceqa import FAILED, LETTERS, NO_OPTION
 
 REPOSITORY = "https://github.com/lupantech/ScienceQA/tree/main/data/scienceqa"
 IMAGES = "https://scienceqa.s3.us-west-1.amazonaws.com/images"
@@ -38,6 +38,7 @@ class ScienceQA(Benchmark):
         Source("images/test", "2,017 images", f"{IMAGES}/test.zip"),
     )
     sizes = {"test": 4241}
+    metric_class = metrics.ScienceQA
     max_new_tokens = 1024
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
@@ -61,25 +62,21 @@ class ScienceQA(Benchmark):
                     fields={"prompt": f"<image>\n{prompt}"} if row["image"] else {},
                 )
 
-    def metric(self, questions: Sequence[Question]) -> ScienceQAMetric:
-        return ScienceQAMetric({question.id: question.reference for question in questions})
-
-    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
+    def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
         """``scienceqa_result.json``, as EVE's scorer writes it; ScienceQA's own tool takes it, if all of test are there."""
-        outputs = {question.id: answers.get(question.id, FAILED) for question in questions}
-        chosen = {
-            question.id: option_index(option_letter(outputs[question.id]), question.reference.options) for question in questions
-        }
-        correct = sum(chosen[question.id] == question.reference.answer for question in questions)
+        metric = self.metric(questions)
+        metric.update(list(answers), list(answers.values()))
+        chosen = {id: int(option) for id, option in metric.by_question().items()}
+        results = {question.id: chosen.get(question.id, NO_OPTION) for question in questions}
+        correct = sum(results[question.id] == question.reference.answer for question in questions)
         content = {
             "acc": 100 * correct / len(questions),
             "correct": correct,
             "count": len(questions),
-            "results": chosen,
-            "outputs": outputs,
+            "results": results,
+            "outputs": {id: answers.get(id, FAILED) for id in results},
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "scienceqa_result.json"
+        path = output / "scienceqa_result.json"
         path.write_text(json.dumps(content, indent=2))
         return [path]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_eve.errors import ConfigError
-from lit_eve.evaluation.benchmarks.base import LETTERS, Benchmark, Question, Source, options_prompt
+from lit_eve.evaluation import metrics
+from lit_eve.evaluation.benchmarks.base import LETTERS, Answers, Benchmark, Question, Source, options_prompt
 from lit_eve.evaluation.benchmarks.files import Problems, checked, read_entries, read_json
-from lit_eve.evaluation.metrics import SEEDBench as SEEDBenchMetric
 from lit_eve.evaluation.metrics import SEEDBenchReference
 
 FILES = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench/resolve/main"
@@ -38,6 +38,7 @@ class SEEDBench(Benchmark):
     )
     splits = ("image",)
     sizes = {"image": 14233}
+    metric_class = metrics.SEEDBench
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         """The names of the dimensions are those of the file: other tools number two of them the other way round."""
@@ -56,16 +57,14 @@ class SEEDBench(Benchmark):
                     fields={"question_id": number},
                 )
 
-    def metric(self, questions: Sequence[Question]) -> SEEDBenchMetric:
-        return SEEDBenchMetric({question.id: question.reference for question in questions})
-
-    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
+    def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
         """``seedbench.jsonl`` for the leaderboard, in the format of LLaVA's script; of the questions about images alone."""
         rows = [
-            {"question_id": str(question.fields["question_id"]), "prediction": answers[question.id]} for question in questions
+            {"question_id": str(question.fields["question_id"]), "prediction": answers[question.id]}
+            for question in questions
+            if question.id in answers
         ]
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "seedbench.jsonl"
+        path = output / "seedbench.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return [path]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+from lit_eve.evaluation import metrics
 from lit_eve.evaluation.benchmarks.base import Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems, read_entries, read_lines
 from lit_eve.evaluation.benchmarks.people import ten_answers
-from lit_eve.evaluation.metrics import TextVQA as TextVQAMetric
 
 FILES = "https://dl.fbaipublicfiles.com/textvqa"
-LLAVA = "https://drive.google.com/file/d/1atZSBBrAX54yYpxtVVW33zFvcnaHeFPy: textvqa/ in LLaVA's eval.zip"
+LLAVA = "https://drive.google.com/file/d/1atZSBBrAX54yYpxtVVW33zFvcnaHeFPy: LLaVA's eval.zip, folder textvqa"
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
 PROMPTS = "llava_textvqa_val_v051_ocr.jsonl"
 ANNOTATION_KEYS = {"question_id": int, "image_id": str, "question": str, "answers": list}
@@ -32,6 +32,7 @@ class TextVQA(Benchmark):
     )
     splits = ("val",)
     sizes = {"val": 5000}
+    metric_class = metrics.TextVQA
 
     def read(self, folder: Path, split: str, problems: Problems) -> Iterator[Question]:
         """Prompts are matched with annotations by image and question; of two annotations the last one's answers count."""
@@ -62,9 +63,6 @@ class TextVQA(Benchmark):
                 )
         for id, place in (entry for entries in waiting.values() for entry in entries):
             problems.note(place, f"{PROMPTS} has no prompt for question {id}")
-
-    def metric(self, questions: Sequence[Question]) -> TextVQAMetric:
-        return TextVQAMetric({question.id: question.reference for question in questions})
 
 
 def question_of(prompt: str) -> str | None:

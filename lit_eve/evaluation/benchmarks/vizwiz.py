@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Question, Source
+from lit_eve.evaluation import metrics
+from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Answers, Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems, read_entries
 from lit_eve.evaluation.benchmarks.people import known_type, ten_answers
-from lit_eve.evaluation.metrics import VizWiz as VizWizMetric
 from lit_eve.evaluation.metrics import VizWizReference
 from lit_eve.evaluation.metrics.normalization import evalai_answer
 
@@ -18,7 +18,7 @@ HINT = "\nWhen the provided information is insufficient, respond with 'Unanswera
 FILES = "https://vizwiz.cs.colorado.edu/VizWiz_final"
 ANNOTATIONS_ZIP = f"{FILES}/vqa_data/Annotations.zip"
 QUESTION_KEYS = {"image": str, "question": str}
-ANSWER_KEYS = {"answers": list, "answer_type": str, "answerable": int}
+ANSWER_KEYS = {"answers": list, "answer_type": str}
 ANSWER_TYPES = ("yes/no", "number", "other", "unanswerable")
 
 
@@ -35,6 +35,7 @@ class VizWiz(Benchmark):
     )
     splits = ("test", "val")
     sizes = {"test": 8000, "val": 4319}
+    metric_class = metrics.VizWiz
     unanswered = ("test",)
     server = "EvalAI, https://eval.ai/web/challenges/challenge-page/2185 (a JSON list of image and answer, for all questions)"
 
@@ -54,15 +55,11 @@ class VizWiz(Benchmark):
                 fields={"question_id": number},
             )
 
-    def metric(self, questions: Sequence[Question]) -> VizWizMetric:
-        return VizWizMetric({question.id: question.reference for question in questions})
-
-    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
+    def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
         """``vizwiz.json``: answers as EVE normalises them. The server refuses it where a question has none."""
         answered = [question.id for question in questions if question.id in answers]
         rows = [{"image": id, "answer": evalai_answer(answers[id])} for id in answered]
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "vizwiz.json"
+        path = output / "vizwiz.json"
         path.write_text(json.dumps(rows))
         return [path]
 
@@ -71,7 +68,4 @@ def _reference(row: Mapping[str, Any], place: str, problems: Problems) -> VizWiz
     answers = ten_answers(row, place, problems)
     if answers is None or not known_type(row, ANSWER_TYPES, place, problems):
         return None
-    if row["answerable"] not in (0, 1):
-        problems.note(place, f"answerable must be 0 or 1, not {row['answerable']}")
-        return None
-    return VizWizReference(answers, row["answer_type"], bool(row["answerable"]))
+    return VizWizReference(answers, row["answer_type"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Question, Source
+from lit_eve.evaluation import metrics
+from lit_eve.evaluation.benchmarks.base import SHORT_ANSWER, Answers, Benchmark, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems, read_entries
 from lit_eve.evaluation.benchmarks.people import PEOPLE, known_type, ten_answers
-from lit_eve.evaluation.metrics import VQAv2 as VQAv2Metric
 from lit_eve.evaluation.metrics import VQAv2Reference
 from lit_eve.evaluation.metrics.normalization import evalai_answer
 
@@ -39,6 +39,7 @@ class VQAv2(Benchmark):
     )
     splits = ("test-dev", "val", "test")
     sizes = {"test-dev": 107_394, "val": 214_354, "test": 447_793}
+    metric_class = metrics.VQAv2
     unanswered = TEST
     server = (
         "EvalAI, https://eval.ai/web/challenges/challenge-page/830 (a JSON list of question_id and answer, for all of test2015)"
@@ -64,16 +65,11 @@ class VQAv2(Benchmark):
                     place=place,
                 )
 
-    def metric(self, questions: Sequence[Question]) -> VQAv2Metric:
-        return VQAv2Metric({question.id: question.reference for question in questions})
-
-    def submit(self, questions: Sequence[Question], answers: Mapping[Hashable, str], folder: Path) -> list[Path]:
+    def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
         """``vqav2.json``: answers as EVE normalises them; of test-dev and test for all of test, empty where there is none."""
-        images = questions[0].images[0].parent  # beside the question files
-        ids = _test_ids(images.parent) if images.name == "test2015" else [question.id for question in questions]
+        ids = _test_ids(source) if split in TEST else [question.id for question in questions]
         rows = [{"question_id": id, "answer": evalai_answer(answers.get(id, ""))} for id in ids]
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "vqav2.json"
+        path = output / "vqav2.json"
         path.write_text(json.dumps(rows))
         return [path]
 

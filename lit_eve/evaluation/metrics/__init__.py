@@ -10,7 +10,7 @@ from lit_eve.evaluation.metrics.pope import POPE, POPEReference
 from lit_eve.evaluation.metrics.scienceqa import ScienceQA, ScienceQAReference, option_index, option_letter
 from lit_eve.evaluation.metrics.seedbench import SEEDBench, SEEDBenchReference
 from lit_eve.evaluation.metrics.textvqa import TextVQA
-from lit_eve.evaluation.metrics.vizwiz import VizWiz, VizWizReference, answerability
+from lit_eve.evaluation.metrics.vizwiz import VizWiz, VizWizReference
 from lit_eve.evaluation.metrics.vqav2 import VQAv2, VQAv2Reference
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "VQAv2Reference",
     "VizWiz",
     "VizWizReference",
-    "answerability",
     "gqa_prediction",
     "normalize_answer",
     "option_index",

@@ -12,6 +12,7 @@ from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean
 
 LETTERS = "ABCDE"
 FAILED = "FAILED"
+NO_OPTION = -1
 
 
 class ScienceQAReference(NamedTuple):
@@ -59,7 +60,7 @@ def option_letter(answer: str) -> str:
 
 
 def option_index(letter: str, options: int) -> int:
-    """The index of the option with this letter, or -1 where it has none."""
+    """The index of the option with this letter, or `NO_OPTION` where it has none."""
     return LETTERS[:options].find(letter)
 
 
@@ -86,7 +87,7 @@ class ScienceQA(BenchmarkMetric):
         self.rules = rules
 
     def rate(self, reference: ScienceQAReference, answer: str) -> float:
-        """The index of the chosen option, or -1."""
+        """The index of the chosen option, or `NO_OPTION`."""
         letter = option_letter(answer) if self.rules == "eve" else _lmms_eval_letter(answer)
         return float(option_index(letter, reference.options))
 

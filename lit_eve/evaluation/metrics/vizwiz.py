@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal, NamedTuple
 
-import torch
-from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
-
-from lit_eve.errors import LitEveError
 from lit_eve.evaluation.metrics.agreement import AgreementMetric, agreement
 from lit_eve.evaluation.metrics.normalization import evalai_answer, one_line, plain_words, strip_punctuation
 
 
 class VizWizReference(NamedTuple):
-    """What ten people answered, the type of their answers (yes/no, number, other, unanswerable), and whether there is one."""
+    """What ten people answered, and the type of their answers (yes/no, number, other, unanswerable)."""
 
     answers: tuple[str, ...]
     answer_type: str
-    answerable: bool
 
 
 class VizWiz(AgreementMetric):
@@ -58,29 +53,3 @@ class VizWiz(AgreementMetric):
         else:
             answer = plain_words(strip_punctuation(one_line(answer)), curly=True)
         return agreement(answer, answers, self.leave_one_out)
-
-
-def answerability(
-    references: Mapping[Hashable, VizWizReference], confidences: Mapping[Hashable, float]
-) -> dict[Literal["average_precision", "f1"], float]:
-    """VizWiz's second task: to know which questions cannot be answered. EVE's paper does not report it.
-
-    Args:
-        references: of each question.
-        confidences: how likely each question can be answered, 0 to 1.
-
-    Returns:
-        average precision and F1 (at 0.5) of "cannot be answered", in percent.
-
-    Raises:
-        LitEveError: a question has no confidence, or one that is not between 0 and 1.
-    """
-    for id in references:
-        if not 0 <= confidences.get(id, -1) <= 1:
-            raise LitEveError(f"VizWiz: the confidence of question {id!r} must be a number from 0 to 1: {confidences.get(id)}")
-    doubts = 1 - torch.tensor([confidences[id] for id in references], dtype=torch.double)
-    labels = torch.tensor([not reference.answerable for reference in references.values()]).long()
-    return {
-        "average_precision": 100 * float(binary_average_precision(doubts, labels)),
-        "f1": 100 * float(binary_f1_score(doubts, labels)),
-    }

@@ -48,7 +48,7 @@ def test_reasoning_steps_are_those_that_do_more_than_name_a_result(files):
 
 
 def test_the_prediction_file_is_that_of_eve(files, tmp_path):
-    (path,) = GQA.submit(GQA.questions(files), answers(), tmp_path / "out")
+    (path,) = GQA.submit(GQA.questions(files), answers(), tmp_path, "testdev", files)
     assert path.name == "testdev_balanced_predictions.json"
     assert json.loads(path.read_text()) == expected("gqa")["eve_predictions_file"]
 

@@ -81,7 +81,7 @@ def example(files):
 
 
 def test_submission_is_that_of_the_converter(example, tmp_path):
-    paths = MME.submit(*example, tmp_path / "out")
+    paths = MME.submit(*example, tmp_path, "perception", tmp_path)
     written = {path.name: path.read_bytes().decode() for path in paths}
     assert written == expected("mme")["conversion_example_output_files"]
 
@@ -89,13 +89,14 @@ def test_submission_is_that_of_the_converter(example, tmp_path):
 def test_tabs_and_line_breaks_do_not_break_the_submission(example, tmp_path):
     questions, answers = example
     answers[questions[0].id] = "Yes\r\nit\tis"
-    first = MME.submit(questions, answers, tmp_path / "out")[0].read_bytes().decode().split("\n")[0]
+    first = MME.submit(questions, answers, tmp_path, "perception", tmp_path)[0].read_bytes().decode().split("\n")[0]
     assert first == "e1.txt\tIs there a kite? Please answer yes or no.\tYes\tYes  it is"
 
 
 def test_an_image_with_one_answer_is_not_submitted(example, tmp_path):
     questions, answers = example
-    (path,) = MME.submit(questions[1:], answers, tmp_path / "out")
+    few = {question.id: answers[question.id] for question in questions[1:]}
+    (path,) = MME.submit(questions, few, tmp_path, "perception", tmp_path)
     assert path.read_text() == expected("mme")["conversion_example_output_files"]["posters.txt"]
 
 

@@ -36,7 +36,8 @@ class ScriptedJudge:
 
     concurrency = 1
 
-    def __init__(self, questions: list[Question], answers: dict[Hashable, str]) -> None:
+    def __init__(self, questions: list[Question], answers: dict[Hashable, str], runs: int = 1) -> None:
+        self.runs = runs
         self.ids = {judge_message(question.reference, answers[question.id]): f"v1_{question.id}" for question in questions}
         self.replies = {
             (id, run): iter(replies)
@@ -77,12 +78,11 @@ def test_the_prompt_is_the_evaluators():
 def test_the_judge_is_asked_as_by_the_evaluator(tmp_path, runs):
     write_files(tmp_path)
     questions, answers = questions_of(tmp_path), answers_of()
-    judge = ScriptedJudge(questions, answers)
-    benchmark = MMVet(runs)
-    grades = benchmark.judge(questions, answers, judge)
+    judge = ScriptedJudge(questions, answers, runs)
+    grades = MMVet().judge(questions, answers, judge)
     wanted = expected("mmvet")[f"mmvet_evaluator_{runs}_run{'s' if runs > 1 else ''}"]
     assert judge.calls == wanted["calls"]
-    metric = benchmark.metric(questions)
+    metric = MMVet().metric(questions, judge)
     metric.update(list(grades), list(grades.values()))
     rated = {id: [row] if runs == 1 else row for id, row in metric.by_question().items()}
     assert {f"v1_{id}": row for id, row in rated.items()} == {id: row["score"] for id, row in wanted["grades"].items()}
@@ -105,7 +105,7 @@ def test_what_counts_as_a_grade(replies, wanted):
 
 def test_the_file_of_answers_is_eves(tmp_path):
     write_files(tmp_path)
-    [path] = MMVet().submit(questions_of(tmp_path), answers_of(), tmp_path)
+    [path] = MMVet().submit(questions_of(tmp_path), answers_of(), tmp_path, "test", tmp_path)
     assert json.loads(path.read_text()) == expected("mmvet")["eve_result_file"]
 
 
@@ -114,7 +114,7 @@ def test_only_what_was_answered_is_graded_and_handed_in(tmp_path):
     questions, answers = questions_of(tmp_path), answers_of()
     few = {id: answers[id] for id in list(answers)[:3]}
     assert list(MMVet().judge(questions, few, ScriptedJudge(questions, answers))) == list(few)
-    [path] = MMVet().submit(questions, few, tmp_path)
+    [path] = MMVet().submit(questions, few, tmp_path, "test", tmp_path)
     assert json.loads(path.read_text()).keys() == {f"v1_{id}" for id in few}
 
 

@@ -60,7 +60,7 @@ def test_blanks_of_prompts_are_those_of_llava(files):
 
 
 def test_the_result_file_is_read_by_the_official_tool(files, tmp_path):
-    (path,) = SCIENCEQA.submit(SCIENCEQA.questions(files), answers(), tmp_path / "out")
+    (path,) = SCIENCEQA.submit(SCIENCEQA.questions(files), answers(), tmp_path, "test", files)
     content, wanted = json.loads(path.read_text()), expected("scienceqa")["eve_eval_science_qa"]
     assert content["results"] == {id: item["pred_index"] for id, item in wanted["per_item"].items()}
     assert content["outputs"] == {id: answers().get(id, "FAILED") for id in IDS}

@@ -54,7 +54,7 @@ def test_answers_are_scored_and_submitted(files, tmp_path):
     assert metric.by_question() == {question.id: wanted[str(question.id)] for question in questions}
     right, total = expected("seedbench")["eve_seed_strict"]["exact"]["image"]
     assert metric.compute()[metric.headline] == pytest.approx(100 * right / (total - 1), abs=1e-9)
-    (path,) = SEEDBENCH.submit(questions, answers, tmp_path / "out")
+    (path,) = SEEDBENCH.submit(questions, answers, tmp_path, "image", files)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == [{"question_id": str(id), "prediction": answer} for id, answer in answers.items()]
 
@@ -92,7 +92,7 @@ def test_the_two_official_questions_of_one_id_are_both_asked_read_and_submitted(
     assert [row["question_id"] for row in rows[:3]] == [TWICE, TWICE, 700002]
     problems = Problems()
     assert read_answers(store.path, task, problems) == answers and not problems
-    (path,) = SEEDBENCH.submit(questions, answers, tmp_path / "out")
+    (path,) = SEEDBENCH.submit(questions, answers, tmp_path, "image", files)
     assert [json.loads(line)["question_id"] for line in path.read_text().splitlines()[:3]] == [str(TWICE)] * 2 + ["700002"]
     with store.path.open("a") as file:
         file.write(json.dumps(rows[0]) + "\n")

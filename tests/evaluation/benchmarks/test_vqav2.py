@@ -62,7 +62,7 @@ def test_val_is_read_and_scored(files):
 def test_submission_is_that_of_eve(files, tmp_path):
     for split in ("val", "test"):
         questions = VQAV2.questions(files, split)
-        (path,) = VQAV2.submit(questions, raw_answers(), tmp_path / "out")
+        (path,) = VQAV2.submit(questions, raw_answers(), tmp_path, split, files)
         assert json.loads(path.read_text()) == expected("vqav2")["eve_submission"]
 
 
@@ -71,7 +71,7 @@ def test_submission_of_test_dev_covers_all_of_test(files, tmp_path):
     assert [question.id for question in questions] == list(raw_answers())[::3]
     assert questions[0].reference is None
     asked = {question.id for question in questions} - {900003}
-    (path,) = VQAV2.submit(questions, {id: raw_answers()[id] for id in asked}, tmp_path / "out")
+    (path,) = VQAV2.submit(questions, {id: raw_answers()[id] for id in asked}, tmp_path, "test-dev", files)
     rows = json.loads(path.read_text())
     assert rows == [
         row if row["question_id"] in asked else {**row, "answer": ""} for row in expected("vqav2")["eve_submission"]

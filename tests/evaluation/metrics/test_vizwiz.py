@@ -1,7 +1,6 @@
 import pytest
 
-from lit_eve.errors import LitEveError
-from lit_eve.evaluation.metrics import VizWiz, VizWizReference, answerability
+from lit_eve.evaluation.metrics import VizWiz, VizWizReference
 from tests.evaluation.golden import expected, inputs, rounded
 
 SCORERS = [
@@ -14,9 +13,7 @@ SCORERS = [
 
 def references():
     return {
-        row["image"]: VizWizReference(
-            tuple(answer["answer"] for answer in row["answers"]), row["answer_type"], bool(row["answerable"])
-        )
+        row["image"]: VizWizReference(tuple(answer["answer"] for answer in row["answers"]), row["answer_type"])
         for row in inputs("vizwiz")["annotations_file"]
     }
 
@@ -56,22 +53,8 @@ def test_score_of_lmms_eval():
 
 
 def test_what_people_answered_is_compared_as_it_is():
-    reference = {"a.jpg": VizWizReference(("The cat",) * 10, "other", True)}
+    reference = {"a.jpg": VizWizReference(("The cat",) * 10, "other")}
     for rules, wanted in (("official", 0), ("eve", 0), ("lmms_eval", 100)):
         metric = VizWiz(reference, rules)
         metric.update(["a.jpg"], ["The cat"])
         assert metric.compute()["overall"] == wanted
-
-
-def test_answerability_is_scored_as_by_the_api():
-    confidences = {row["image"]: row["answerable"] for row in inputs("vizwiz")["answerability_predictions"]}
-    scores = answerability(references(), confidences)
-    wanted = expected("vizwiz")["answerability"]
-    assert rounded(scores["average_precision"]) == wanted["average_precision"]
-    assert rounded(scores["f1"]) == wanted["f1_score"]
-
-
-@pytest.mark.parametrize("confidences", [{}, {"a.jpg": 1.5}])
-def test_answerability_needs_a_confidence_for_each_question(confidences):
-    with pytest.raises(LitEveError, match=r"VizWiz: the confidence of question 'a\.jpg' must be"):
-        answerability({"a.jpg": VizWizReference(("x",) * 10, "other", True)}, confidences)
