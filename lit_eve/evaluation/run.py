@@ -5,9 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from rich.progress import track
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation.answers import AnswerStore, file_name, note_missing, read_answers
@@ -21,7 +27,10 @@ if TYPE_CHECKING:
 
 SETTINGS = "settings.json"
 PREDICTIONS = "predictions"
-_STEP, _READ = 1 << 20, 1 << 12  # of every million bytes of a file, so many are looked at
+MODEL = "model"  # of the settings: told, but not compared: the weights tell which model it is
+
+Unusable: TypeAlias = dict[Hashable, str]
+"""Why questions could not be asked, by their ids."""
 
 
 class EvaluationRun:
@@ -39,44 +48,17 @@ class EvaluationRun:
         self.tasks = list(tasks)
         self.model = model
         self.stores = [AnswerStore(self.output / PREDICTIONS, task, model, rank) for task in tasks]
-        self.unusable: dict[str, list[str]] = {task.name: [] for task in tasks}
+        self.unusable: dict[str, Unusable] = {task.name: {} for task in tasks}
 
-    def claim(self, settings: dict[str, Any]) -> None:
-        """Write down what decides about the answers; called by one rank.
-
-        Raises:
-            ConfigError: the folder holds answers that came about otherwise.
-        """
-        path = self.output / SETTINGS
-        if path.exists():
-            try:
-                before = json.loads(path.read_text())
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path} is damaged ({error}): remove it if the answers beside it are this model's"
-                ) from error
-            changed = [key for key in settings if before.get(key) != settings[key]]
-            if changed:
-                key = changed[0]
-                raise ConfigError(
-                    f"{self.output} holds answers with another {key} ({before.get(key)!r}, now {settings[key]!r}): choose "
-                    "another folder, or remove this one"
-                )
-            return
-        self.output.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(part, path)
-
-    def keep(self, task: str, answers: Mapping[int, str], errors: Sequence[str] = ()) -> None:
+    def keep(self, task: str, answers: Mapping[int, str], errors: Mapping[int, str]) -> None:
         """Write down answers to a task's questions, by their places, and why others could not be asked."""
         store = next(store for store in self.stores if store.task.name == task)
         store.append([store.task.questions[place] for place in answers], list(answers.values()))
-        self.unusable[task] += errors
+        self.unusable[task] |= {store.task.questions[place].id: reason for place, reason in errors.items()}
 
     def finish(
         self,
-        unusable: Sequence[Mapping[str, Sequence[str]]],
+        unusable: Sequence[Mapping[str, Unusable]],
         judge: Judge | None = None,
         allow_partial: bool = False,
     ) -> list[Result]:
@@ -94,10 +76,51 @@ class EvaluationRun:
         for task, store in zip(self.tasks, self.stores, strict=True):
             answers, problems = store.known(), Problems()
             store.merge(answers)
-            problems.lines += [line for rank in unusable for line in rank[task.name]]
-            note_missing(store.path.name, task, answers, problems)
+            reasons = {id: reason for rank in unusable for id, reason in rank[task.name].items()}
+            note_missing(store.path.name, task, answers, problems, reasons)
             found.append((task, answers, problems))
         return _score(found, self.model, self.output, judge, allow_partial)
+
+
+def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
+    """Check that answers which come about so may go into a folder; called by one rank, before anything that takes long.
+
+    Args:
+        output: the folder; it is made.
+        settings: some of what decides about the answers.
+
+    Raises:
+        ConfigError: the folder holds answers that came about otherwise, or nothing can be written there.
+    """
+    path = output / SETTINGS
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+        before = json.loads(path.read_text()) if path.exists() else None
+    except OSError as error:
+        raise ConfigError(f"answers cannot be kept in {output}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove it if the answers beside it are this model's") from error
+    changed = [key for key in settings if before is not None and key != MODEL and before.get(key) != settings[key]]
+    if changed:
+        key, other = changed[0], before.get(MODEL) not in (None, settings.get(MODEL))
+        whose = f", those of {before[MODEL]}" if other else ""
+        raise ConfigError(
+            f"{output} holds answers with another {key} ({before.get(key)!r}, now {settings[key]!r}){whose}: choose another "
+            "folder, or remove this one"
+        )
+
+
+def claim(output: Path, settings: Mapping[str, Any]) -> None:
+    """Write down all that decides about the answers in a folder; called by one rank.
+
+    Raises:
+        ConfigError: see :func:`check_settings`.
+    """
+    check_settings(output, settings)
+    part = output / f".{SETTINGS}.part"
+    part.write_text(json.dumps(settings, indent=2) + "\n")
+    os.replace(part, output / SETTINGS)
 
 
 def _score(
@@ -156,18 +179,18 @@ def score_files(
     return _score(found, model, Path(output), judge, allow_partial)
 
 
-def fingerprint(path: str | Path) -> str:
-    """A digest that changes with the weights in a file or folder, without reading all of them.
+def fingerprint(model: nn.Module, rank: int = 0) -> str:
+    """A digest of all parameters as they are now, by name, wherever they came from; it takes about a second per GB.
 
-    A few thousand bytes of every million in every file: a stage may train a single matrix, anywhere in it.
+    Sharded parameters are put together, one after the other, so that all ranks must call this; the first has the result.
     """
     digest = hashlib.sha256()
-    path = Path(path)
-    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as content:
-            for start in [*range(0, size, _STEP), max(size - _READ, 0)]:
-                content.seek(start)
-                digest.update(content.read(_READ))
+    parameters = list(model.named_parameters())
+    for name, parameter in track(parameters, "which weights are these", disable=rank > 0, transient=True):
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if rank > 0:
+            continue
+        whole = whole.detach().cpu().contiguous()
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
+        digest.update(whole.view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
