@@ -72,7 +72,10 @@ def score_task(
         raise LitEveError(f"{benchmark.title}: {problems}; --allow-partial scores the rest")
     scored = task.scored(answers)
     if not scored:
-        raise LitEveError(f"{benchmark.title}: none of the {len(task.questions):,} questions has an answer that counts")
+        reasons = f": {problems}" if problems else ""
+        raise LitEveError(
+            f"{benchmark.title}: none of the {len(task.questions):,} questions has an answer that counts{reasons}"
+        )
     official = benchmark.sizes[task.split]
     result = Result(task.name, benchmark.name, None, {}, len(scored), len(task.questions), official, problems=found)
     notes = []

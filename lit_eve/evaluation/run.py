@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.progress import track
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "settings.json"
 PREDICTIONS = "predictions"
+ANSWERS = "answers"  # of the settings: the files, where no model was asked
 MODEL = "model"  # of the settings: told, but not compared: the weights tell which model it is
 
 Unusable: TypeAlias = dict[Hashable, str]
@@ -101,14 +103,18 @@ def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"answers cannot be kept in {output}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): remove it if the answers beside it are this model's") from error
-    changed = [key for key in settings if before is not None and key != MODEL and before.get(key) != settings[key]]
-    if changed:
-        key, other = changed[0], before.get(MODEL) not in (None, settings.get(MODEL))
-        whose = f", those of {before[MODEL]}" if other else ""
-        raise ConfigError(
-            f"{output} holds answers with another {key} ({before.get(key)!r}, now {settings[key]!r}){whose}: choose another "
-            "folder, or remove this one"
-        )
+    if before is None:
+        return
+    hint = ""
+    changed = [key for key in settings if before.get(key) != settings[key] and key != MODEL]
+    if before.get(ANSWERS) != settings.get(ANSWERS):
+        hint = f"the results of {before.get(ANSWERS) or before.get(MODEL)}"
+    elif changed:
+        hint = f"answers with another {changed[0]} ({before.get(changed[0])!r}, now {settings[changed[0]]!r})"
+        if before.get(MODEL) != settings.get(MODEL):
+            hint += f", those of {before.get(MODEL)}"
+    if hint:
+        raise ConfigError(f"{output} holds {hint}: choose another folder, or remove this one")
 
 
 def claim(output: Path, settings: Mapping[str, Any]) -> None:
@@ -130,8 +136,16 @@ def _score(
     judge: Judge | None,
     allow_partial: bool,
 ) -> list[Result]:
-    """Score each task and write the report of those that can be scored, also where others cannot."""
+    """Score each task and write the report of those that can be scored, also where others cannot.
+
+    Under ``allow_partial``, tasks without any answer are left out, unless that is all of them.
+    """
     results, errors = [], []
+    if allow_partial and any(answers for _, answers, _ in found):
+        for task, answers, problems in found:
+            if not answers:
+                rank_zero_warn(f"{task.benchmark.title} is left out: {problems}")
+        found = [row for row in found if row[1]]
     for task, answers, problems in found:
         try:
             results.append(score_task(task, answers, output, problems=problems, judge=judge, allow_partial=allow_partial))
@@ -157,7 +171,7 @@ def score_files(
 
     Args:
         source: a folder with a file for each task, named like it (``pope.jsonl``, ``vqav2-val.jsonl``); for a single task it
-            may be the file.
+            may be the file. The folder of the report belongs to one source, or to the model whose answers it holds.
         tasks: what was asked.
         model: the name of the row.
         output: folder of the report.
@@ -165,18 +179,26 @@ def score_files(
         allow_partial: score what can be used, instead of raising.
 
     Raises:
-        LitEveError: a file is missing, or lines of it cannot be used; each is named.
+        ConfigError: there is nothing at ``source``, it is one file for several tasks, or the folder holds other answers.
+        LitEveError: files are missing, or lines of them cannot be used; each is named. The other tasks are scored.
     """
+    source, output = Path(source), Path(output)
+    if not source.exists():
+        raise ConfigError(f"there are no answers at {source}")
+    if source.is_file() and len(tasks) > 1:
+        raise ConfigError(f"{source} is one file, which holds the answers to one benchmark, not {len(tasks)}: give a folder")
+    if not source.resolve().is_relative_to((output / PREDICTIONS).resolve()):
+        claim(output, {ANSWERS: str(source.resolve())})
     found = []
     for task in tasks:
-        path = Path(source)
-        if path.is_dir() or len(tasks) > 1:
-            path = path / file_name(task)
-        if not path.is_file():
-            raise ConfigError(f"there are no answers to {task.benchmark.title}: {path} is missing")
-        problems = Problems()
-        found.append((task, read_answers(path, task, problems), problems))
-    return _score(found, model, Path(output), judge, allow_partial)
+        path = source if source.is_file() else source / file_name(task)
+        answers, problems = {}, Problems()
+        if path.is_file():
+            answers = read_answers(path, task, problems)
+        else:
+            problems.note(str(path), "there is no such file")
+        found.append((task, answers, problems))
+    return _score(found, model, output, judge, allow_partial)
 
 
 def fingerprint(model: nn.Module, rank: int = 0) -> str:

@@ -329,7 +329,40 @@ def test_answers_that_cannot_be_used_are_told_by_line_and_left_out_on_demand(giv
     assert not (tmp_path / "out/results.json").exists()
     result = evaluate(given, tmp_path / "out", *command, "--allow-partial")
     assert result["answered"] == 19 and result["notes"][0] == "partial: 19 of 21 questions, 3 problems"
-    assert refusal(capsys, *arguments(given, tmp_path / "out", "--answers", str(tmp_path))).count("pope.jsonl is missing") == 1
+
+
+def test_answer_files_that_are_missing_are_all_told_and_left_out_on_demand(given, tmp_path, capsys):
+    data = make_pope(tmp_path / "data")
+    write_benchmarks(tmp_path / "ten", questions=10)
+    for name in ("gqa", "textvqa"):
+        shutil.copytree(tmp_path / "ten" / name, data / name)
+    (tmp_path / "answers").mkdir()
+    shutil.copy(given / "whole/predictions/pope.jsonl", tmp_path / "answers")
+    command = arguments(tmp_path, tmp_path / "out", "--answers", str(tmp_path / "answers"), "--benchmarks", "gqa,pope,textvqa")
+    told = refusal(capsys, *command)
+    assert "gqa.jsonl: there is no such file" in told and "textvqa.jsonl: there is no such file" in told
+    assert main([*command, "--allow-partial"]) == 0
+    (result,) = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    assert result["benchmark"] == "pope" and result["answered"] == 21
+    assert "gqa.jsonl: there is no such file" in refusal(capsys, *command, "--allow-partial", "--benchmarks", "gqa")
+    file = str(tmp_path / "answers/pope.jsonl")
+    assert "pope.jsonl is one file, which holds the answers to one benchmark" in refusal(capsys, *command, "--answers", file)
+    assert "there are no answers at" in refusal(capsys, *command, "--answers", f"{file}x")
+    assert "limit of the benchmarks must be at least 1, got -5" in refusal(capsys, *command, "--limit", "-5")
+
+
+def test_a_report_is_of_one_model_or_of_one_set_of_answers(given, tmp_path, capsys):
+    shutil.copytree(given / "whole", tmp_path / "whole")
+    own, copy = str(tmp_path / "whole/predictions"), tmp_path / "copy"
+    shutil.copytree(own, copy)
+    assert evaluate(given, tmp_path / "whole", "--answers", own)["answered"] == 21
+    told = refusal(capsys, *arguments(given, tmp_path / "whole", "--answers", str(copy)))
+    assert f"whole holds the results of {given / 'model'}: choose another folder" in told
+    for _ in range(2):
+        evaluate(given, tmp_path / "out", "--answers", str(copy))
+    told = f"out holds the results of {copy}: choose another folder"
+    assert told in refusal(capsys, *arguments(given, tmp_path / "out", "--answers", own))
+    assert told in refusal(capsys, *arguments(given, tmp_path / "out"))
 
 
 def test_a_trainer_that_is_used_again_scores_once(given, trainer, monkeypatch):
