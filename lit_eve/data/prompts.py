@@ -29,7 +29,7 @@ class PromptBatch:
         inputs: ``input_ids`` and ``attention_mask`` (B, T) int64, padded on the left; ``pixel_values`` (P, 3 * p * p) uint8 and
             ``image_grid_hw`` (N, 2) int64 where there are images.
         max_new_tokens: length of the longest answer.
-        errors: why prompts of this batch could not be used; each begins with the key of the sample.
+        errors: why prompts of this batch could not be used, by their index; each begins with the key of the sample.
     """
 
     source: str
@@ -37,7 +37,7 @@ class PromptBatch:
     counts: list[bool]
     inputs: dict[str, Tensor]
     max_new_tokens: int
-    errors: list[str]
+    errors: dict[int, str]
 
 
 def share_prompts(lengths: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> list[Row]:
@@ -105,7 +105,7 @@ class _Prompts(Dataset):
 
     def __getitems__(self, row: Row) -> PromptBatch:
         indices, counts = [index for index, _ in row], [own for _, own in row]
-        samples, errors = [self.samples[index] for index in indices], []
+        samples, errors = [self.samples[index] for index in indices], {}
         try:
             inputs = self._inputs(samples)
         except SampleError:  # of a broken image; find it, and answer the others
@@ -113,7 +113,7 @@ class _Prompts(Dataset):
                 try:
                     self._inputs([sample])
                 except SampleError as error:
-                    errors.append(str(error))
+                    errors[indices[place]] = str(error)
                     samples[place], counts[place] = _without_images(sample), False
             inputs = self._inputs(samples)
         return PromptBatch(self.source, indices, counts, inputs, self.max_new_tokens, errors)

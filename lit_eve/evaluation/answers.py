@@ -29,7 +29,7 @@ def record(question: Question, answer: str, model: str) -> dict[str, Any]:
     digest = hashlib.sha256(f"{model}/{question.id}/{question.prompt}".encode()).hexdigest()[:22]
     return {
         "question_id": question.id,
-        "prompt": _recorded_prompt(question),
+        "prompt": question.recorded_prompt,
         "text": answer,
         "answer_id": digest,
         "model_id": model,
@@ -47,7 +47,7 @@ def read_answers(path: Path, task: Task, problems: Problems) -> dict[Hashable, s
         problems: notes lines that are no answer, and questions that are unknown, answered twice or not answered.
     """
     find = _finder(task.available)
-    ids = {str(record(question, "", "")["question_id"]) for question in task.available}
+    ids = {str(question.official_id) for question in task.available}
     places: dict[Hashable, str] = {}
     answers: dict[Hashable, str] = {}
     for place, row in read_lines(path, KEYS, problems):
@@ -65,9 +65,17 @@ def read_answers(path: Path, task: Task, problems: Problems) -> dict[Hashable, s
     return answers
 
 
-def note_missing(place: str, task: Task, answers: Mapping[Hashable, str], problems: Problems) -> None:
-    """Note the questions that have no answer."""
-    missing = [question.id for question in task.questions if question.id not in answers]
+def note_missing(
+    place: str,
+    task: Task,
+    answers: Mapping[Hashable, str],
+    problems: Problems,
+    unusable: Mapping[Hashable, str] | None = None,
+) -> None:
+    """Note the questions that have no answer: those that could not be asked, each with its reason, and the others."""
+    unusable = {id: reason for id, reason in (unusable or {}).items() if id not in answers}
+    problems.lines += unusable.values()
+    missing = [question.id for question in task.questions if question.id not in answers and question.id not in unusable]
     if missing:
         ids = ", ".join(map(repr, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
         problems.note(place, f"{len(missing):,} of {len(task.questions):,} questions have no answer: {ids}")
@@ -99,7 +107,7 @@ class AnswerStore:
             if path.exists():
                 for _, row in read_lines(path, KEYS, Problems()):  # a line that a kill cut off is no answer
                     question = find(row, answers)
-                    if question is not None and row.get("prompt") == _recorded_prompt(question):
+                    if question is not None and row.get("prompt") == question.recorded_prompt:
                         answers.setdefault(question.id, row["text"])
         return answers
 
@@ -135,10 +143,6 @@ def _line(question: Question, answer: str, model: str) -> bytes:
     return json.dumps(record(question, answer, model), ensure_ascii=False).encode() + b"\n"
 
 
-def _recorded_prompt(question: Question) -> str:
-    return question.fields.get("prompt", question.prompt)
-
-
 def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any], Collection[Hashable]], Question | None]:
     """Finds the question of a line: by its id; where the official ids are not unique, by its prompt too.
 
@@ -146,12 +150,12 @@ def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any], Colle
     """
     by_id: dict[str, list[Question]] = {}
     for question in questions:
-        by_id.setdefault(str(record(question, "", "")["question_id"]), []).append(question)
+        by_id.setdefault(str(question.official_id), []).append(question)
 
     def find(row: Mapping[str, Any], answered: Collection[Hashable]) -> Question | None:
         found = by_id.get(str(row["question_id"]), [])
         if len(found) > 1:
-            found = [question for question in found if row.get("prompt") == _recorded_prompt(question)]
+            found = [question for question in found if row.get("prompt") == question.recorded_prompt]
         return next((question for question in found if question.id not in answered), found[0] if found else None)
 
     return find

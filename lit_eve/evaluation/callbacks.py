@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_eve.data import PromptBatch
-from lit_eve.evaluation.run import EvaluationRun
+from lit_eve.errors import LitEveError
+from lit_eve.evaluation.answers import note_missing
+from lit_eve.evaluation.benchmarks import Problems
+from lit_eve.evaluation.results import rate_answers
+from lit_eve.evaluation.run import EvaluationRun, Unusable
 from lit_eve.evaluation.tasks import Task
+from lit_eve.training.distributed import gather_objects
 
 
 class KeepAnswers(Callback):
@@ -38,20 +43,28 @@ class KeepAnswers(Callback):
 
 
 class ScoreAnswers(Callback):
-    """Score the answers of each validation, over all ranks, and log ``benchmarks/pope`` and ``pope/accuracy/random``, ...
+    """Score the answers of each validation, over all ranks, as an evaluation does.
+
+    Logged are ``benchmarks/pope``, the headline score, ``pope/accuracy/random``, ..., and ``pope/answered``, how many questions
+    the scores are over.
 
     Args:
         tasks: what is asked.
+        unusable: by task and id, why questions are not asked.
+        allow_partial: score without the questions that could not be asked, and warn of them; else they are an error.
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], unusable: Mapping[str, Unusable], allow_partial: bool = False) -> None:
         self.tasks = {task.name: task for task in tasks}
-        self.metrics = {task.name: task.benchmark.metric(task.questions) for task in tasks}
+        self.unusable = unusable
+        self.allow_partial = allow_partial
+        self._answers: dict[str, dict[Hashable, str]] = {}
+        self._unusable: dict[str, Unusable] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, on the device: ranks add up what they have there."""
-        for metric in self.metrics.values():
-            metric.to(pl_module.device).reset()
+        """Begin anew."""
+        self._answers = {name: {} for name in self.tasks}
+        self._unusable = {name: dict(self.unusable[name]) for name in self.tasks}
 
     def on_validation_batch_end(
         self,
@@ -62,26 +75,38 @@ class ScoreAnswers(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Score the answers that count."""
-        if not isinstance(batch, PromptBatch) or batch.source not in self.tasks:
-            return
-        for line in batch.errors:
-            rank_zero_warn(f"not asked: {line}")
-        questions, answers = self.tasks[batch.source].questions, counted(batch, outputs["answers"])
-        self.metrics[batch.source].update([questions[index].id for index in answers], list(answers.values()))
+        """Take the answers that count."""
+        if isinstance(batch, PromptBatch) and batch.source in self.tasks:
+            questions = self.tasks[batch.source].questions
+            for index, answer in counted(batch, outputs["answers"]).items():
+                self._answers[batch.source][questions[index].id] = answer
+            for index, reason in batch.errors.items():
+                self._unusable[batch.source][questions[index].id] = reason
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the scores, those of categories too."""
-        if trainer.sanity_checking:
+        """Score and log.
+
+        Raises:
+            LitEveError: questions have no answer, unless ``allow_partial`` is set.
+        """
+        if trainer.sanity_checking or trainer.fast_dev_run:  # a few batches, to see that they work
             return
-        for name, metric in self.metrics.items():
-            scores = metric.compute()
-            headline = {f"benchmarks/{name}": scores.pop(metric.headline)}
-            pl_module.log_dict(
-                headline | {f"{name}/{key}": value for key, value in scores.items() if value == value},
-                sync_dist=False,  # compute() has added up the ranks
-                rank_zero_only=False,
-            )
+        ranks = gather_objects((self._answers, self._unusable))
+        for name, task in self.tasks.items():
+            answers = {id: answer for kept, _ in ranks for id, answer in kept[name].items()}
+            problems = Problems()
+            unusable = {id: reason for _, lost in ranks for id, reason in lost[name].items()}
+            note_missing("validation", task, answers, problems, unusable)
+            scored = task.scored(answers)
+            if problems and not (self.allow_partial and scored):
+                hint = "" if self.allow_partial else "; allow_partial of the benchmarks scores the rest"
+                raise LitEveError(f"{task.benchmark.title}: {problems}{hint}")
+            if problems:
+                rank_zero_warn(f"{task.benchmark.title}: {len(scored):,} of {len(task.questions):,} questions; {problems}")
+            headline, scores = rate_answers(task.benchmark, scored, answers)
+            logged = {f"benchmarks/{name}": scores.pop(headline), f"{name}/answered": float(len(scored))}
+            logged |= {f"{name}/{key}": value for key, value in scores.items() if value == value}
+            pl_module.log_dict(logged, sync_dist=True)  # equal on all ranks; sync_dist only tells Lightning so
 
 
 def counted(batch: PromptBatch, answers: Sequence[str]) -> dict[int, str]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.progress import track
 from torch.utils.data import DataLoader
 
@@ -15,10 +16,8 @@ from lit_eve.errors import ConfigError, LitEveError, SampleError
 from lit_eve.evaluation.callbacks import KeepAnswers, ScoreAnswers
 from lit_eve.evaluation.judge import OpenAIJudge, ReplyCache
 from lit_eve.evaluation.report import print_table
-from lit_eve.evaluation.run import EvaluationRun, fingerprint
+from lit_eve.evaluation.run import MODEL, EvaluationRun, Unusable, check_settings, claim, fingerprint
 from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks
-from lit_eve.models.folders import find_model_folder
-from lit_eve.models.weights import is_checkpoint
 from lit_eve.processing import Sample
 from lit_eve.training.distributed import gather_objects
 
@@ -82,44 +81,68 @@ class BenchmarkData(LightningDataModule):
         self.tasks: list[Task] = []
         self.run: EvaluationRun | None = None
         self._loaders: list[DataLoader] | None = None
-        self._callback: Callback | None = None
+        self._attached: tuple[Trainer, Callback] | None = None
 
     # ---- Lightning's hooks
 
     def setup(self, stage: str) -> None:
-        """Read the questions, and add the callback that keeps or scores the answers."""
-        if self._loaders is not None:
-            return
+        """Read the questions, and add the callback that keeps or scores the answers.
+
+        Raises:
+            LitEveError: as in :func:`find_tasks` and :func:`load_tasks`; prompts that cannot be used; a folder that holds
+                other answers; a trainer that would ask only some questions.
+        """
+        self._detach()  # after an error there was no teardown
         trainer = self.trainer
+        if stage != "test":
+            _check_all_batches(trainer)
+        trainer.lightning_module.processor.template_of(self.template)  # there is one of this name
         found = find_tasks(self.benchmarks, self.path, while_training=stage != "test")
         self.tasks = load_tasks(
             found, self.path, limit=self.limit, allow_partial=self.allow_partial, progress=trainer.is_global_zero
         )
+        known: dict[str, set[Hashable]] = {task.name: set() for task in self.tasks}
         if stage == "test":
             self.run = EvaluationRun(trainer.default_root_dir, self.tasks, self._model_name(), trainer.global_rank)
-            known = self._on_first_rank(self._claim)
-            self._callback = KeepAnswers(self.run)
+            known = self._on_first_rank(self._open)
+        loaders, unusable = {}, {}
+        for task in self.tasks:
+            loaders[task.name], unusable[task.name] = self._loader(task, known[task.name])
+        self._loaders = [loader for loader in loaders.values() if loader is not None]
+        if self.run is not None:
+            self.run.unusable = unusable
+            callback = KeepAnswers(self.run)
         else:
-            known = {}
-            self._callback = ScoreAnswers(self.tasks)
-        trainer.callbacks = [*trainer.callbacks, self._callback]
-        self._loaders = [
-            loader for task in self.tasks if (loader := self._loader(task, known.get(task.name, set()))) is not None
-        ]
+            callback = ScoreAnswers(self.tasks, unusable, self.allow_partial)
+            for task in self.tasks:
+                if task.problems:
+                    rank_zero_warn(f"{task.benchmark.title}: left out: {task.problems}")
+        trainer.callbacks = [*trainer.callbacks, callback]
+        self._attached = trainer, callback
 
     def val_dataloader(self) -> list[DataLoader]:
         return list(self._loaders or [])
 
     def test_dataloader(self) -> list[DataLoader]:
+        """The batches of questions that have no answer yet, once the folder is that of these weights.
+
+        Raises:
+            ConfigError: it holds the answers of others.
+        """
+        weights = fingerprint(self.trainer.lightning_module.model, self.trainer.global_rank)
+        settings = self._settings() | {"weights": weights}
+        self._on_first_rank(lambda: claim(self.run.output, settings))
         return list(self._loaders or [])
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Leave the trainer as it was."""
+        self._detach()
 
     def teardown(self, stage: str) -> None:
         """Score what was answered, on one rank."""
-        run, self.run, self._loaders = self.run, None, None
-        if self._callback is not None:
-            self.trainer.callbacks = [callback for callback in self.trainer.callbacks if callback is not self._callback]
-            self._callback = None
-        if stage != "test" or run is None:
+        run = self.run
+        self._detach()
+        if run is None:
             return
         unusable = gather_objects(run.unusable)  # also waits until all ranks have written their answers
         if self.trainer.is_global_zero:
@@ -128,17 +151,25 @@ class BenchmarkData(LightningDataModule):
 
     # ---- parts
 
-    def _loader(self, task: Task, known: set[Hashable]) -> DataLoader | None:
-        """The batches of this rank, of the questions that have no answer yet; None if there is none."""
+    def _detach(self) -> None:
+        """Take the callback off its trainer again."""
+        if self._attached is not None:
+            trainer, own = self._attached
+            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not own]
+        self.run = self._loaders = self._attached = None
+
+    def _loader(self, task: Task, known: set[Hashable]) -> tuple[DataLoader | None, Unusable]:
+        """The batches of this rank, of the questions that have no answer yet, None if there is none; and which are unusable."""
         samples = task.samples()
         places = [place for place, question in enumerate(task.questions) if question.id not in known]
-        lengths = self._count_tokens(task, [samples[place] for place in places])
-        usable = [(place, length) for place, length in zip(places, lengths, strict=True) if isinstance(length, int)]
+        lengths = dict(zip(places, self._count_tokens(task, [samples[place] for place in places]), strict=True))
+        usable = [(place, length) for place, length in lengths.items() if isinstance(length, int)]
+        unusable = {task.questions[place].id: str(error) for place, error in lengths.items() if isinstance(error, SampleError)}
         if not usable:
-            return None
+            return None, unusable
         ranks = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
         rows = share_prompts([length for _, length in usable], self.batch_size, ranks["rank"], ranks["num_replicas"])
-        return prompt_loader(
+        loader = prompt_loader(
             samples,
             [[(usable[index][0], counts) for index, counts in row] for row in rows],
             self.trainer.lightning_module.processor,
@@ -147,9 +178,10 @@ class BenchmarkData(LightningDataModule):
             num_workers=self.num_workers,
             source=task.name,
         )
+        return loader, unusable
 
     def _count_tokens(self, task: Task, samples: Sequence[Sample]) -> list[int | SampleError]:
-        """Lengths of prompts, each measured by one rank; what cannot be used is noted, or raised."""
+        """Lengths of prompts, each measured by one rank, or why they cannot be used, unless that is an error."""
         trainer = self.trainer
         rank, world = trainer.global_rank, trainer.world_size
         own = samples[rank::world]
@@ -166,41 +198,39 @@ class BenchmarkData(LightningDataModule):
         bad = [str(length) for length in lengths if isinstance(length, SampleError)]
         if bad and not self.allow_partial:
             raise LitEveError(f"{task.benchmark.title}: {bad[0]}" + (f"; and {len(bad) - 1:,} more" if len(bad) > 1 else ""))
-        if self.run is not None and rank == 0:
-            self.run.unusable[task.name] += bad
         return lengths
 
-    def _claim(self) -> dict[str, set[Hashable]]:
-        """Take the folder for this model; the ids that have answers in it, by task."""
-        module = self.trainer.lightning_module
-        source = self._weights()
+    def _open(self) -> dict[str, set[Hashable]]:
+        """Look into the folder: the ids that have answers in it, by task."""
+        check_settings(self.run.output, self._settings())
         if self.judge is not None and self.judge.cache.path is None:
             self.judge.check()
             self.judge.cache = ReplyCache(self.run.output / JUDGE)
-        self.run.claim(
-            {
-                "model": str(Path(source).resolve() if source is not None and Path(source).exists() else source),
-                "weights": None if source is None else fingerprint(_files(source)),
-                "geometry": module.processor.geometry.to_dict(),
-                "template": self.template or module.processor.template,
-                "max_new_tokens": self.max_new_tokens,
-                "precision": self.trainer.precision,
-            }
-        )
         return {store.task.name: set(store.known()) for store in self.run.stores}
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides about the answers beside the weights, which are known later."""
+        source, processor = self._weights(), self.trainer.lightning_module.processor
+        return {
+            MODEL: str(Path(source).resolve() if source is not None and Path(source).exists() else source),
+            "geometry": processor.geometry.to_dict(),
+            "template": self.template or processor.template,
+            "max_new_tokens": self.max_new_tokens,
+            "precision": self.trainer.precision,
+        }
 
     def _on_first_rank(self, work: Callable[[], T]) -> T:
         """The result of ``work``, done by the first rank alone; what it raises, all ranks raise."""
-        outcome: T | LitEveError | None = None
+        result, error = None, None
         if self.trainer.is_global_zero:
             try:
-                outcome = work()
-            except LitEveError as error:
-                outcome = error
-        outcome = self.trainer.strategy.broadcast(outcome)
-        if isinstance(outcome, LitEveError):
-            raise outcome
-        return outcome
+                result = work()
+            except Exception as raised:  # of any kind: the other ranks wait
+                error = raised
+        result, told = self.trainer.strategy.broadcast((result, None if error is None else str(error)))
+        if told is not None:
+            raise error or LitEveError(told)
+        return result
 
     def _weights(self) -> str | Path | None:
         return self.trainer.ckpt_path or self.trainer.lightning_module.hparams.get("init_from")
@@ -214,5 +244,11 @@ class BenchmarkData(LightningDataModule):
         return parts[-1] if parts else str(source)
 
 
-def _files(source: str | Path) -> Path:
-    return Path(source) if is_checkpoint(source) else find_model_folder(source)
+def _check_all_batches(trainer: Trainer) -> None:
+    """Raise ConfigError if a validation would ask the first questions alone: the longest, of each benchmark."""
+    limit = trainer.limit_val_batches
+    if limit and not (isinstance(limit, float) and limit == 1) and not trainer.fast_dev_run:
+        raise ConfigError(
+            f"trainer.limit_val_batches={limit} would cut off questions of the benchmarks, which begin with the longest: set "
+            "their limit instead"
+        )

@@ -78,7 +78,7 @@ def answer_all(
     answers = [""] * len(queries)
     for batch in track(loader, progress or "", disable=progress is None):
         if batch.errors:
-            raise SampleError(batch.errors[0])
+            raise SampleError(next(iter(batch.errors.values())))
         texts = generate_answers(model, processor, batch.inputs, max_new_tokens, **generation)
         for index, answer in zip(batch.indices, texts, strict=True):
             answers[index] = answer

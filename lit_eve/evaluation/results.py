@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.benchmarks import Problems
+from lit_eve.evaluation.benchmarks import Benchmark, Problems, Question
 from lit_eve.evaluation.tasks import Task
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Result:
         benchmark: the benchmark's name.
         score: the headline score in the benchmark's unit; None where a server or a judge is needed.
         scores: everything that the metric tells.
-        answered: how many questions the score is over.
+        answered: how many questions the score is over; see :meth:`Task.scored`.
         asked: how many were asked.
         official: how many the official set has.
         notes: what a reader of the table must know.
@@ -70,40 +70,55 @@ def score_task(
     found = [*task.problems.lines, *(problems.lines if problems else [])]
     if problems and not allow_partial:
         raise LitEveError(f"{benchmark.title}: {problems}; --allow-partial scores the rest")
-    answered = [question for question in task.questions if question.id in answers]
-    if not answered:
-        raise LitEveError(f"{benchmark.title}: none of the {len(task.questions):,} questions has an answer")
+    scored = task.scored(answers)
+    if not scored:
+        reasons = f": {problems}" if problems else ""
+        raise LitEveError(
+            f"{benchmark.title}: none of the {len(task.questions):,} questions has an answer that counts{reasons}"
+        )
     official = benchmark.sizes[task.split]
-    result = Result(task.name, benchmark.name, None, {}, len(answered), len(task.questions), official, problems=found)
+    result = Result(task.name, benchmark.name, None, {}, len(scored), len(task.questions), official, problems=found)
     notes = []
-    if found:
-        asked = len(task.questions) + len(task.problems)
-        notes.append(f"partial: {len(answered):,} of {asked:,} questions, {len(found):,} problems")
+    if problems:
+        notes.append(f"partial: {len(scored):,} of {len(task.questions):,} questions, {len(problems):,} problems")
+    if alone := sum(question.id in answers for question in task.questions) - len(scored):
+        notes.append(f"{alone:,} answers left out, as others that count with them are missing")
+    if task.problems:
+        notes.append(f"partial: {len(task.problems):,} problems in the benchmark's files")
     if len(task.questions) < len(task.available):
         notes.append(f"{len(task.questions):,} of {len(task.available):,} questions")
-    elif not found and len(answered) != official:
-        notes.append(f"{len(answered):,} questions; the official set has {official:,}")
+    elif not problems and len(scored) != official:
+        notes.append(f"{len(scored):,} questions; the official set has {official:,}")
     if task.split != benchmark.splits[0]:
         notes.append(f"{task.split}; papers report {benchmark.splits[0]}")
-    texts = {question.id: answers[question.id] for question in answered}
-    submission = _submit(task, texts, output)
-    if not task.has_answers and len(answered) < official:
+    asked = {question.id: answers[question.id] for question in task.questions if question.id in answers}
+    submission = _submit(task, asked, output)
+    if not task.has_answers and len(scored) < official:
         notes.append(f"not scored: the server wants all {official:,} questions: {benchmark.server}")
     elif not task.has_answers:
         notes.append(f"to be handed in: {benchmark.server}")
     elif benchmark.needs_judge and judge is None:
         notes.append("needs a judge (--judge-url, or judge in a YAML)")
     else:
-        metric = benchmark.metric(answered, judge)
-        metric.distributed_available_fn = lambda: False  # all answers are here, and other ranks may be gone
-        rated = benchmark.judge(answered, texts, judge) if judge is not None else texts
+        texts = {question.id: answers[question.id] for question in scored}
+        rated = benchmark.judge(scored, texts, judge) if judge is not None else texts
         if rated != texts:
             notes.append(f"judged by {judge.model}")
-        metric.update(list(rated), list(rated.values()))
-        scores = metric.compute()
-        notes += metric.notes(scores)
-        result = replace(result, score=scores[metric.headline], scores=scores)
+        headline, scores = rate_answers(benchmark, scored, rated, judge)
+        notes += benchmark.notes(scores)
+        result = replace(result, score=scores[headline], scores=scores)
     return replace(result, notes=notes, submission=submission)
+
+
+def rate_answers(
+    benchmark: Benchmark, questions: Sequence[Question], answers: Mapping[Hashable, str], judge: Judge | None = None
+) -> tuple[str, dict[str, float]]:
+    """The name of the headline score, and all scores, of answers (by id) to all of these questions; on this rank alone."""
+    metric = benchmark.metric(questions, judge)
+    metric.distributed_available_fn = lambda: False  # all answers are here, and other ranks may be gone
+    ids = [question.id for question in questions]
+    metric.update(ids, [answers[id] for id in ids])
+    return metric.headline, metric.compute()
 
 
 def _submit(task: Task, answers: Mapping[Hashable, str], output: Path) -> list[str]:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from rich.progress import track
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation.answers import AnswerStore, file_name, note_missing, read_answers
@@ -21,7 +28,11 @@ if TYPE_CHECKING:
 
 SETTINGS = "settings.json"
 PREDICTIONS = "predictions"
-_STEP, _READ = 1 << 20, 1 << 12  # of every million bytes of a file, so many are looked at
+ANSWERS = "answers"  # of the settings: the files, where no model was asked
+MODEL = "model"  # of the settings: told, but not compared: the weights tell which model it is
+
+Unusable: TypeAlias = dict[Hashable, str]
+"""Why questions could not be asked, by their ids."""
 
 
 class EvaluationRun:
@@ -39,44 +50,17 @@ class EvaluationRun:
         self.tasks = list(tasks)
         self.model = model
         self.stores = [AnswerStore(self.output / PREDICTIONS, task, model, rank) for task in tasks]
-        self.unusable: dict[str, list[str]] = {task.name: [] for task in tasks}
+        self.unusable: dict[str, Unusable] = {task.name: {} for task in tasks}
 
-    def claim(self, settings: dict[str, Any]) -> None:
-        """Write down what decides about the answers; called by one rank.
-
-        Raises:
-            ConfigError: the folder holds answers that came about otherwise.
-        """
-        path = self.output / SETTINGS
-        if path.exists():
-            try:
-                before = json.loads(path.read_text())
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path} is damaged ({error}): remove it if the answers beside it are this model's"
-                ) from error
-            changed = [key for key in settings if before.get(key) != settings[key]]
-            if changed:
-                key = changed[0]
-                raise ConfigError(
-                    f"{self.output} holds answers with another {key} ({before.get(key)!r}, now {settings[key]!r}): choose "
-                    "another folder, or remove this one"
-                )
-            return
-        self.output.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(part, path)
-
-    def keep(self, task: str, answers: Mapping[int, str], errors: Sequence[str] = ()) -> None:
+    def keep(self, task: str, answers: Mapping[int, str], errors: Mapping[int, str]) -> None:
         """Write down answers to a task's questions, by their places, and why others could not be asked."""
         store = next(store for store in self.stores if store.task.name == task)
         store.append([store.task.questions[place] for place in answers], list(answers.values()))
-        self.unusable[task] += errors
+        self.unusable[task] |= {store.task.questions[place].id: reason for place, reason in errors.items()}
 
     def finish(
         self,
-        unusable: Sequence[Mapping[str, Sequence[str]]],
+        unusable: Sequence[Mapping[str, Unusable]],
         judge: Judge | None = None,
         allow_partial: bool = False,
     ) -> list[Result]:
@@ -94,10 +78,55 @@ class EvaluationRun:
         for task, store in zip(self.tasks, self.stores, strict=True):
             answers, problems = store.known(), Problems()
             store.merge(answers)
-            problems.lines += [line for rank in unusable for line in rank[task.name]]
-            note_missing(store.path.name, task, answers, problems)
+            reasons = {id: reason for rank in unusable for id, reason in rank[task.name].items()}
+            note_missing(store.path.name, task, answers, problems, reasons)
             found.append((task, answers, problems))
         return _score(found, self.model, self.output, judge, allow_partial)
+
+
+def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
+    """Check that answers which come about so may go into a folder; called by one rank, before anything that takes long.
+
+    Args:
+        output: the folder; it is made.
+        settings: some of what decides about the answers.
+
+    Raises:
+        ConfigError: the folder holds answers that came about otherwise, or nothing can be written there.
+    """
+    path = output / SETTINGS
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+        before = json.loads(path.read_text()) if path.exists() else None
+    except OSError as error:
+        raise ConfigError(f"answers cannot be kept in {output}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove it if the answers beside it are this model's") from error
+    if before is None:
+        return
+    hint = ""
+    changed = [key for key in settings if before.get(key) != settings[key] and key != MODEL]
+    if before.get(ANSWERS) != settings.get(ANSWERS):
+        hint = f"the results of {before.get(ANSWERS) or before.get(MODEL)}"
+    elif changed:
+        hint = f"answers with another {changed[0]} ({before.get(changed[0])!r}, now {settings[changed[0]]!r})"
+        if before.get(MODEL) != settings.get(MODEL):
+            hint += f", those of {before.get(MODEL)}"
+    if hint:
+        raise ConfigError(f"{output} holds {hint}: choose another folder, or remove this one")
+
+
+def claim(output: Path, settings: Mapping[str, Any]) -> None:
+    """Write down all that decides about the answers in a folder; called by one rank.
+
+    Raises:
+        ConfigError: see :func:`check_settings`.
+    """
+    check_settings(output, settings)
+    part = output / f".{SETTINGS}.part"
+    part.write_text(json.dumps(settings, indent=2) + "\n")
+    os.replace(part, output / SETTINGS)
 
 
 def _score(
@@ -107,8 +136,16 @@ def _score(
     judge: Judge | None,
     allow_partial: bool,
 ) -> list[Result]:
-    """Score each task and write the report of those that can be scored, also where others cannot."""
+    """Score each task and write the report of those that can be scored, also where others cannot.
+
+    Under ``allow_partial``, tasks without any answer are left out, unless that is all of them.
+    """
     results, errors = [], []
+    if allow_partial and any(answers for _, answers, _ in found):
+        for task, answers, problems in found:
+            if not answers:
+                rank_zero_warn(f"{task.benchmark.title} is left out: {problems}")
+        found = [row for row in found if row[1]]
     for task, answers, problems in found:
         try:
             results.append(score_task(task, answers, output, problems=problems, judge=judge, allow_partial=allow_partial))
@@ -134,7 +171,7 @@ def score_files(
 
     Args:
         source: a folder with a file for each task, named like it (``pope.jsonl``, ``vqav2-val.jsonl``); for a single task it
-            may be the file.
+            may be the file. The folder of the report belongs to one source, or to the model whose answers it holds.
         tasks: what was asked.
         model: the name of the row.
         output: folder of the report.
@@ -142,32 +179,40 @@ def score_files(
         allow_partial: score what can be used, instead of raising.
 
     Raises:
-        LitEveError: a file is missing, or lines of it cannot be used; each is named.
+        ConfigError: there is nothing at ``source``, it is one file for several tasks, or the folder holds other answers.
+        LitEveError: files are missing, or lines of them cannot be used; each is named. The other tasks are scored.
     """
+    source, output = Path(source), Path(output)
+    if not source.exists():
+        raise ConfigError(f"there are no answers at {source}")
+    if source.is_file() and len(tasks) > 1:
+        raise ConfigError(f"{source} is one file, which holds the answers to one benchmark, not {len(tasks)}: give a folder")
+    if not source.resolve().is_relative_to((output / PREDICTIONS).resolve()):
+        claim(output, {ANSWERS: str(source.resolve())})
     found = []
     for task in tasks:
-        path = Path(source)
-        if path.is_dir() or len(tasks) > 1:
-            path = path / file_name(task)
-        if not path.is_file():
-            raise ConfigError(f"there are no answers to {task.benchmark.title}: {path} is missing")
-        problems = Problems()
-        found.append((task, read_answers(path, task, problems), problems))
-    return _score(found, model, Path(output), judge, allow_partial)
+        path = source if source.is_file() else source / file_name(task)
+        answers, problems = {}, Problems()
+        if path.is_file():
+            answers = read_answers(path, task, problems)
+        else:
+            problems.note(str(path), "there is no such file")
+        found.append((task, answers, problems))
+    return _score(found, model, output, judge, allow_partial)
 
 
-def fingerprint(path: str | Path) -> str:
-    """A digest that changes with the weights in a file or folder, without reading all of them.
+def fingerprint(model: nn.Module, rank: int = 0) -> str:
+    """A digest of all parameters as they are now, by name, wherever they came from; it takes about a second per GB.
 
-    A few thousand bytes of every million in every file: a stage may train a single matrix, anywhere in it.
+    Sharded parameters are put together, one after the other, so that all ranks must call this; the first has the result.
     """
     digest = hashlib.sha256()
-    path = Path(path)
-    for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as content:
-            for start in [*range(0, size, _STEP), max(size - _READ, 0)]:
-                content.seek(start)
-                digest.update(content.read(_READ))
+    parameters = list(model.named_parameters())
+    for name, parameter in track(parameters, "which weights are these", disable=rank > 0, transient=True):
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if rank > 0:
+            continue
+        whole = whole.detach().cpu().contiguous()
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}".encode())
+        digest.update(whole.view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import random
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
@@ -12,9 +15,9 @@ from rich.progress import track
 from lit_eve.errors import ConfigError
 from lit_eve.evaluation.benchmarks import BENCHMARKS, Benchmark, Problems, Question
 from lit_eve.processing import Sample
-from lit_eve.processing.sample import IMAGE_PLACEHOLDER
 
 ALL = "all"
+SEED = 0  # of the choice of some questions
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,15 @@ class Task:
         """Whether answers can be scored here, without a server."""
         return self.split not in self.benchmark.unanswered
 
+    def scored(self, answered: Collection[Hashable]) -> list[Question]:
+        """The questions that are scored where these, by id, have an answer: the rule of every evaluation and validation.
+
+        A question without an answer is in no score, neither as a wrong one nor as an empty one, and no other of its group is:
+        an MMBench question of which one pass is answered would pass for one that is right in all of them.
+        """
+        lost = {question.group for question in self.questions if question.id not in answered} - {None}
+        return [question for question in self.questions if question.id in answered and question.group not in lost]
+
     def samples(self) -> list[Sample]:
         """The questions as samples, with the image before the text."""
         return [Sample(question.place, _conversation(question), question.images) for question in self.questions]
@@ -76,24 +88,23 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
         asked = list(BENCHMARKS)
     if not Path(data).is_dir():
         raise ConfigError(f"there is no folder {data}; it should hold one for each benchmark: {', '.join(BENCHMARKS)}")
-    tasks, missing = [], []
-    for name in asked:
-        benchmark_name, _, split = name.partition(":")
-        if benchmark_name not in BENCHMARKS:
-            raise ConfigError(f"unknown benchmark {benchmark_name!r}; known: {ALL}, {', '.join(BENCHMARKS)}")
-        benchmark = BENCHMARKS[benchmark_name]
+    tasks = [_find_split(name, Path(data)) for name in asked]
+    if not tasks:
+        raise ConfigError(f"no benchmark is named; known: {ALL}, {', '.join(BENCHMARKS)}")
+    if len(set(map(task_name, *zip(*tasks, strict=True)))) < len(tasks):
+        raise ConfigError(f"a benchmark is named twice: {', '.join(asked)}")
+    missing = []
+    for benchmark, split in tasks:
         if while_training:
             _check_scored_here(benchmark, split)
         try:
-            tasks.append((benchmark, split or _first_split(benchmark, Path(data))))
-            benchmark.check_files(Path(data, benchmark.name), tasks[-1][1])
-            benchmark.check_packages()
+            benchmark.check_files(Path(data, benchmark.name), split)
         except ConfigError as error:
             missing.append(str(error))
     if missing:
         raise ConfigError("; ".join(missing) + ". the README lists all files; --benchmarks names those to evaluate")
-    if len({task_name(*task) for task in tasks}) < len(tasks):
-        raise ConfigError(f"a benchmark is named twice: {', '.join(asked)}")
+    for benchmark, _ in tasks:
+        benchmark.check_packages()
     order = list(BENCHMARKS)
     return sorted(tasks, key=lambda task: order.index(task[0].name))
 
@@ -111,13 +122,15 @@ def load_tasks(
     Args:
         found: what :func:`find_tasks` found.
         data: see :func:`find_tasks`.
-        limit: ask so many of each, evenly spread.
+        limit: ask so many of each; see :func:`subset`.
         allow_partial: leave out questions that cannot be used, instead of raising.
         progress: show a progress bar.
 
     Raises:
-        LitEveError: as in :meth:`Benchmark.questions`.
+        LitEveError: as in :meth:`Benchmark.questions`, or a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit of the benchmarks must be at least 1, got {limit}")
     tasks = []
     for benchmark, split in track(found, "reading questions", disable=not progress, transient=True):
         source = Path(data, benchmark.name)
@@ -127,20 +140,42 @@ def load_tasks(
 
 
 def subset(questions: list[Question], limit: int | None) -> list[Question]:
-    """About ``limit`` questions, evenly spread; those that count together stay together. All of them for None."""
+    """So many questions, in their order; all of them for None.
+
+    They are spread evenly: one of each of as many stretches of equal length, by chance, but always the same. At equal distances
+    all could have the same answer, where answers alternate. Those that count together stay together; then there can be a few
+    less.
+    """
     if limit is None or limit >= len(questions):
         return questions
     groups: dict[Hashable, list[Question]] = {}
     for number, question in enumerate(questions):
         groups.setdefault(number if question.group is None else ("group", question.group), []).append(question)
     rows = list(groups.values())
-    count = max(1, round(limit * len(rows) / len(questions)))
-    chosen = {question.id for place in np.linspace(0, len(rows) - 1, count).round() for question in rows[int(place)]}
+    edges = np.linspace(0, len(rows), max(1, round(limit * len(rows) / len(questions))) + 1).astype(int).tolist()
+    rng = random.Random(SEED)
+    spread = [rng.randrange(start, end) for start, end in pairwise(edges)]
+    others = sorted(set(range(len(rows))) - set(spread))
+    chosen: set[Hashable] = set()
+    for place in rng.sample(spread, len(spread)) + rng.sample(others, len(others)):
+        if len(chosen) + len(rows[place]) <= limit or not chosen:
+            chosen |= {question.id for question in rows[place]}
     return [question for question in questions if question.id in chosen]
 
 
+def _find_split(name: str, data: Path) -> tuple[Benchmark, str]:
+    """What ``pope`` or ``vqav2:val`` means."""
+    benchmark_name, _, split = name.partition(":")
+    if benchmark_name not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {benchmark_name!r}; known: {ALL}, {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[benchmark_name]
+    if split and split not in benchmark.splits:
+        raise ConfigError(f"{benchmark.name} has no split {split!r}; it has: {', '.join(benchmark.splits)}")
+    return benchmark, split or _first_split(benchmark, data)
+
+
 def _check_scored_here(benchmark: Benchmark, split: str) -> None:
-    """Raise ConfigError if answers to a split (empty: to any) cannot be scored while a model is trained."""
+    """Raise ConfigError if answers to a split cannot be scored while a model is trained."""
     if benchmark.needs_judge:
         raise ConfigError(f"{benchmark.name} needs a judge: it cannot be validated on")
     if split in benchmark.unanswered:
@@ -160,6 +195,7 @@ def _first_split(benchmark: Benchmark, data: Path) -> str:
     return scored_here[0]
 
 
-def _conversation(question: Question) -> list[dict[str, str]]:
-    places = IMAGE_PLACEHOLDER * len(question.images)
-    return [{"role": "user", "content": f"{places}\n{question.prompt}" if places else question.prompt}]
+def _conversation(question: Question) -> list[dict[str, Any]]:
+    """In parts: ``<image>`` in the text of a question is no place for an image."""
+    images = [{"type": "image"} for _ in question.images]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": "\n" * bool(images) + question.prompt}]}]

@@ -14,12 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 
 import lit_eve
 from lit_eve.cli import main
-from lit_eve.evaluation import BenchmarkData, answer_all
-from lit_eve.evaluation.callbacks import ScoreAnswers
+from lit_eve.errors import ConfigError
+from lit_eve.evaluation import BenchmarkData, answer_all, callbacks
+from lit_eve.evaluation.answers import AnswerStore
+from lit_eve.evaluation.callbacks import KeepAnswers
+from lit_eve.evaluation.results import rate_answers
 from lit_eve.evaluation.run import fingerprint
 from lit_eve.evaluation.tasks import find_tasks, load_tasks
 from lit_eve.nano.benchmarks import write_benchmarks
@@ -165,7 +169,17 @@ def test_a_folder_holds_the_answers_of_one_model(given, tmp_path, capsys):
     make_model(tmp_path / "model", seed=4)
     (tmp_path / "data").symlink_to(given / "data")
     told = refusal(capsys, *arguments(tmp_path, tmp_path / "run"))
-    assert "run holds answers with another model" in told
+    assert "run holds answers with another weights" in told and f"those of {given / 'model'}: choose another" in told
+    assert "unknown template 'nosuch'" in refusal(capsys, *arguments(given, tmp_path / "run", "--template", "nosuch"))
+
+
+def test_the_same_weights_elsewhere_are_the_same_model(given, tmp_path):
+    evaluate(given, tmp_path / "run", "--limit", "3")
+    shutil.copytree(given / "model", tmp_path / "copy")
+    before = (tmp_path / "run/predictions/pope.jsonl").read_text()
+    (tmp_path / "run/predictions/pope.jsonl").write_text(before.replace('"text": "', '"text": "kept '))
+    evaluate(given, tmp_path / "run", "--limit", "3", "--model", str(tmp_path / "copy"))
+    assert (tmp_path / "run/predictions/pope.jsonl").read_text().count("kept ") == 3
 
 
 def test_other_weights_under_the_same_path_are_noticed(given, tmp_path, capsys):
@@ -176,14 +190,61 @@ def test_other_weights_under_the_same_path_are_noticed(given, tmp_path, capsys):
     assert "run holds answers with another weights" in refusal(capsys, *arguments(tmp_path, tmp_path / "run"))
 
 
-def test_a_change_anywhere_in_large_weights_is_noticed(tmp_path):
-    content = bytearray(5_000_000)
-    (tmp_path / "model.safetensors").write_bytes(content)
-    before = fingerprint(tmp_path)
-    assert fingerprint(tmp_path) == before
-    content[2_000_000:3_500_000] = b"x" * 1_500_000  # one matrix of many
-    (tmp_path / "model.safetensors").write_bytes(content)
-    assert fingerprint(tmp_path) != before
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_change_of_any_single_number_is_another_fingerprint(dtype):
+    model = torch.nn.Linear(300, 200).to(dtype)
+    seen = {fingerprint(model)}
+    assert fingerprint(model) in seen
+    with torch.no_grad():
+        for place in ((0, 0), (123, 234), (199, 299)):
+            model.weight[place] += 1
+            seen.add(fingerprint(model))
+        model.weight[:] = model.weight.flip(1)
+    assert len(seen | {fingerprint(model)}) == 5
+
+
+@pytest.fixture
+def trainer(tmp_path) -> Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "use_distributed_sampler"), False)
+    return Trainer(default_root_dir=tmp_path / "run", accelerator="cpu", devices=1, **quiet)
+
+
+def few(given: Path, **settings: object) -> BenchmarkData:
+    return BenchmarkData(str(given / "data"), ["pope"], **{"limit": 3, "max_new_tokens": 2, "num_workers": 0, **settings})
+
+
+def test_weights_that_change_in_memory_are_another_model(given, trainer):
+    module = LitEve(init_from=str(given / "model"))
+    trainer.test(module, few(given), verbose=False)
+    trainer.test(module, few(given), verbose=False)
+    with torch.no_grad():
+        next(module.model.parameters()).view(-1)[5] += 1
+    with pytest.raises(ConfigError, match="run holds answers with another weights"):
+        trainer.test(module, few(given), verbose=False)
+
+
+def test_a_test_after_one_that_failed_begins_anew(given, trainer, monkeypatch):
+    module, data = LitEve(init_from=str(given / "model")), few(given)
+
+    def fails(inputs, max_new_tokens):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(module, "_answer", fails)
+        trainer.test(module, data, verbose=False)
+    assert not any(isinstance(callback, KeepAnswers) for callback in trainer.callbacks)
+    data.limit = 5
+    trainer.test(module, data, verbose=False)
+    assert len(lines_of(Path(trainer.default_root_dir, "predictions/pope.jsonl"))) == 5
+
+
+def test_an_error_of_the_first_rank_does_not_leave_the_others_waiting(given, trainer, monkeypatch):
+    told = []
+    monkeypatch.setattr(trainer.strategy, "broadcast", lambda value, src=0: told.append(value) or value)
+    monkeypatch.setattr(AnswerStore, "known", lambda self: Path("/nowhere/at/all").read_text())
+    with pytest.raises(FileNotFoundError):
+        trainer.test(LitEve(init_from=str(given / "model")), few(given), verbose=False)
+    assert "No such file" in told[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -206,9 +267,11 @@ def test_devices_that_make_no_sense_are_told(given, tmp_path, capsys, devices):
     assert f"argument --devices: {devices!r} is neither auto, nor a number" in capsys.readouterr().err
 
 
-def test_an_output_that_is_a_file_is_told(given, tmp_path, capsys):
+def test_an_output_that_cannot_be_used_is_told(given, tmp_path, capsys):
     (tmp_path / "run").write_text("")
     assert "run is no folder" in refusal(capsys, *arguments(given, tmp_path / "run"))
+    told = "answers cannot be kept in /dev/null/x: Not a directory"
+    assert told in refusal(capsys, *arguments(given, Path("/dev/null/x")))
 
 
 def test_part_of_the_questions_first_and_then_all(given, tmp_path):
@@ -231,11 +294,17 @@ def damaged(given, tmp_path) -> Path:
 def test_an_image_that_breaks_off_costs_one_answer(damaged, capsys):
     told = refusal(capsys, *arguments(damaged, damaged / "run"))
     assert "POPE: coco_pope_popular.json, line 3" in told
-    assert "1 of 21 questions have no answer: 'popular/3'; --allow-partial scores the rest" in told
+    assert told.endswith("; --allow-partial scores the rest\n") and "have no answer" not in told  # it is told once
     assert len(lines_of(damaged / "run/predictions/pope.jsonl")) == 20
     result = evaluate(damaged, damaged / "run", "--allow-partial")
-    assert result["answered"] == 20 and "partial: 20 of 21 questions" in result["notes"][0]
-    assert "popular/3" in (damaged / "run/results.md").read_text()
+    assert result["answered"] == 20 and result["notes"][0] == "partial: 20 of 21 questions, 1 problems"
+    assert "POPE: coco_pope_popular.json, line 3" in (damaged / "run/results.md").read_text()
+
+
+def test_problems_of_the_files_are_not_mixed_with_those_of_some_questions(damaged):
+    (damaged / "data/pope/val2014/COCO_val2014_random_0000.jpg").unlink()
+    result = evaluate(damaged, damaged / "few", "--allow-partial", "--limit", "2")
+    assert result["notes"] == ["partial: 1 problems in the benchmark's files", "2 of 20 questions"]
 
 
 def test_an_image_that_is_missing_is_told_before_a_model_is_loaded(damaged, capsys):
@@ -267,18 +336,50 @@ def test_answers_that_cannot_be_used_are_told_by_line_and_left_out_on_demand(giv
     assert not (tmp_path / "out/results.json").exists()
     result = evaluate(given, tmp_path / "out", *command, "--allow-partial")
     assert result["answered"] == 19 and result["notes"][0] == "partial: 19 of 21 questions, 3 problems"
-    assert refusal(capsys, *arguments(given, tmp_path / "out", "--answers", str(tmp_path))).count("pope.jsonl is missing") == 1
 
 
-def test_a_trainer_that_is_used_again_scores_once(given, tmp_path):
-    data = BenchmarkData(str(given / "data"), ["pope"], limit=3, max_new_tokens=2, num_workers=0)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "use_distributed_sampler"), False)
-    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", devices=1, **quiet)
-    module = LitEve(init_from=str(given / "model"))
+def test_answer_files_that_are_missing_are_all_told_and_left_out_on_demand(given, tmp_path, capsys):
+    data = make_pope(tmp_path / "data")
+    write_benchmarks(tmp_path / "ten", questions=10)
+    for name in ("gqa", "textvqa"):
+        shutil.copytree(tmp_path / "ten" / name, data / name)
+    (tmp_path / "answers").mkdir()
+    shutil.copy(given / "whole/predictions/pope.jsonl", tmp_path / "answers")
+    command = arguments(tmp_path, tmp_path / "out", "--answers", str(tmp_path / "answers"), "--benchmarks", "gqa,pope,textvqa")
+    told = refusal(capsys, *command)
+    assert "gqa.jsonl: there is no such file" in told and "textvqa.jsonl: there is no such file" in told
+    assert main([*command, "--allow-partial"]) == 0
+    (result,) = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    assert result["benchmark"] == "pope" and result["answered"] == 21
+    assert "gqa.jsonl: there is no such file" in refusal(capsys, *command, "--allow-partial", "--benchmarks", "gqa")
+    file = str(tmp_path / "answers/pope.jsonl")
+    assert "pope.jsonl is one file, which holds the answers to one benchmark" in refusal(capsys, *command, "--answers", file)
+    assert "there are no answers at" in refusal(capsys, *command, "--answers", f"{file}x")
+    assert "limit of the benchmarks must be at least 1, got -5" in refusal(capsys, *command, "--limit", "-5")
+
+
+def test_a_report_is_of_one_model_or_of_one_set_of_answers(given, tmp_path, capsys):
+    shutil.copytree(given / "whole", tmp_path / "whole")
+    own, copy = str(tmp_path / "whole/predictions"), tmp_path / "copy"
+    shutil.copytree(own, copy)
+    assert evaluate(given, tmp_path / "whole", "--answers", own)["answered"] == 21
+    told = refusal(capsys, *arguments(given, tmp_path / "whole", "--answers", str(copy)))
+    assert f"whole holds the results of {given / 'model'}: choose another folder" in told
     for _ in range(2):
+        evaluate(given, tmp_path / "out", "--answers", str(copy))
+    told = f"out holds the results of {copy}: choose another folder"
+    assert told in refusal(capsys, *arguments(given, tmp_path / "out", "--answers", own))
+    assert told in refusal(capsys, *arguments(given, tmp_path / "out"))
+
+
+def test_a_trainer_that_is_used_again_scores_once(given, trainer, monkeypatch):
+    scored = []
+    monkeypatch.setattr(callbacks, "rate_answers", lambda *args: scored.append(len(args[1])) or rate_answers(*args))
+    module, data = LitEve(init_from=str(given / "model")), few(given)
+    for times in (1, 2):
         trainer.validate(module, data, verbose=False)
         assert "benchmarks/pope" in trainer.callback_metrics
-        assert not any(isinstance(callback, ScoreAnswers) for callback in trainer.callbacks)
+        assert scored == [3] * times
 
 
 def test_damaged_settings_are_told(given, tmp_path, capsys):

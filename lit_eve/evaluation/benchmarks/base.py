@@ -62,6 +62,16 @@ class Question:
     group: Hashable = None
     fields: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def official_id(self) -> Hashable:
+        """As official answer files have it; several questions may share it."""
+        return self.fields.get("question_id", self.id)
+
+    @property
+    def recorded_prompt(self) -> str:
+        """The prompt as official answer files have it."""
+        return self.fields.get("prompt", self.prompt)
+
 
 class Benchmark(ABC):
     """One of the benchmarks; a subclass is its declaration.
@@ -99,6 +109,10 @@ class Benchmark(ABC):
     def metric(self, questions: Sequence[Question], judge: Judge | None = None) -> BenchmarkMetric:
         """The metric over these questions; what it rates comes from the judge, if there is one (:meth:`judge`)."""
         return self.metric_class({question.id: question.reference for question in questions})
+
+    def notes(self, scores: Mapping[str, float]) -> list[str]:
+        """What a reader of the scores must know."""
+        return []
 
     def judge(self, questions: Sequence[Question], answers: Answers, judge: Judge) -> dict[Hashable, str]:
         """What the metric is to rate instead of the answers, where a language model has a say."""
@@ -143,9 +157,12 @@ class Benchmark(ABC):
             if question.id in found:
                 problems.note(question.place, f"question {question.id!r} is there twice, first in {found[question.id].place}")
             elif missing:
-                problems.note(question.place, f"the image {missing[0]} is missing")
+                problems.note(question.place, f"the image {missing[0]} is missing", question.group)
             else:
                 found[question.id] = question
+        for question in [question for question in found.values() if question.group in problems.groups]:
+            del found[question.id]
+            problems.note(question.place, "left out with another question, with which it counts together")
         if problems and not allow_partial:
             raise LitEveError(f"{self.title}: {problems}")
         if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,17 @@ JSON_TYPES = {str: "text", int: "whole number", bool: "truth value", list: "list
 
 
 class Problems:
-    """What is wrong with files, in their order."""
+    """What is wrong with files, in their order: ``lines``; and ``groups`` of questions that lack one for it."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.groups: set[Hashable] = set()
 
-    def note(self, place: str, text: str) -> None:
-        """Note something that is wrong at a place ("coco_pope_random.json, line 12")."""
+    def note(self, place: str, text: str, group: Hashable = None) -> None:
+        """Note something that is wrong at a place ("coco_pope_random.json, line 12"), with a question of a group."""
         self.lines.append(f"{place}: {text}")
+        if group is not None:
+            self.groups.add(group)
 
     def __len__(self) -> int:
         return len(self.lines)

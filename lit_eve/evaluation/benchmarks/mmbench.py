@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -63,19 +64,23 @@ class MMBench(Benchmark):
                 try:
                     data = decoded(image)
                 except LitEveError as error:
-                    problems.note(place, str(error))
+                    problems.note(place, str(error), index % PASS)
                     continue
                 images.setdefault(index, shared.setdefault(data, data))
             rows.append((place, index, {name: None if text in EMPTY_CELLS else text for name, text in cells.items()}))
+        passes = Counter(index % PASS for _, index, _ in rows)  # of each question; there is one for each option
+        is_damaged = len(problems) > 0  # lines that do not tell whose they are
         for place, index, row in rows:
             options = {letter: text for letter in OPTIONS if (text := row[letter.lower()]) is not None}
             image = images[index] if isinstance(images[index], bytes) else images.get(images[index])
             if lacking := [name for name in NEEDED if row[name] is None]:
-                problems.note(place, f"the cell {lacking[0]!r} is empty")
+                problems.note(place, f"the cell {lacking[0]!r} is empty", index % PASS)
             elif row["answer"] not in OPTIONS:
-                problems.note(place, f"the answer {row['answer']!r} is none of {', '.join(OPTIONS)}")
+                problems.note(place, f"the answer {row['answer']!r} is none of {', '.join(OPTIONS)}", index % PASS)
             elif not isinstance(image, bytes):
-                problems.note(place, f"its image is that of row {images[index]}, which has none")
+                problems.note(place, f"its image is that of row {images[index]}, which has none", index % PASS)
+            elif is_damaged and passes[index % PASS] < len(options):
+                problems.note(place, "another pass of this question is missing", index % PASS)
             else:
                 yield self._question(place, index, row, options, image)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lit_eve.errors import ConfigError
@@ -45,6 +45,12 @@ class MME(Benchmark):
             raise ConfigError(f"{self.title}: {root} lacks the folders of tasks {', '.join(missing)} ({ZIP})")
         for task in tasks:
             yield from _read_task(root, task, problems)
+
+    def notes(self, scores: Mapping[str, float]) -> list[str]:
+        """Which tasks the sums lack."""
+        kinds = (PERCEPTION, COGNITION) if "cognition" in scores else (PERCEPTION,)
+        missing = [task for kind in kinds for task in kind if f"score/{task}" not in scores]
+        return [f"the sum lacks {', '.join(missing)}"] if missing else []
 
     def submit(self, questions: Sequence[Question], answers: Answers, output: Path, split: str, source: Path) -> list[Path]:
         """``<task>.txt`` for MME's eval_tool, as EVE's converter writes them, of images with both answers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lit_eve.evaluation import metrics
@@ -56,6 +56,11 @@ class MMVet(Benchmark):
 
     def metric(self, questions: Sequence[Question], judge: Judge | None = None) -> metrics.MMVet:
         return metrics.MMVet({question.id: question.reference for question in questions}, judge.runs if judge else 1)
+
+    def notes(self, scores: Mapping[str, float]) -> list[str]:
+        """How often the judge graded."""
+        runs = sum(name.startswith("run/") for name in scores)
+        return ["one run of the judge; the paper has five" if runs == 1 else f"mean of {runs} runs of the judge"]
 
     def judge(self, questions: Sequence[Question], answers: Answers, judge: Judge) -> dict[Hashable, str]:
         """The grades of each answer, joined by blanks; all answers are graded once before any is graded again."""

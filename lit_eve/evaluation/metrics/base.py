@@ -80,10 +80,6 @@ class BenchmarkMetric(Metric, ABC):
         values, answered = self._rated()
         return self.summarize(values, answered)
 
-    def notes(self, scores: Mapping[str, float]) -> list[str]:
-        """What a reader of the scores must know."""
-        return []
-
     def by_question(self) -> dict[Hashable, float | list[float]]:
         """What :meth:`rate` made of each question that was answered; of all ranks only inside ``sync_context``."""
         values, answered = self._rated()

@@ -87,12 +87,6 @@ class MME(BenchmarkMetric):
         total = {name: sum(points) for name, points in sums.items() if points}
         return {"perception": float("nan"), **total, **scores}
 
-    def notes(self, scores: Mapping[str, float]) -> list[str]:
-        """Which tasks the sums lack."""
-        kinds = (PERCEPTION, COGNITION) if "cognition" in scores else (PERCEPTION,)
-        missing = [task for kind in kinds for task in kind if f"score/{task}" not in scores]
-        return [f"the sum lacks {', '.join(missing)}"] if missing else []
-
     def _pairs(self, references: list[MMEReference], answered: Tensor) -> dict[str, list[list[int]]]:
         """Of each task, the places of the two questions of each image."""
         images: dict[tuple[str, str], list[int]] = {}

@@ -53,10 +53,6 @@ class MMVet(BenchmarkMetric):
             raise LitEveError(f"MM-Vet needs a judge: {answer[:40]!r} is not {self.width} grades")
         return grades
 
-    def notes(self, scores: Mapping[str, float]) -> list[str]:
-        """How often the judge graded."""
-        return ["one run of the judge; the paper has five" if self.width == 1 else f"mean of {self.width} runs of the judge"]
-
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
         """Scores over all questions."""
         references: list[MMVetReference] = list(self.references.values())

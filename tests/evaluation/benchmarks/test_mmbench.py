@@ -99,8 +99,8 @@ def test_options_end_at_the_first_empty_cell(tmp_path):
 
 
 def test_cells_in_quotes_may_hold_anything(tmp_path):
-    rows = [{**table()[0], "question": 'Who said "go"?\nA\tB'}, {**table()[1], "answer": "E"}]
-    write_file(tmp_path, rows)
+    first, *others = [row for row in table() if row["index"] % 1_000_000 == 200]
+    write_file(tmp_path, [{**first, "question": 'Who said "go"?\nA\tB'}, {**first, "index": 1, "answer": "E"}, *others])
     questions, problems = MMBench().load(tmp_path, allow_partial=True)
     assert questions[0].reference.question == 'Who said "go"?\nA\tB'
     assert (questions[0].place, problems.lines[0].split(":")[0]) == (
@@ -206,7 +206,7 @@ def test_a_question_that_lacks_an_answer_is_not_brought_to_the_judge(questions):
 
 
 def test_bad_rows_are_named_by_their_line(tmp_path):
-    row = table()[0]
+    row, *others = [row for row in table() if row["index"] % 1_000_000 == 200]
     bad = [
         {**row, "index": "x"},
         {**row, "index": 1, "answer": "E"},
@@ -218,15 +218,15 @@ def test_bad_rows_are_named_by_their_line(tmp_path):
         {**row, "index": 7, "image": "é" * 99},
         row,
     ]
-    write_file(tmp_path, [row, *bad])
+    write_file(tmp_path, [row, *bad, *others])
     with (tmp_path / "mmbench_dev_20230712.tsv").open("a") as file:
         file.write("7\tcut off\n")
     questions, problems = MMBench().load(tmp_path, allow_partial=True)
-    assert [question.id for question in questions] == [200]
+    assert [question.group for question in questions] == [200] * 4
     assert sorted(line.removeprefix("mmbench_dev_20230712.tsv, line ") for line in problems.lines) == [
         "10: the cell 'image' is no base64 text: string argument should contain only ASCII characters",
         "11: question 200 is there twice, first in mmbench_dev_20230712.tsv, line 2",
-        "12: 2 cells, unlike the 14 of the header",
+        "15: 2 cells, unlike the 14 of the header",
         "3: the index 'x' is no number",
         "4: the answer 'E' is none of A, B, C, D",
         "5: the cell 'category' is empty",
@@ -237,6 +237,20 @@ def test_bad_rows_are_named_by_their_line(tmp_path):
     ]
     with pytest.raises(LitEveError, match="MMBench: mmbench_dev_20230712.tsv, line 3: the index 'x' is no number"):
         MMBench().questions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [({"answer": "E"}, "left out with another question"), ({"index": "x"}, "another pass of this question is missing")],
+)
+def test_a_question_with_a_pass_that_cannot_be_read_is_left_out(tmp_path, damage, reason):
+    rows = table()
+    place = next(place for place, row in enumerate(rows) if row["index"] == 1_000_200)
+    rows[place] = {**rows[place], **damage}
+    write_file(tmp_path, rows)
+    questions, problems = MMBench().load(tmp_path, allow_partial=True)
+    assert len(questions) == len(rows) - 4 and 200 not in {question.group for question in questions}
+    assert len(problems) == 4 and sum(reason in line for line in problems.lines) == 3
 
 
 def test_missing_and_altered_files(tmp_path):

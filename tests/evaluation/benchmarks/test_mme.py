@@ -5,6 +5,7 @@ import pytest
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation.answers import read_answers, record
 from lit_eve.evaluation.benchmarks import BENCHMARKS, Problems
+from lit_eve.evaluation.metrics.mme import COGNITION, PERCEPTION
 from lit_eve.evaluation.tasks import Task, subset
 from tests.evaluation.golden import expected, inputs
 
@@ -174,3 +175,17 @@ def test_folders_that_are_missing_or_empty_are_named(files, tmp_path):
         MME.questions(files)
     with pytest.raises(ConfigError, match="lacks the folders of tasks OCR, code_reasoning"):
         MME.questions(files, "all")
+
+
+def test_tasks_that_a_sum_lacks_are_told(files):
+    questions = MME.questions(files, "all")
+
+    def notes(*tasks: str) -> list[str]:
+        metric = MME.metric([question for question in questions if question.reference.task in tasks])
+        metric.update(list(metric.references), ["Yes"] * len(metric.references))
+        return MME.notes(metric.compute())
+
+    assert notes(*PERCEPTION) == notes(*PERCEPTION, *COGNITION) == []
+    assert notes(*PERCEPTION[2:9], *COGNITION[1:]) == ["the sum lacks existence, count, OCR, commonsense_reasoning"]
+    (told,) = notes("scene")
+    assert "existence" in told and "commonsense_reasoning" not in told  # which nobody asked for

@@ -71,21 +71,6 @@ def test_an_image_with_one_answer_and_a_task_without_a_whole_image_are_left_out(
     assert "cognition" not in scores and "score/count" not in scores
 
 
-def test_tasks_that_a_sum_lacks_are_told():
-    metric, ids, answers = case()
-    metric.update(ids, answers)
-    assert metric.notes(metric.compute()) == []
-    few = [id for id in ids if not id.startswith(("count/", "OCR/", "commonsense_reasoning/"))]
-    metric = MME({id: metric.references[id] for id in few})
-    metric.update(few, ["Yes"] * len(few))
-    assert metric.notes(metric.compute()) == ["the sum lacks count, OCR, commonsense_reasoning"]
-    only = {id: reference for id, reference in metric.references.items() if reference.task == "scene"}
-    metric = MME(only)
-    metric.update(list(only), ["Yes"] * len(only))
-    (told,) = metric.notes(metric.compute())
-    assert "existence" in told and "commonsense_reasoning" not in told  # which nobody asked for
-
-
 def test_an_image_whose_other_question_is_not_asked_is_left_out():
     references = {1: MMEReference("scene", "a", "yes"), 2: MMEReference("scene", "b", "yes")}
     references[3] = MMEReference("scene", "b", "no")
