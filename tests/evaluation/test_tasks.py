@@ -27,6 +27,11 @@ def test_all_missing_files_are_named_with_size_and_source(tmp_path):
     for source in BENCHMARKS["pope"].sources[:2]:
         assert f"{source.path} ({source.size}, {source.url})" in str(told.value)
     assert "adversarial" not in str(told.value)
+    with pytest.raises(ConfigError) as told:
+        find_tasks("pope,gqa,mmbench", data)
+    first, *lines, last = str(told.value).splitlines()
+    assert first == "files are missing:" and [line[:6] for line in lines] == ["- POPE", "- GQA:", "- MMBe"]
+    assert last.startswith("The README lists all files")
 
 
 @pytest.mark.parametrize(
