@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        The exit code: 0, or 2 when something given to lit_eve cannot be used; that is said in one line, without a traceback.
+        The exit code: 0, or 2 when something given to lit_eve cannot be used; that is said without a traceback.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="lit-eve", description="Encoder-free vision-language models on PyTorch Lightning.")
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import_module(COMMANDS[args.command][0]).run(args)
     except LitEveError as error:
-        print(f"lit-eve {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        lines = [" ".join(line.split()) for line in str(error).splitlines()]
+        print(f"lit-eve {args.command}: " + "\n".join(filter(None, lines)), file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         return 130

@@ -197,7 +197,8 @@ class BenchmarkData(LightningDataModule):
             lengths[other::world] = part
         bad = [str(length) for length in lengths if isinstance(length, SampleError)]
         if bad and not self.allow_partial:
-            raise LitEveError(f"{task.benchmark.title}: {bad[0]}" + (f"; and {len(bad) - 1:,} more" if len(bad) > 1 else ""))
+            more = f"; and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+            raise LitEveError(f"{task.benchmark.title}: {bad[0]}{more}; allow_partial of the benchmarks scores the rest")
         return lengths
 
     def _open(self) -> dict[str, set[Hashable]]:

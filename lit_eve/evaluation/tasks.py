@@ -102,7 +102,8 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
         except ConfigError as error:
             missing.append(str(error))
     if missing:
-        raise ConfigError("; ".join(missing) + ". the README lists all files; --benchmarks names those to evaluate")
+        lines = "".join(f"\n- {text}" for text in missing) if len(missing) > 1 else f" {missing[0]}"
+        raise ConfigError(f"files are missing:{lines}\nThe README lists all files; --benchmarks names those to evaluate.")
     for benchmark, _ in tasks:
         benchmark.check_packages()
     order = list(BENCHMARKS)

@@ -90,27 +90,38 @@ def test_the_folder_of_an_evaluation(given):
     assert f"| f1/random | {result['scores']['f1/random']:.2f} |" in table
 
 
-def test_train_py_test_does_the_same(given, tmp_path):
-    config = str(ROOT / "experiments/evaluation/ten.yaml")
+def of_yaml(given: Path, output: Path, **more: object) -> list[str]:
+    """What ``train.py`` takes for the same evaluation."""
     settings = {
         "model.init_from": given / "model",
         "data.path": given / "data",
         "data.benchmarks": "pope",
         "data.max_new_tokens": 6,
         "data.num_workers": 0,
-        "trainer.default_root_dir": tmp_path / "run",
+        "trainer.default_root_dir": output,
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
+        **more,
     }
-    EveCLI(args=["test", "--config", config, *(f"--{key}={value}" for key, value in settings.items())])
+    config = str(ROOT / "experiments/evaluation/ten.yaml")
+    return ["test", "--config", config, *(f"--{key}={value}" for key, value in settings.items())]
+
+
+def test_train_py_test_does_the_same(given, tmp_path):
+    EveCLI(args=of_yaml(given, tmp_path / "run"))
     for file in ("predictions/pope.jsonl", "results.csv"):
         assert (tmp_path / "run" / file).read_text() == (given / "whole" / file).read_text()
 
 
-def test_two_processes_answer_and_score_like_one(given, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_answer_and_score_like_one(given, tmp_path, strategy):
+    command = ["lit_eve.cli", *arguments(given, tmp_path / "run", "--accelerator", "cpu", "--devices", "2")]
+    if strategy == "fsdp2":
+        sharded = {"trainer.strategy": "fsdp2", "trainer.devices": 2, "trainer.precision": "32-true"}
+        (tmp_path / "jobs.json").write_text(json.dumps([of_yaml(given, tmp_path / "run", **sharded)]))
+        command = ["tests.training.fsdp_worker", str(tmp_path / "jobs.json")]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lit_eve.cli"]
-        + arguments(given, tmp_path / "run", "--accelerator", "cpu", "--devices", "2"),
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", *command],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -118,7 +129,7 @@ def test_two_processes_answer_and_score_like_one(given, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for file in ("predictions/pope.jsonl", "results.csv", "results.json"):
+    for file in ("predictions/pope.jsonl", "results.csv", "results.json", "settings.json"):
         assert (tmp_path / "run" / file).read_text() == (given / "whole" / file).read_text()
 
 

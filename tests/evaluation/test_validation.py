@@ -6,19 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 from lit_eve.cli import main
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.evaluation import BenchmarkData, callbacks
+from lit_eve.evaluation.callbacks import ScoreAnswers, counted
 from lit_eve.nano.benchmarks import write_benchmarks
+from lit_eve.training import LitEve
 from lit_eve.training.cli import EveCLI
-from tests.evaluation.micro import make_model, make_pope
+from tests.evaluation.micro import PARTS, make_model, make_pope
 from tests.training import world as micro
 from tests.training.world import scalars
 
-TAGS = ("benchmarks/pope", "pope/f1/random", "pope/accuracy/popular", "pope/yes_ratio/popular", "val/loss")
+TAGS = ("benchmarks/pope", "pope/f1/random", "pope/accuracy/popular", "pope/yes_ratio/popular", "pope/answered", "val/loss")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def arguments(given: Path, run: Path, **overrides: object) -> list[str]:
         "data.benchmarks.num_workers": 0,
         "data.num_workers": 0,
         "data.global_batch": 2,
-        "model.lr": 1e-6,
+        "model.lr": 1e-3,
         "trainer.max_steps": 2,
         "trainer.val_check_interval": 1,
         "answers.num_samples": 0,
@@ -68,19 +73,21 @@ def test_scores_of_a_validation_are_those_of_an_evaluation_of_that_model(given, 
     more = ["--output", str(given / "evaluation"), "--max-new-tokens", "12", "--accelerator", "cpu", "--devices", "1"]
     assert main([*command, *more]) == 0
     (result,) = json.loads((given / "evaluation/results.json").read_text())["results"]
-    logged = scores(trained)
-    assert 0 < logged["pope/yes_ratio/popular"] < 100
+    logged = {tag: scalars(trained, tag)[1] for tag in (*TAGS, *(f"pope/yes_ratio/{part}" for part in PARTS))}
+    assert 0 < sum(logged[f"pope/yes_ratio/{part}"] for part in PARTS) < 300
+    assert logged["benchmarks/pope"] != scalars(trained, "benchmarks/pope")[0]  # of the validation before
     assert logged["benchmarks/pope"] == pytest.approx(result["score"], abs=1e-4)
     for tag in ("f1/random", "accuracy/popular", "yes_ratio/popular"):
         assert logged[f"pope/{tag}"] == pytest.approx(result["scores"][tag], abs=1e-4)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
-def test_two_processes_validate_like_one(given, trained, strategy):
+def test_two_processes_validate_like_one(given, trained, damaged, strategy):
     run = given / strategy
     settings = {"trainer.strategy": strategy, "trainer.devices": 2}
     file = given / f"{strategy}.json"
-    file.write_text(json.dumps([arguments(given, run, **settings)]))
+    damages = {"data.benchmarks.path": damaged, "data.benchmarks.allow_partial": "true"}
+    file.write_text(json.dumps([arguments(given, run, **settings), arguments(given, run / "partial", **settings, **damages)]))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launcher, "-m", "tests.training.fsdp_worker", str(file)],
@@ -92,6 +99,55 @@ def test_two_processes_validate_like_one(given, trained, strategy):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert scores(run) == pytest.approx(scores(trained), rel=1e-4)
+    assert scores(run / "partial")["pope/answered"] == 5 and scores(run)["pope/answered"] == 9
+    assert done.stderr.count("POPE: 5 of 9 questions; coco_pope") == 1  # told by one rank, of all
+    assert done.stderr.count("image file is truncated") == 4
+    assert "It is recommended to use `self.log" not in done.stderr
+
+
+def damage(folder: Path, *, count: int) -> None:
+    """Cut off the end of the first so many images of a folder."""
+    for image in sorted(folder.glob("*.jpg"))[:count]:
+        image.write_bytes(image.read_bytes()[: image.stat().st_size - 100])
+
+
+@pytest.fixture(scope="module")
+def damaged(given) -> Path:
+    damage(make_pope(given / "damaged", 3) / "pope/val2014", count=4)  # the images of adversarial, and one of popular
+    return given / "damaged"
+
+
+@pytest.fixture
+def right_answers(monkeypatch) -> None:
+    """A model that knows everything about GQA."""
+
+    def known(self, batch, answers):
+        questions = self.tasks[batch.source].questions
+        return {index: questions[index].reference.answer for index in counted(batch, answers)}
+
+    update = ScoreAnswers.on_validation_batch_end
+
+    def patched(self, trainer, pl_module, outputs, batch, *rest):
+        monkeypatch.setattr(callbacks, "counted", partial(known, self))
+        update(self, trainer, pl_module, outputs, batch, *rest)
+
+    monkeypatch.setattr(ScoreAnswers, "on_validation_batch_end", patched)
+
+
+def test_questions_that_were_not_asked_are_neither_wrong_nor_passed_over(given, tmp_path, right_answers):
+    write_benchmarks(tmp_path, questions=10)
+    damage(tmp_path / "gqa/images", count=2)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "use_distributed_sampler"), False)
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", devices=1, **quiet)
+    module = LitEve(init_from=str(given / "model"))
+    settings = {"benchmarks": ["gqa"], "max_new_tokens": 2, "num_workers": 0}
+    with pytest.raises(LitEveError, match="GQA: testdev_balanced_questions.json, q.*; allow_partial of the benchmarks") as told:
+        trainer.validate(module, BenchmarkData(str(tmp_path), **settings), verbose=False)
+    assert "image file is truncated" in str(told.value)  # which shows when it is read
+    with pytest.warns(UserWarning, match="GQA: . of 10 questions; testdev_balanced_questions.json, question "):
+        trainer.validate(module, BenchmarkData(str(tmp_path), **settings, allow_partial=True), verbose=False)
+    assert 0 < trainer.callback_metrics["gqa/answered"] < 10
+    assert trainer.callback_metrics["benchmarks/gqa"] == 100
 
 
 def test_benchmarks_alone_can_be_validated_on(given, tmp_path):
@@ -107,6 +163,7 @@ def test_benchmarks_alone_can_be_validated_on(given, tmp_path):
         ({"data.benchmarks.benchmarks": "vqav2:test"}, "only a server knows the answers to vqav2:test.*take vqav2:val"),
         ({"data.benchmarks.benchmarks": "mmvet"}, "mmvet needs a judge"),
         ({"data.benchmarks.limit": 0}, "limit of the benchmarks must be at least 1, got 0"),
+        ({"trainer.limit_val_batches": 1}, "limit_val_batches=1 would cut off questions of the benchmarks"),
     ],
 )
 def test_what_cannot_be_validated_on(given, tmp_path, settings, message):
