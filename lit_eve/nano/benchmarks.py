@@ -267,12 +267,12 @@ def mme(draft: Draft) -> None:
 
 
 MMBENCH = {
-    "coarse_perception": ("image_scene", "count"),
-    "finegrained_perception (instance-level)": ("attribute_recognition", "shape"),
-    "finegrained_perception (cross-instance)": ("attribute_comparison", "count_by_attribute"),
-    "attribute_reasoning": ("physical_property_reasoning", "size"),
-    "relation_reasoning": ("physical_relation", "exist"),
-    "logic_reasoning": ("structuralized_imagetext_understanding", "count"),
+    "coarse_perception": ("image_scene", "choose_shape"),
+    "finegrained_perception (instance-level)": ("attribute_recognition", "colour"),
+    "finegrained_perception (cross-instance)": ("attribute_comparison", "choose_colour"),
+    "attribute_reasoning": ("physical_property_reasoning", "colour"),
+    "relation_reasoning": ("physical_relation", "relation"),
+    "logic_reasoning": ("structuralized_imagetext_understanding", "place"),
 }
 """l2-category: (category, type of question)."""
 MMBENCH_COLUMNS = (

@@ -22,10 +22,13 @@ FORMATS = (f"\n{SHORT}", f"\n{UNSURE}", f"\n{LETTER}", f"\n{OCR}", CONTEXT)
 LETTERS = "ABCD"
 UNANSWERABLE = "unanswerable"
 
-FORMS = {"bare": 0.49, "short": 0.23, "letter": 0.2, "unsure": 0.04, "ocr": 0.04}
+FORMS = {"bare": 0.5, "short": 0.2, "letter": 0.17, "text": 0.05, "unsure": 0.04, "ocr": 0.04}
 """Shares of the forms among the conversations of the third stage."""
 LETTER_TYPES = ("exist", "size", "count", "shape", "count_by_attribute")
-LETTER_TURNS = 5  # questions of a conversation in multiple choice: their options make them long
+"""In multiple choice answered by a letter, as ScienceQA and SEED-Bench want it."""
+TEXT_TYPES = ("colour", "relation", "place", "choose_colour", "choose_shape")
+"""In multiple choice answered by the option's text, which MMBench's rules read as well; their options stand in any order."""
+OPTIONS_TURNS = 5  # questions of a conversation in multiple choice: their options make them long
 UNSURE_SHARE = 0.4  # of the questions of a conversation in which they may be unanswerable
 HINT = "this is an image of shapes."
 HINT_SHARE = 0.2  # of the conversations in multiple choice begin with a hint
@@ -60,16 +63,18 @@ def with_options(text: str, options: Sequence[str]) -> str:
 
 
 def options_of(question: Question, rng: random.Random) -> list[str]:
-    """At most four answers of the question's type in their usual order, neighbours where there are more; two in either order.
+    """Answers of the question's type, the right one among them.
 
-    With four options in any order a model of this size stays at chance: finding a word among them, which has nothing to do
-    with images, takes more training than all the rest.
+    Those of `TEXT_TYPES` stand in any order, at most four, or the two that the question names. With letters for them a model of
+    this size stays at chance (docs/nano.md): the others are all there, in their usual order; two in either order.
     """
     values = ALL_ANSWERS[question.type]
-    if len(values) <= len(LETTERS):
-        return turned(values, rng.randrange(2) if len(values) == 2 else 0)
-    start = values.index(question.answer) - rng.randrange(len(LETTERS))
-    return [values[(start + index) % len(values)] for index in range(len(LETTERS))]
+    if question.type in TEXT_TYPES:
+        named = [value for value in values if value in question.text.rstrip("?").split()]
+        others = [value for value in (named if len(named) > 1 else values) if value != question.answer]
+        options = [question.answer, *rng.sample(others, min(len(others), len(LETTERS) - 1))]
+        return rng.sample(options, len(options))
+    return turned(values, rng.randrange(2) if len(values) == 2 else 0)
 
 
 def turned(options: Sequence[str], passes: int) -> list[str]:
@@ -98,24 +103,28 @@ def bare(asked: Sequence[Question]) -> list[Turn]:
     return [Turn(question.text, question.answer) for question in asked]
 
 
+def multiple_choice(asked: Sequence[Question], rng: random.Random, by_letter: bool) -> list[Turn]:
+    """Those of the questions that are asked with options; before the first of some conversations stands a hint."""
+    turns = []
+    for question in [question for question in asked if question.type in (LETTER_TYPES if by_letter else TEXT_TYPES)]:
+        options = options_of(question, rng)
+        answer = LETTERS[options.index(question.answer)] if by_letter else question.answer
+        turns.append(Turn(with_options(question.text, options), answer))
+    if turns and rng.random() < HINT_SHARE:
+        hint = rng.choice((HINT, f"{CONTEXT} {HINT}"))
+        turns[0] = turns[0]._replace(text=f"{hint}\n{turns[0].text}")
+    return turns[:OPTIONS_TURNS]
+
+
 def conversation(scene: Scene, asked: Sequence[Question], rng: random.Random) -> list[Turn]:
     """The questions, in a form drawn from `FORMS`; in that of VizWiz, unanswerable ones take the place of some."""
     form = rng.choices(list(FORMS), list(FORMS.values()))[0]
-    several = [question for question in asked if question.type in LETTER_TYPES]
-    if form == "letter" and several:
-        turns = []
-        for question in several[:LETTER_TURNS]:
-            options = options_of(question, rng)
-            turns.append(Turn(with_options(question.text, options), LETTERS[options.index(question.answer)]))
-        if rng.random() < HINT_SHARE:
-            hint = rng.choice((HINT, f"{CONTEXT} {HINT}"))
-            turns[0] = turns[0]._replace(text=f"{hint}\n{turns[0].text}")
+    if form in ("letter", "text") and (turns := multiple_choice(asked, rng, by_letter=form == "letter")):
         return turns
     if form == "unsure" and asked[0].type in FAMILIES[1]:  # the others ask what is there
         strange = unanswerable(scene)
         asked = [rng.choice(strange) if rng.random() < UNSURE_SHARE else question for question in asked]
     turns = bare(asked)
-    put = {"bare": str, "letter": str, "short": short, "unsure": unsure, "ocr": lambda text: with_ocr(text, random_words(rng))}[
-        form
-    ]
-    return [turns[0]._replace(text=put(turns[0].text)), *turns[1:]]
+    if put := {"short": short, "unsure": unsure, "ocr": lambda text: with_ocr(text, random_words(rng))}.get(form):
+        turns[0] = turns[0]._replace(text=put(turns[0].text))
+    return turns

@@ -9,9 +9,11 @@ import pytest
 from lit_eve.nano.prompts import (
     FORMS,
     LETTER,
-    LETTER_TURNS,
+    LETTER_TYPES,
     LETTERS,
+    OPTIONS_TURNS,
     SHORT,
+    TEXT_TYPES,
     UNANSWERABLE,
     bare,
     conversation,
@@ -38,7 +40,8 @@ def conversations(count: int):
             turns = conversation(scene, asked, rng)
             first = turns[0].text
             marks = {"letter": LETTER, "unsure": "Unanswerable", "ocr": "OCR", "short": SHORT, "bare": ""}
-            yield next(form for form, mark in marks.items() if mark in first), scene, asked, turns
+            form = next(form for form, mark in marks.items() if mark in first)
+            yield "text" if form == "letter" and turns[0].answer not in LETTERS else form, scene, asked, turns
 
 
 def test_prompts_are_the_official_ones():
@@ -56,18 +59,23 @@ def test_prompts_are_the_official_ones():
     )
 
 
-def test_options_are_neighbours_in_the_usual_order_with_the_answer_at_any_place():
-    rng, places = random.Random(0), Counter()
-    values = ALL_ANSWERS["colour"]
-    for _ in range(400):
-        options = options_of(COLOUR, rng)
-        start = values.index(options[0])
-        assert options == [values[(start + index) % len(values)] for index in range(4)]
-        places[options.index("red")] += 1
-    assert set(places) == {0, 1, 2, 3} and all(60 < count < 140 for count in places.values())
+def test_options_that_are_answered_by_a_letter_stand_in_their_usual_order():
+    rng = random.Random(0)
+    assert options_of(Question("count", "how many shapes are there?", "3"), rng) == ["1", "2", "3", "4"]
     either = {tuple(options_of(Question("exist", "is there a circle?", "no"), rng)) for _ in range(20)}
     assert either == {("yes", "no"), ("no", "yes")}
-    assert options_of(Question("count", "how many shapes are there?", "3"), rng) == ["1", "2", "3", "4"]
+
+
+def test_options_that_are_answered_by_their_text_stand_in_any_order():
+    rng, places, shown = random.Random(0), Counter(), set()
+    for _ in range(400):
+        options = options_of(COLOUR, rng)
+        assert len(set(options)) == 4 and set(options) <= set(ALL_ANSWERS["colour"])
+        places[options.index("red")] += 1
+        shown.add(tuple(options))
+    assert set(places) == {0, 1, 2, 3} and all(60 < count < 140 for count in places.values()) and len(shown) > 100
+    either = Question("choose_colour", "is the circle red or blue?", "red")
+    assert {tuple(options_of(either, rng)) for _ in range(20)} == {("red", "blue"), ("blue", "red")}
 
 
 def test_options_turn_as_in_circular_passes():
@@ -92,23 +100,28 @@ def test_forms_come_in_their_shares():
 
 def test_the_sentence_stands_behind_the_first_question_alone():
     for form, _, asked, turns in conversations(400):
-        if form == "letter":
-            assert len(turns) <= LETTER_TURNS and all(turn.text.endswith(LETTER) for turn in turns)
+        if form in ("letter", "text"):
+            assert len(turns) <= OPTIONS_TURNS and all(turn.text.endswith(LETTER) for turn in turns)
         else:
             assert len(turns) == len(asked) and not any("\n" in turn.text for turn in turns[1:])
         if form == "bare":
             assert turns == bare(asked)
 
 
-def test_the_letter_is_that_of_the_answer():
-    letters = Counter()
-    for form, _, asked, turns in conversations(1500):
-        for text, letter in turns if form == "letter" else ():
+def test_with_options_the_answer_is_the_right_letter_or_the_right_text():
+    letters, places = Counter(), Counter()
+    for form, _, asked, turns in conversations(3000):
+        for text, answer in turns if form in ("letter", "text") else ():
             question = next(question for question in asked if question.text in text.splitlines())
             options = dict(line.split(". ", 1) for line in text.splitlines() if line[:2] in ("A.", "B.", "C.", "D."))
-            assert options[letter] == question.answer
-            letters[letter] += len(options) == 4
-    assert set(letters) == set(LETTERS) and max(letters.values()) < 1.4 * min(letters.values())
+            if form == "letter":
+                assert options[answer] == question.answer and question.type in LETTER_TYPES
+                letters[answer] += len(options) == 4
+            else:
+                assert answer == question.answer and answer in options.values() and question.type in TEXT_TYPES
+                places[list(options.values()).index(answer)] += len(options) == 4
+    for counts in (letters, places):
+        assert len(+counts) == 4 and max(counts.values()) < 1.5 * min(counts.values()), counts
 
 
 def test_some_questions_of_vizwiz_cannot_be_answered():
