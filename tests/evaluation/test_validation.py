@@ -163,7 +163,7 @@ def test_benchmarks_alone_can_be_validated_on(given, tmp_path):
         ({"data.benchmarks.benchmarks": "vqav2:test"}, "only a server knows the answers to vqav2:test.*take vqav2:val"),
         ({"data.benchmarks.benchmarks": "mmvet"}, "mmvet needs a judge"),
         ({"data.benchmarks.limit": 0}, "limit of the benchmarks must be at least 1, got 0"),
-        ({"trainer.limit_val_batches": 1}, "limit_val_batches=1 would cut off questions of the benchmarks"),
+        ({"trainer.limit_val_batches": 0.5}, "limit_val_batches=0.5 would cut off questions of the benchmarks"),
     ],
 )
 def test_what_cannot_be_validated_on(given, tmp_path, settings, message):
