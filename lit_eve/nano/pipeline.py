@@ -208,7 +208,7 @@ def check_stage(name: str, settings: Mapping[str, Any]) -> None:
     except SystemExit as exit:
         if exit.code:
             said = exit.code if isinstance(exit.code, str) else errors.getvalue()
-            raise ConfigError(f"{name}.yaml: {said.rpartition('error:')[2].strip()}") from None
+            raise ConfigError(f"{name}.yaml: {' '.join(said.rpartition('error:')[2].split())}") from None
 
 
 def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:

@@ -42,6 +42,7 @@ def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
         else:
             if "patch_embedding" in settings["model"]:
                 settings["model"]["patch_embedding"]["width"] = 32
+            settings["model"]["lr"] = 2e-3
             settings["trainer"] |= {"val_check_interval": 1.0, "log_every_n_steps": 1}
             settings["checkpoint"] = {"every_n_steps": 1}
             settings["answers"] = {"num_samples": 0}
@@ -137,7 +138,7 @@ def test_called_again_it_does_nothing(finished: tuple[Path, Path], capsys: pytes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"3_finetune": {"model.lr": 0.5}}, "3_finetune was made with other settings (model.lr: 0.0015, now 0.5)"),
+        ({"3_finetune": {"model.lr": 0.5}}, "3_finetune was made with other settings (model.lr: 0.002, now 0.5)"),
         ({"world": {"pretrain": 47}}, "data was made with other settings (pretrain: 48, now 47)"),
         ({"0_teacher": {"scenes": 1}}, "0_teacher.yaml"),
     ],

@@ -119,7 +119,7 @@ def test_each_stage_goes_on_from_the_one_before(chain):
         assert [key for key in earlier if torch.equal(earlier[key], later[key])] == []
         # Six small steps from where the other stage ended, not from random weights.
         change = max((earlier[key] - later[key]).abs().max() for key in earlier)
-        assert change < 6 * 1.5e-3 * 1.1
+        assert change < 6 * micro.LR * 1.1
 
 
 def test_what_a_run_leaves_behind(chain):
@@ -127,7 +127,7 @@ def test_what_a_run_leaves_behind(chain):
     assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "model", "tensorboard"}
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_from"] == str(chain / "1_prealign")
-    assert config["model"]["lr"] == 1.5e-3
+    assert config["model"]["lr"] == micro.LR
     assert config["data"]["init_args"]["rows"] == 1
     files = {path.name for path in (run / "model").iterdir()}
     assert {"config.json", "model.safetensors", "aligner.safetensors", "processor_config.json", "tokenizer.json"} <= files
@@ -139,7 +139,7 @@ def test_what_tensorboard_shows(chain):
     tags = events.Tags()
     losses = ("loss", "language_loss", "alignment_loss")
     expected = {f"{part}/{loss}" for part in ("train", "val") for loss in losses}
-    expected |= {"train/gradient_norm", "val/token_accuracy", "lr/0.0015", "data/padding", "data/skipped"}
+    expected |= {"train/gradient_norm", "val/token_accuracy", f"lr/{micro.LR}", "data/padding", "data/skipped"}
     expected |= {"speed/tokens_per_second", "speed/images_per_second"}
     assert expected <= set(tags["scalars"])
     assert "answers/0/image_0" in tags["images"]

@@ -18,6 +18,7 @@ from lit_eve.training import LitEve
 from tests.models import tiny
 
 ROOT = Path(__file__).parents[2]
+LR = 2e-3
 DATA = ROOT / "tests" / "data" / "eve_v1"
 ARCHITECTURE = {
     "patch_embedding": {"name": "eve_v1", "width": 16, "num_heads": 4},
@@ -134,6 +135,7 @@ def make_shards(folder: Path, count: int, seed: int = 0) -> Path:
 def arguments(world: Path, run: Path, stage: str = "1_prealign", **overrides: object) -> list[str]:
     """Command line of a fit with a shipped YAML of the miniature world, over the micro world's data."""
     settings = {
+        "model.lr": LR,
         "model.teacher": world / "teacher",
         "data.train": world / "train",
         "data.validation": world / "validation",
