@@ -30,6 +30,7 @@ from lit_eve.nano.benchmarks import write_benchmarks
 from lit_eve.training import LitEve
 from lit_eve.training.cli import EveCLI
 from tests.evaluation.micro import lines_of, make_model, make_pope
+from tests.two_processes import in_two_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,20 +116,14 @@ def test_train_py_test_does_the_same(given, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_answer_and_score_like_one(given, tmp_path, strategy):
-    command = ["lit_eve.cli", *arguments(given, tmp_path / "run", "--accelerator", "cpu", "--devices", "2")]
-    if strategy == "fsdp2":
-        sharded = {"trainer.strategy": "fsdp2", "trainer.devices": 2, "trainer.precision": "32-true"}
-        (tmp_path / "jobs.json").write_text(json.dumps([of_yaml(given, tmp_path / "run", **sharded)]))
-        command = ["tests.training.fsdp_worker", str(tmp_path / "jobs.json")]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", *command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    def run() -> None:
+        if strategy == "ddp":
+            assert main(arguments(given, tmp_path / "run", "--accelerator", "cpu", "--devices", "2")) == 0
+        else:
+            settings = {"trainer.strategy": strategy, "trainer.devices": 2, "trainer.precision": "32-true"}
+            EveCLI(args=of_yaml(given, tmp_path / "run", **settings))
+
+    in_two_processes(run)
     for file in ("predictions/pope.jsonl", "results.csv", "results.json", "settings.json"):
         assert (tmp_path / "run" / file).read_text() == (given / "whole" / file).read_text()
 

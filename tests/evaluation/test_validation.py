@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from lit_eve.training.cli import EveCLI
 from tests.evaluation.micro import PARTS, make_model, make_pope
 from tests.training import world as micro
 from tests.training.world import scalars
+from tests.two_processes import in_two_processes
 
 TAGS = ("benchmarks/pope", "pope/f1/random", "pope/accuracy/popular", "pope/yes_ratio/popular", "pope/answered", "val/loss")
 
@@ -85,24 +83,14 @@ def test_scores_of_a_validation_are_those_of_an_evaluation_of_that_model(given, 
 def test_two_processes_validate_like_one(given, trained, damaged, strategy):
     run = given / strategy
     settings = {"trainer.strategy": strategy, "trainer.devices": 2}
-    file = given / f"{strategy}.json"
     damages = {"data.benchmarks.path": damaged, "data.benchmarks.allow_partial": "true"}
-    file.write_text(json.dumps([arguments(given, run, **settings), arguments(given, run / "partial", **settings, **damages)]))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.training.fsdp_worker", str(file)],
-        cwd=micro.ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(micro.ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    commands = arguments(given, run, **settings), arguments(given, run / "partial", **settings, **damages)
+    said = in_two_processes(lambda: [EveCLI(args=command) for command in commands])
     assert scores(run) == pytest.approx(scores(trained), rel=1e-4)
     assert scores(run / "partial")["pope/answered"] == 5 and scores(run)["pope/answered"] == 9
-    assert done.stderr.count("POPE: 5 of 9 questions; coco_pope") == 1  # told by one rank, of all
-    assert done.stderr.count("image file is truncated") == 4
-    assert "It is recommended to use `self.log" not in done.stderr
+    assert said.count("POPE: 5 of 9 questions; coco_pope") == 1  # told by one rank, of all
+    assert said.count("image file is truncated") == 4
+    assert "It is recommended to use `self.log" not in said
 
 
 def damage(folder: Path, *, count: int) -> None:

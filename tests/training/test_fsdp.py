@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -32,11 +31,11 @@ from lit_eve.training.cli import EveCLI
 from tests.models import tiny
 from tests.training import world as micro
 from tests.training.world import scalars
+from tests.two_processes import PROCESSES, in_two_processes
 
 STAGES = ("1_prealign", "2_pretrain", "3_finetune")
 TAGS = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm")
 VALIDATION = ("val/loss", "val/alignment_loss", "val/token_accuracy")
-PROCESSES = 2
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}")
 
 
@@ -59,12 +58,9 @@ def start(command: list[str], more_env=None, **kwargs) -> subprocess.CompletedPr
     )
 
 
-def run_jobs(folder, jobs: list[list[str]]) -> None:
+def train(*commands: list[str]) -> None:
     """Run trainings in two processes, one after the other."""
-    file = folder / "jobs.json"
-    file.write_text(json.dumps(jobs))
-    done = start([*LAUNCHER, "-m", "tests.training.fsdp_worker", str(file)])
-    assert done.returncode == 0, done.stderr[-6000:]
+    in_two_processes(lambda: [EveCLI(args=command) for command in commands])
 
 
 def arguments(world, run, stage: str, start, sharded: bool, **overrides) -> list[str]:
@@ -107,8 +103,7 @@ def runs(mixed, tmp_path_factory):
     starts = {"1_prealign": None, "2_pretrain": folder / "one" / "1_prealign", "3_finetune": folder / "one" / "2_pretrain"}
     for stage in STAGES:
         EveCLI(args=arguments(mixed, folder / "one" / stage, stage, starts[stage], sharded=False))
-    jobs = [arguments(mixed, folder / "two" / stage, stage, starts[stage], sharded=True) for stage in STAGES]
-    run_jobs(folder, jobs)
+    train(*(arguments(mixed, folder / "two" / stage, stage, starts[stage], sharded=True) for stage in STAGES))
     return folder, starts
 
 
@@ -162,7 +157,7 @@ def test_resumed_on_any_number_of_processes(runs, mixed):
     two, one = folder / "two" / stage, folder / "one" / stage
     targets = {name: cut(run, folder / name, 2) for name, run in (("2to2", two), ("2to1", two), ("1to2", one))}
     EveCLI(args=command(targets["2to1"], False))
-    run_jobs(folder, [command(targets[name], True) for name in ("2to2", "1to2")])
+    train(*(command(targets[name], True) for name in ("2to2", "1to2")))
 
     for name, original in (("2to2", two), ("2to1", two), ("1to2", one)):
         for tag in TAGS:
@@ -185,7 +180,7 @@ def test_a_killed_process_ends_the_job_and_the_resumed_run_repeats_it(runs, mixe
     assert time.monotonic() - begin < 120
     assert find_checkpoint(tmp_path / "run").name == "step00000002.ckpt"
 
-    run_jobs(tmp_path, [command])
+    train(command)
     for tag in (*TAGS, *VALIDATION):
         assert scalars(tmp_path / "run", tag) == scalars(folder / "two" / "2_pretrain", tag), tag
 
@@ -222,7 +217,7 @@ def test_bfloat16_over_float32_weights_and_hybrid_sharding(runs, mixed, tmp_path
     true = arguments(mixed, tmp_path / "bf16-true", "2_pretrain", start, True, **{"trainer.precision": "bf16-true"})
     hybrid = arguments(mixed, tmp_path / "hybrid", "2_pretrain", start, True)
     hybrid[hybrid.index("--trainer.strategy=fsdp2")] = "--trainer.strategy=lit_eve.training.FSDP2Strategy"
-    run_jobs(tmp_path, [half, true, [*hybrid, "--trainer.strategy.replicas=2"]])
+    train(half, true, [*hybrid, "--trainer.strategy.replicas=2"])
     expected = scalars(folder / "one" / "2_pretrain", "train/loss")
     found = scalars(tmp_path / "bf16", "train/loss")
     assert found != expected
@@ -243,9 +238,9 @@ def test_tied_embeddings(mixed, tmp_path):
     more = {"model.decoder": decoder, "model.stage": "pretrain"}
     command = lambda run, sharded: arguments(mixed, tmp_path / run, "1_prealign", None, sharded, **more)  # noqa: E731
     EveCLI(args=command("one", False))
-    run_jobs(tmp_path, [command("two", True)])
+    train(command("two", True))
     cut(tmp_path / "two", tmp_path / "again", 2)
-    run_jobs(tmp_path, [command("again", True)])
+    train(command("again", True))
     expected, found, again = (scalars(tmp_path / run, "train/loss") for run in ("one", "two", "again"))
     assert found == pytest.approx(expected, rel=1e-5)
     assert again == {step: found[step] for step in again} and len(again) == 4
@@ -279,7 +274,7 @@ def test_every_sample_is_answered_once_and_in_order(runs, mixed, tmp_path):
         for name in ("one", "two")
     ]
     EveCLI(args=commands[0])
-    run_jobs(tmp_path, commands[1:])
+    train(commands[1])
     one, two = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two"))
     assert len(one.splitlines()) == 5 and two == one
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from torch.multiprocessing import start_processes
+import torch.distributed as dist
 
 from lit_eve.errors import LitEveError
 from lit_eve.evaluation import AnswerAccuracy, TokenAccuracy, normalize_answer
+from tests.two_processes import in_two_processes
 
 ANSWERS = [("2", "2", "count"), ("3", "2", "count"), ("Top  left.", "top left", "place"), ("yes", "no", "exist")]
 
@@ -38,8 +40,9 @@ def test_an_unknown_type_is_refused() -> None:
         AnswerAccuracy(["count"]).update(["a"], ["a"], ["smell"])
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _rank(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     metric = AnswerAccuracy(["exist", "count", "place"])
     metric.update(*zip(*(ANSWERS[:3] if rank == 0 else ANSWERS[3:]), strict=True))  # unequal shares
     tokens = TokenAccuracy()
@@ -47,12 +50,11 @@ def _rank(rank: int, folder: str) -> None:
     result = {"answers": float(metric.compute()), "tokens": {key: float(value) for key, value in tokens.compute().items()}}
     with metric.sync_context():
         result["by_type"] = metric.by_type()
-    torch.save(result, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(result, folder / f"{rank}.pt")
 
 
 def test_states_add_up_over_ranks(tmp_path) -> None:
-    start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")  # spawned ones would import everything again
+    in_two_processes(_rank, tmp_path)
     for rank in range(2):
         result = torch.load(tmp_path / f"{rank}.pt")
         assert result["answers"] == 0.5

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.evaluation.metrics.base import BenchmarkMetric
 from tests.evaluation.micro import best_score
-
-ROOT = Path(__file__).parents[3]
-
-PROCESS = """
-import json, sys
-from pathlib import Path
-import torch.distributed as dist
-from tests.evaluation.metrics.test_ranks import case, share
-
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
-results = {}
-for name in sys.argv[2:]:
-    metric, ids, answers = case(name)
-    for place in share(len(ids), rank, world):
-        metric.update(ids[place : place + 1], answers[place : place + 1])
-    results[name] = metric.compute()
-Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(results))
-dist.destroy_process_group()
-"""
+from tests.two_processes import PROCESSES, in_two_processes
 
 
 def case(name: str) -> tuple[BenchmarkMetric, list, list[str]]:
@@ -46,22 +25,24 @@ def share(count: int, rank: int, world: int) -> list[int]:
     return [(rank + world * step) % count for step in range(-(-count // world))]
 
 
+def score_share(folder: Path) -> None:
+    """What each process does: score its share of every benchmark, and write down what it knows of the whole."""
+    dist.init_process_group("gloo")
+    rank, results = dist.get_rank(), {}
+    for name in BENCHMARKS:
+        metric, ids, answers = case(name)
+        for place in share(len(ids), rank, PROCESSES):
+            metric.update(ids[place : place + 1], answers[place : place + 1])
+        results[name] = metric.compute()
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+
+
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> list[dict]:
     """Scores by benchmark, as each of two processes has them."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "process.py").write_text(PROCESS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, str(folder / "process.py"), str(folder), *BENCHMARKS],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    in_two_processes(score_share, folder)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
