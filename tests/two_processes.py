@@ -26,7 +26,7 @@ def in_two_processes(work: Callable[..., object], *args: object) -> str:
         What they wrote to stderr, warnings among it.
 
     Raises:
-        ProcessRaisedException: of the first process that raised; the other is ended.
+        ProcessRaisedException: of the first process that raised; the other is ended. A note holds what both wrote.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -35,11 +35,15 @@ def in_two_processes(work: Callable[..., object], *args: object) -> str:
         log = Path(folder, "stderr.txt")
         both = start_processes(_process, (port, log, work, args), nprocs=PROCESSES, join=False, start_method="fork")
         deadline = time.monotonic() + TIMEOUT
-        while not both.join(timeout=1):
-            if time.monotonic() > deadline:
-                for process in both.processes:
-                    process.kill()
-                raise TimeoutError(f"{TIMEOUT:.0f} s are over:\n{log.read_text()[-4000:]}")
+        try:
+            while not both.join(timeout=1):
+                if time.monotonic() > deadline:
+                    for process in both.processes:
+                        process.kill()
+                    raise TimeoutError(f"{TIMEOUT:.0f} s are over")
+        except Exception as error:
+            error.add_note(log.read_text()[-4000:])
+            raise
         return log.read_text()
 
 

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mmvet; with a split behind a colon: vqav2:test-dev (%(default)s)",
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="holds a folder of official files for each benchmark")
-    parser.add_argument("--output", default="runs/eval", metavar="DIR", help="answers, table, plot (%(default)s)")
+    parser.add_argument(
+        "--output", default="runs/eval", metavar="DIR", help="answers, table, plot; one folder for all nodes (%(default)s)"
+    )
     parser.add_argument("--name", metavar="TEXT", help="the model's name in the table")
     parser.add_argument("--limit", type=int, metavar="N", help="ask so many questions of each, evenly spread")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per device (%(default)s)")
@@ -94,12 +96,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _score_answers(args: argparse.Namespace, judge: OpenAIJudge | None) -> None:
     from lit_eve.evaluation.report import print_table
-    from lit_eve.evaluation.run import score_files
+    from lit_eve.evaluation.run import name_of_answers, score_files
     from lit_eve.evaluation.tasks import find_tasks, load_tasks
 
     found = find_tasks(args.benchmarks, args.data)
     tasks = load_tasks(found, args.data, limit=args.limit, allow_partial=args.allow_partial)
-    name, output = args.name or Path(args.answers).stem, Path(args.output)
+    output = Path(args.output)
+    name = args.name or name_of_answers(Path(args.answers), output)
     results = score_files(args.answers, tasks, name, output, judge=judge, allow_partial=args.allow_partial)
     print_table(results, name, output)
 

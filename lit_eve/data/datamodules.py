@@ -162,6 +162,11 @@ class EveDataModule(LightningDataModule):
     def test_dataloader(self) -> PackedLoader:
         return self._evaluation_loader("test")
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Leave the trainer as it was."""
+        if self.benchmarks is not None:
+            self.benchmarks.on_exception(exception)
+
     def teardown(self, stage: str) -> None:
         """Stop worker processes."""
         if self.benchmarks is not None:

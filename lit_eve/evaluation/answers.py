@@ -1,6 +1,8 @@
 """Answer files: one JSON object per line, as the official code of LLaVA and EVE writes them, so that its scorers read them too.
 
-{"question_id": 17, "prompt": "What is it?\\n...", "text": "Cat", "answer_id": "...", "model_id": "...", "metadata": {}}
+{"question_id": 17, "prompt": "What is it?\\n...", "text": "Cat", "answer_id": "...", "model_id": "...", "metadata": {...}}
+
+The official ``metadata`` is empty; here it holds the sizes of the question's images.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def record(question: Question, answer: str, model: str) -> dict[str, Any]:
         "answer_id": digest,
         "model_id": model,
         **question.fields,
-        "metadata": {},
+        "metadata": _metadata(question),
     }
 
 
@@ -46,7 +48,7 @@ def read_answers(path: Path, task: Task, problems: Problems) -> dict[Hashable, s
         task: what was asked.
         problems: notes lines that are no answer, and questions that are unknown, answered twice or not answered.
     """
-    find = _finder(task.available)
+    find = _finder(task)
     ids = {str(question.official_id) for question in task.available}
     places: dict[Hashable, str] = {}
     answers: dict[Hashable, str] = {}
@@ -101,14 +103,15 @@ class AnswerStore:
         self._own = self._part(rank)
 
     def known(self) -> dict[Hashable, str]:
-        """The answers so far, of all ranks. A question that was asked in other words counts as not answered."""
-        find, answers = _finder(self.task.available), {}
-        for path in [self.path, *self._parts()]:
-            if path.exists():
-                for _, row in read_lines(path, KEYS, Problems()):  # a line that a kill cut off is no answer
-                    question = find(row, answers)
-                    if question is not None and row.get("prompt") == question.recorded_prompt:
-                        answers.setdefault(question.id, row["text"])
+        """The answers so far, of all ranks.
+
+        A question that was asked in other words, or about an image of another size in bytes, counts as not answered.
+        """
+        find, answers = _finder(self.task), {}
+        for row in self._rows():
+            question = find(row, answers)
+            if question is not None and _is_about(row, question):
+                answers.setdefault(question.id, row["text"])
         return answers
 
     def append(self, questions: Sequence[Question], answers: Sequence[str]) -> None:
@@ -120,17 +123,30 @@ class AnswerStore:
                 if file.read(1) != b"\n":  # cut off by a kill: what follows must not be taken for its rest
                     file.write(b"\n")
             for question, answer in zip(questions, answers, strict=True):
-                file.write(_line(question, answer, self.model))
+                file.write(_line(record(question, answer, self.model)))
 
     def merge(self, answers: Mapping[Hashable, str]) -> None:
-        """Write one file in the order of the questions, in place of the parts; for one rank, when all have finished."""
+        """Write one file in the order of the questions, in place of the parts; for one rank, when all have finished.
+
+        Answers to questions that the official files do not hold just now come last: an image may be missing for a while.
+        """
         asked = [question for question in self.task.available if question.id in answers]
+        known = {str(id) for question in self.task.available for id in (question.official_id, question.id)}
+        lines = [_line(record(question, answers[question.id], self.model)) for question in asked]
+        lines += [_line(row) for row in self._rows() if str(row["question_id"]) not in known]
         part = self.path.with_name(f".{self.path.name}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(b"".join(_line(question, answers[question.id], self.model) for question in asked))
+        part.write_bytes(b"".join(lines))
         os.replace(part, self.path)
         for path in self._parts():
             path.unlink()
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The lines of all files; one that a kill cut off is no answer."""
+        for path in [self.path, *self._parts()]:
+            if path.exists():
+                for _, row in read_lines(path, KEYS, Problems()):
+                    yield row
 
     def _part(self, rank: int | str) -> Path:
         return self.path.with_name(f".{self.path.name}.{rank}")
@@ -139,18 +155,30 @@ class AnswerStore:
         return sorted(self.path.parent.glob(self._part("[0-9]*").name))
 
 
-def _line(question: Question, answer: str, model: str) -> bytes:
-    return json.dumps(record(question, answer, model), ensure_ascii=False).encode() + b"\n"
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def _finder(questions: Sequence[Question]) -> Callable[[Mapping[str, Any], Collection[Hashable]], Question | None]:
-    """Finds the question of a line: by its id; where the official ids are not unique, by its prompt too.
+def _metadata(question: Question) -> dict[str, Any]:
+    """What tells that an image was replaced by another of the same name."""
+    sizes = [len(image) if isinstance(image, bytes) else os.stat(image).st_size for image in question.images]
+    return {"image_bytes": sizes}
 
-    Of several that are alike in both, it is the first that has no answer so far.
+
+def _is_about(row: Mapping[str, Any], question: Question) -> bool:
+    return row.get("prompt") == question.recorded_prompt and row.get("metadata") == _metadata(question)
+
+
+def _finder(task: Task) -> Callable[[Mapping[str, Any], Collection[Hashable]], Question | None]:
+    """Finds the question of a line: by its official id or its own; where that is not unique, by its prompt too.
+
+    Of several that are alike in both, it is the first that has no answer so far, and one that is asked before one that is not.
     """
+    asked = {question.id for question in task.questions}
     by_id: dict[str, list[Question]] = {}
-    for question in questions:
-        by_id.setdefault(str(question.official_id), []).append(question)
+    for question in sorted(task.available, key=lambda question: question.id not in asked):
+        for id in {str(question.official_id), str(question.id)}:
+            by_id.setdefault(id, []).append(question)
 
     def find(row: Mapping[str, Any], answered: Collection[Hashable]) -> Question | None:
         found = by_id.get(str(row["question_id"]), [])

@@ -51,7 +51,8 @@ class ScoreAnswers(Callback):
     Args:
         tasks: what is asked.
         unusable: by task and id, why questions are not asked.
-        allow_partial: score without the questions that could not be asked, and warn of them; else they are an error.
+        allow_partial: score without the questions that could not be asked, and warn of them; else they are an error. Where
+            nothing is left to score, only ``answered`` is logged.
     """
 
     def __init__(self, tasks: Sequence[Task], unusable: Mapping[str, Unusable], allow_partial: bool = False) -> None:
@@ -98,14 +99,15 @@ class ScoreAnswers(Callback):
             unusable = {id: reason for _, lost in ranks for id, reason in lost[name].items()}
             note_missing("validation", task, answers, problems, unusable)
             scored = task.scored(answers)
-            if problems and not (self.allow_partial and scored):
-                hint = "" if self.allow_partial else "; allow_partial of the benchmarks scores the rest"
-                raise LitEveError(f"{task.benchmark.title}: {problems}{hint}")
+            if problems and not self.allow_partial:
+                raise LitEveError(f"{task.benchmark.title}: {problems}; allow_partial of the benchmarks scores the rest")
             if problems:
                 rank_zero_warn(f"{task.benchmark.title}: {len(scored):,} of {len(task.questions):,} questions; {problems}")
-            headline, scores = rate_answers(task.benchmark, scored, answers)
-            logged = {f"benchmarks/{name}": scores.pop(headline), f"{name}/answered": float(len(scored))}
-            logged |= {f"{name}/{key}": value for key, value in scores.items() if value == value}
+            logged = {f"{name}/answered": float(len(scored))}
+            if scored:
+                headline, scores = rate_answers(task.benchmark, scored, answers)
+                logged[f"benchmarks/{name}"] = scores.pop(headline)
+                logged |= {f"{name}/{key}": value for key, value in scores.items() if value == value}
             pl_module.log_dict(logged, sync_dist=True)  # equal on all ranks; sync_dist only tells Lightning so
 
 

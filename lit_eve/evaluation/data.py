@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -16,13 +19,14 @@ from lit_eve.errors import ConfigError, LitEveError, SampleError
 from lit_eve.evaluation.callbacks import KeepAnswers, ScoreAnswers
 from lit_eve.evaluation.judge import OpenAIJudge, ReplyCache
 from lit_eve.evaluation.report import print_table
-from lit_eve.evaluation.run import MODEL, EvaluationRun, Unusable, check_settings, claim, fingerprint
+from lit_eve.evaluation.run import MODEL, EvaluationRun, Unusable, check_folder, check_settings, claim, fingerprint
 from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks
 from lit_eve.processing import Sample
 from lit_eve.training.distributed import gather_objects
 
 T = TypeVar("T")
 JUDGE = "judge.jsonl"
+PATIENCE = 60.0  # seconds in which a file of another node must appear
 _CHUNK = 2048  # prompts that are measured between two steps of the progress bar
 
 
@@ -42,7 +46,8 @@ class BenchmarkData(LightningDataModule):
         num_workers: processes per device that read and resize images.
         allow_partial: leave out questions that cannot be used and score without missing answers; the table says so.
         judge: the model that grades answers to MM-Vet, and reads those to MMBench that rules cannot read, as
-            {url: "https://api.openai.com/v1"}; its replies are kept in ``judge.jsonl``. null: MM-Vet is not scored.
+            {url: "https://api.openai.com/v1"}; its replies are kept in ``judge.jsonl``. null: MM-Vet is not scored. It is not
+            asked under ``validate`` and ``fit``.
         name: the model's name in files and tables; null: the last part of its path.
 
     Raises:
@@ -94,15 +99,17 @@ class BenchmarkData(LightningDataModule):
         """
         self._detach()  # after an error there was no teardown
         trainer = self.trainer
-        if stage != "test":
-            _check_all_batches(trainer)
+        _check_all_batches(trainer, "limit_test_batches" if stage == "test" else "limit_val_batches")
+        if stage != "test" and self.judge is not None:
+            rank_zero_warn("judge of the benchmarks: a validation asks none; answers that rules cannot read count as wrong")
         trainer.lightning_module.processor.template_of(self.template)  # there is one of this name
         found = find_tasks(self.benchmarks, self.path, while_training=stage != "test")
         self.tasks = load_tasks(
             found, self.path, limit=self.limit, allow_partial=self.allow_partial, progress=trainer.is_global_zero
         )
         known: dict[str, set[Hashable]] = {task.name: set() for task in self.tasks}
-        if stage == "test":
+        if stage == "test" and not trainer.fast_dev_run:  # which sees that batches work, and leaves nothing behind
+            self._check_shared(Path(trainer.default_root_dir))
             self.run = EvaluationRun(trainer.default_root_dir, self.tasks, self._model_name(), trainer.global_rank)
             known = self._on_first_rank(self._open)
         loaders, unusable = {}, {}
@@ -129,9 +136,10 @@ class BenchmarkData(LightningDataModule):
         Raises:
             ConfigError: it holds the answers of others.
         """
-        weights = fingerprint(self.trainer.lightning_module.model, self.trainer.global_rank)
-        settings = self._settings() | {"weights": weights}
-        self._on_first_rank(lambda: claim(self.run.output, settings))
+        if self.run is not None:
+            weights = fingerprint(self.trainer.lightning_module.model, self.trainer.global_rank)
+            settings = self._settings() | {"weights": weights}
+            self._on_first_rank(lambda: claim(self.run.output, settings))
         return list(self._loaders or [])
 
     def on_exception(self, exception: BaseException) -> None:
@@ -201,6 +209,25 @@ class BenchmarkData(LightningDataModule):
             raise LitEveError(f"{task.benchmark.title}: {bad[0]}{more}; allow_partial of the benchmarks scores the rest")
         return lengths
 
+    def _check_shared(self, output: Path) -> None:
+        """Raise ConfigError unless all ranks see what the first one writes: it gathers their answers in the end."""
+        ranks = range(self.trainer.world_size)
+        if len(ranks) == 1:
+            return
+
+        def write() -> str:
+            check_folder(output)
+            mark = f".{uuid4().hex}"
+            (output / mark).touch()
+            return mark
+
+        mark = output / self._on_first_rank(write)
+        nodes = gather_objects(None if _appears(mark) else platform.node())
+        if self.trainer.is_global_zero:
+            mark.unlink()
+        if blind := sorted({node for node in nodes if node is not None}):
+            raise ConfigError(f"{output} on {', '.join(blind)} is not the folder of the first process: give one that all share")
+
     def _open(self) -> dict[str, set[Hashable]]:
         """Look into the folder: the ids that have answers in it, by task."""
         check_settings(self.run.output, self._settings())
@@ -245,11 +272,22 @@ class BenchmarkData(LightningDataModule):
         return parts[-1] if parts else str(source)
 
 
-def _check_all_batches(trainer: Trainer) -> None:
-    """Raise ConfigError if a validation would ask the first questions alone: the longest, of each benchmark."""
-    limit = trainer.limit_val_batches
-    if limit and not (isinstance(limit, float) and limit == 1) and not trainer.fast_dev_run:
+def _check_all_batches(trainer: Trainer, key: str) -> None:
+    """Raise ConfigError if a trainer would ask the first questions alone: the longest, of each benchmark."""
+    limit = getattr(trainer, key)
+    no_validation = limit == 0 and key == "limit_val_batches"
+    if not (trainer.fast_dev_run or no_validation or (isinstance(limit, float) and limit == 1)):
         raise ConfigError(
-            f"trainer.limit_val_batches={limit} would cut off questions of the benchmarks, which begin with the longest: set "
-            "their limit instead"
+            f"trainer.{key}={limit} would cut off questions of the benchmarks, which begin with the longest: set their limit "
+            "instead"
         )
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file that another node has made is here; shared folders may show it late."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True

@@ -17,9 +17,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.evaluation import report
 from lit_eve.evaluation.answers import AnswerStore, file_name, note_missing, read_answers
 from lit_eve.evaluation.benchmarks import Problems
-from lit_eve.evaluation.report import write_report
 from lit_eve.evaluation.results import Result, score_task
 from lit_eve.evaluation.tasks import Task
 
@@ -84,26 +84,32 @@ class EvaluationRun:
         return _score(found, self.model, self.output, judge, allow_partial)
 
 
+def check_folder(output: Path) -> None:
+    """Make a folder if it is not there; raise ConfigError if nothing can be written in it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise ConfigError(f"answers cannot be kept in {output}: {error.strerror}") from error
+
+
 def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
     """Check that answers which come about so may go into a folder; called by one rank, before anything that takes long.
 
     Args:
-        output: the folder; it is made.
+        output: the folder; it is made if it is not there.
         settings: some of what decides about the answers.
 
     Raises:
         ConfigError: the folder holds answers that came about otherwise, or nothing can be written there.
     """
+    check_folder(output)
     path = output / SETTINGS
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
         before = json.loads(path.read_text()) if path.exists() else None
-    except OSError as error:
-        raise ConfigError(f"answers cannot be kept in {output}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): remove it if the answers beside it are this model's") from error
-    if before is None:
+    if before is None or not _holds_anything(output):
         return
     hint = ""
     changed = [key for key in settings if before.get(key) != settings[key] and key != MODEL]
@@ -115,6 +121,12 @@ def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
             hint += f", those of {before.get(MODEL)}"
     if hint:
         raise ConfigError(f"{output} holds {hint}: choose another folder, or remove this one")
+
+
+def _holds_anything(output: Path) -> bool:
+    """Whether there are answers or results in a folder: one call may have ended before its first answer."""
+    answers = (output / PREDICTIONS).glob("*")
+    return (output / report.JSON).exists() or any(path.stat().st_size > 0 for path in answers)
 
 
 def claim(output: Path, settings: Mapping[str, Any]) -> None:
@@ -138,21 +150,21 @@ def _score(
 ) -> list[Result]:
     """Score each task and write the report of those that can be scored, also where others cannot.
 
-    Under ``allow_partial``, tasks without any answer are left out, unless that is all of them.
+    Under ``allow_partial``, tasks without an answer that counts are left out, unless that is all of them.
     """
     results, errors = [], []
-    if allow_partial and any(answers for _, answers, _ in found):
+    if allow_partial and any(task.scored(answers) for task, answers, _ in found):
         for task, answers, problems in found:
-            if not answers:
+            if not task.scored(answers):
                 rank_zero_warn(f"{task.benchmark.title} is left out: {problems}")
-        found = [row for row in found if row[1]]
+        found = [(task, answers, problems) for task, answers, problems in found if task.scored(answers)]
     for task, answers, problems in found:
         try:
             results.append(score_task(task, answers, output, problems=problems, judge=judge, allow_partial=allow_partial))
         except LitEveError as error:
             errors.append(str(error))
     if results:
-        write_report(results, model, output)
+        report.write_report(results, model, output)
     if errors:
         raise LitEveError("; ".join(errors) + (f"; the others are in {output}" if results else ""))
     return results
@@ -187,7 +199,7 @@ def score_files(
         raise ConfigError(f"there are no answers at {source}")
     if source.is_file() and len(tasks) > 1:
         raise ConfigError(f"{source} is one file, which holds the answers to one benchmark, not {len(tasks)}: give a folder")
-    if not source.resolve().is_relative_to((output / PREDICTIONS).resolve()):
+    if not _are_of_a_run(source, output):
         claim(output, {ANSWERS: str(source.resolve())})
     found = []
     for task in tasks:
@@ -199,6 +211,18 @@ def score_files(
             problems.note(str(path), "there is no such file")
         found.append((task, answers, problems))
     return _score(found, model, output, judge, allow_partial)
+
+
+def name_of_answers(source: Path, output: Path) -> str:
+    """The name of the model whose answers these are: that of the run in ``output`` if they are its own, else of the path."""
+    if _are_of_a_run(source, output) and (output / report.JSON).exists():
+        return json.loads((output / report.JSON).read_text(encoding="utf-8"))["model"]
+    return source.stem if source.is_file() else source.resolve().name
+
+
+def _are_of_a_run(source: Path, output: Path) -> bool:
+    """Whether answers are those that the folder of a run holds itself."""
+    return source.resolve().is_relative_to((output / PREDICTIONS).resolve())
 
 
 def fingerprint(model: nn.Module, rank: int = 0) -> str:

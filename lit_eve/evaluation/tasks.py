@@ -79,7 +79,8 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
         while_training: refuse what cannot be scored while a model is trained, for want of answers or a judge.
 
     Raises:
-        ConfigError: an unknown name, files that are missing, all of them named, or a package that is.
+        ConfigError: an unknown name, files that are missing, all of them named, or a package that is (for the files for
+            servers, which no training writes).
     """
     asked = [name.strip() for text in ([names] if isinstance(names, str) else names) for name in text.split(",")]
     if ALL in asked:
@@ -104,8 +105,9 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
     if missing:
         lines = "".join(f"\n- {text}" for text in missing) if len(missing) > 1 else f" {missing[0]}"
         raise ConfigError(f"files are missing:{lines}\nThe README lists all files; --benchmarks names those to evaluate.")
-    for benchmark, _ in tasks:
-        benchmark.check_packages()
+    if not while_training:
+        for benchmark, _ in tasks:
+            benchmark.check_packages()
     order = list(BENCHMARKS)
     return sorted(tasks, key=lambda task: order.index(task[0].name))
 
@@ -145,7 +147,7 @@ def subset(questions: list[Question], limit: int | None) -> list[Question]:
 
     They are spread evenly: one of each of as many stretches of equal length, by chance, but always the same. At equal distances
     all could have the same answer, where answers alternate. Those that count together stay together; then there can be a few
-    less.
+    less, or more where even the first of them are more.
     """
     if limit is None or limit >= len(questions):
         return questions

@@ -288,5 +288,5 @@ def _print_results(console: Console, output: Path, metrics: Mapping[str, Any]) -
     table.add_row("time", f"{metrics['seconds']['total'] / 60:.1f} minutes")
     console.rule(style="dim")
     console.print(table)
-    command = f'lit-eve chat --model {output / "model"} --image photo.png "how many red shapes are there?"'
+    command = f'lit-eve chat --model {output / "model"} --image photo.png "how many shapes are there?"'
     console.print(f"\nThe report is in {output / 'report.md'}. Talk to the model:\n  {command}", soft_wrap=True)

@@ -67,7 +67,7 @@ Where there are two cores, the teacher is trained beside the language model, wit
 ## Go on
 
 ```sh
-lit-eve chat --model {run}/model --image photo.png "how many red shapes are there?"
+lit-eve chat --model {run}/model --image photo.png "how many shapes are there?"
 tensorboard --logdir {run}
 python train.py fit --config {config}/2_pretrain.yaml --model.lr=1e-3 --trainer.default_root_dir=runs/my_pretrain
 ```

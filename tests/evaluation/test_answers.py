@@ -68,6 +68,54 @@ def test_a_question_asked_in_other_words_is_asked_again(task, tmp_path):
     assert list(store.known().values()) == ["b"]
 
 
+def test_a_question_about_another_image_is_asked_again(task, tmp_path):
+    store = AnswerStore(tmp_path, task, "m")
+    store.append(task.questions[:2], ["a", "b"])
+    (image,) = task.questions[0].images
+    image.write_bytes(image.read_bytes() + b" ")
+    assert list(store.known().values()) == ["b"]
+
+
+def test_an_answer_outlives_its_question(task, tmp_path):
+    """Whose image is missing for a while, say."""
+    store = AnswerStore(tmp_path, task, "m")
+    store.append(task.questions, list("abcdefghi"))
+    store.merge(store.known())
+    without = AnswerStore(tmp_path, Task(task.benchmark, task.split, task.questions[1:], task.questions[1:]), "m")
+    assert list(without.known().values()) == list("bcdefghi")
+    without.merge(without.known())
+    assert [row["text"] for row in lines_of(tmp_path / "pope.jsonl")] == list("bcdefghia")
+    assert list(AnswerStore(tmp_path, task, "m").known().values()) == list("bcdefghia")
+    again = AnswerStore(tmp_path, task, "m")
+    again.merge(again.known())
+    assert [row["text"] for row in lines_of(tmp_path / "pope.jsonl")] == list("abcdefghi")
+
+
+def test_of_questions_alike_the_one_that_is_asked_has_the_answer(task, tmp_path):
+    twins = [replace(question, prompt="same?", fields={"question_id": 7}) for question in task.questions[:3]]
+    twins = [replace(question, images=twins[0].images) for question in twins]
+    store = AnswerStore(tmp_path, Task(task.benchmark, task.split, twins[2:], twins), "m")
+    store.append(twins[2:], ["a"])
+    assert store.known() == {twins[2].id: "a"}
+
+
+def test_an_answer_is_found_by_either_id(task, tmp_path):
+    """POPE's own ids, and LLaVA's numbers once its file is there."""
+    numbered = [replace(question, fields={"question_id": 100 + i}) for i, question in enumerate(task.questions)]
+    later = Task(task.benchmark, task.split, numbered, numbered)
+    for one, other in ((task, later), (later, task)):
+        folder = tmp_path / str(one is task)
+        store = AnswerStore(folder, one, "m")
+        store.append(one.questions, list("abcdefghi"))
+        store.merge(store.known())
+        problems = Problems()
+        if other is later:
+            assert list(AnswerStore(folder, other, "m").known().values()) == list("abcdefghi")
+            assert len(read_answers(folder / "pope.jsonl", other, problems)) == 9 and not problems
+        else:  # what the numbers mean is known no more
+            assert AnswerStore(folder, other, "m").known() == {}
+
+
 def test_answers_to_a_larger_set_are_kept_when_a_part_of_it_is_asked(task, tmp_path):
     store = AnswerStore(tmp_path, task, "m")
     store.append(task.questions, ["a"] * 9)

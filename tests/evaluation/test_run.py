@@ -196,6 +196,57 @@ def test_other_weights_under_the_same_path_are_noticed(given, tmp_path, capsys):
     assert "run holds answers with another weights" in refusal(capsys, *arguments(tmp_path, tmp_path / "run"))
 
 
+def test_a_folder_without_answers_is_nobodys(given, trainer, monkeypatch, tmp_path, capsys):
+    module = LitEve(init_from=str(given / "model"))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(module, "_answer", out_of_memory)
+        trainer.test(module, few(given), verbose=False)
+    assert (tmp_path / "run/settings.json").exists()
+    trainer.test(module, few(given, max_new_tokens=3), verbose=False)
+    with pytest.raises(ConfigError, match="run holds answers with another max_new_tokens"):
+        trainer.test(module, few(given), verbose=False)
+    told = refusal(capsys, *arguments(given, tmp_path / "out", "--answers", str(given / "whole")))
+    assert "whole/pope.jsonl: there is no such file" in told
+    assert evaluate(given, tmp_path / "out", "--answers", str(given / "whole/predictions"))["answered"] == 21
+
+
+def test_a_question_about_a_mended_image_is_asked_again(damaged):
+    """An answer about other pixels is another answer."""
+    evaluate(damaged, damaged / "run", "--allow-partial")
+    predictions = damaged / "run/predictions/pope.jsonl"
+    predictions.write_text(predictions.read_text().replace('"text": "', '"text": "kept '))
+    image = damaged / "data/pope/val2014/COCO_val2014_random_0004.jpg"
+    image.write_bytes(image.read_bytes() + b" ")
+    evaluate(damaged, damaged / "run", "--allow-partial")
+    texts = {row["question_id"]: row["text"] for row in lines_of(predictions)}
+    assert len(texts) == 20 and [id for id in texts if not texts[id].startswith("kept ")] == ["random/5"]
+
+
+@pytest.mark.parametrize("limit", [2, 0.0, 0.5])
+def test_a_trainer_that_would_cut_off_questions_is_refused(given, tmp_path, limit):
+    settings = {"trainer.limit_test_batches": limit}
+    with pytest.raises(ConfigError, match=f"trainer.limit_test_batches={limit}(.0)? would cut off questions of the benchmarks"):
+        EveCLI(args=of_yaml(given, tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trial_run_leaves_nothing_behind(given, tmp_path):
+    EveCLI(args=of_yaml(given, tmp_path / "run", **{"trainer.fast_dev_run": True}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_do_not_share_a_folder_are_told_at_once(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_eve.evaluation.data.PATIENCE", 0.3)
+
+    def run() -> None:
+        own = tmp_path / f"node{os.environ['RANK']}"
+        with pytest.raises(ConfigError, match="is not the folder of the first process: give one that all share"):
+            EveCLI(args=of_yaml(given, own, **{"trainer.strategy": "ddp", "trainer.devices": 2}))
+
+    in_two_processes(run)
+    assert list((tmp_path / "node0").iterdir()) == [] and not (tmp_path / "node1").exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_change_of_any_single_number_is_another_fingerprint(dtype):
     model = torch.nn.Linear(300, 200).to(dtype)
@@ -229,14 +280,15 @@ def test_weights_that_change_in_memory_are_another_model(given, trainer):
         trainer.test(module, few(given), verbose=False)
 
 
+def out_of_memory(inputs, max_new_tokens):
+    raise RuntimeError("out of memory")
+
+
 def test_a_test_after_one_that_failed_begins_anew(given, trainer, monkeypatch):
     module, data = LitEve(init_from=str(given / "model")), few(given)
 
-    def fails(inputs, max_new_tokens):
-        raise RuntimeError("out of memory")
-
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
-        patch.setattr(module, "_answer", fails)
+        patch.setattr(module, "_answer", out_of_memory)
         trainer.test(module, data, verbose=False)
     assert not any(isinstance(callback, KeepAnswers) for callback in trainer.callbacks)
     data.limit = 5
@@ -369,6 +421,10 @@ def test_a_report_is_of_one_model_or_of_one_set_of_answers(given, tmp_path, caps
     own, copy = str(tmp_path / "whole/predictions"), tmp_path / "copy"
     shutil.copytree(own, copy)
     assert evaluate(given, tmp_path / "whole", "--answers", own)["answered"] == 21
+    assert f"| **{given.name}** |" in (tmp_path / "whole/results.md").read_text()  # not named after its own folder
+    shutil.copytree(own, tmp_path / "llava-1.5-7b")
+    evaluate(given, tmp_path / "llava", "--answers", str(tmp_path / "llava-1.5-7b"))
+    assert "| **llava-1.5-7b** |" in (tmp_path / "llava/results.md").read_text()
     told = refusal(capsys, *arguments(given, tmp_path / "whole", "--answers", str(copy)))
     assert f"whole holds the results of {given / 'model'}: choose another folder" in told
     for _ in range(2):
@@ -404,4 +460,6 @@ def test_a_benchmark_that_cannot_be_scored_does_not_withhold_the_others(given, t
     told = refusal(capsys, *arguments(tmp_path, tmp_path / "out", *command))
     assert "GQA: gqa.jsonl: 10 of 10 questions have no answer" in told and "the others are in" in told
     (result,) = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    assert main(arguments(tmp_path, tmp_path / "partial", *command, "--allow-partial")) == 0
+    assert json.loads((tmp_path / "partial/results.json").read_text())["results"] == [result]
     assert result["benchmark"] == "pope" and result["answered"] == 21

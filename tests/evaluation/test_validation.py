@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lit_eve.cli import main
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation import BenchmarkData, callbacks
 from lit_eve.evaluation.callbacks import ScoreAnswers, counted
+from lit_eve.evaluation.tasks import find_tasks
 from lit_eve.nano.benchmarks import write_benchmarks
 from lit_eve.training import LitEve
 from lit_eve.training.cli import EveCLI
@@ -136,6 +138,32 @@ def test_questions_that_were_not_asked_are_neither_wrong_nor_passed_over(given, 
         trainer.validate(module, BenchmarkData(str(tmp_path), **settings, allow_partial=True), verbose=False)
     assert 0 < trainer.callback_metrics["gqa/answered"] < 10
     assert trainer.callback_metrics["benchmarks/gqa"] == 100
+    damage(tmp_path / "gqa/images", count=10)
+    with pytest.warns(UserWarning, match="GQA: 0 of 10 questions; "):  # nothing that a training should end for
+        trainer.validate(module, BenchmarkData(str(tmp_path), **settings, allow_partial=True), verbose=False)
+    assert trainer.callback_metrics.keys() == {"gqa/answered"}
+
+
+def test_an_error_in_a_training_leaves_the_trainer_as_it_was(given, tmp_path):
+    cli = EveCLI(args=arguments(given, tmp_path / "run")[1:], run=False)
+    cli.datamodule.benchmarks.path = str(tmp_path / "data")
+    damage(make_pope(tmp_path / "data", 3) / "pope/val2014", count=1)
+    for _ in range(2):
+        with pytest.raises(LitEveError, match="image file is truncated"):
+            cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
+        assert not any(isinstance(callback, ScoreAnswers) for callback in cli.trainer.callbacks)
+
+
+def test_a_training_needs_nothing_for_files_that_it_does_not_write(tmp_path, monkeypatch):
+    write_benchmarks(tmp_path, questions=10)
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    assert len(find_tasks("mmbench", tmp_path, while_training=True)) == 1
+
+
+def test_a_judge_that_would_not_be_asked_is_told(given, tmp_path):
+    settings = {"data.benchmarks.judge.url": "http://localhost:1/v1", "trainer.fast_dev_run": True}
+    with pytest.warns(UserWarning, match="judge of the benchmarks: a validation asks none"):
+        EveCLI(args=arguments(given, tmp_path / "run", **settings))
 
 
 def test_benchmarks_alone_can_be_validated_on(given, tmp_path):
