@@ -163,17 +163,16 @@ class EveDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def on_exception(self, exception: BaseException) -> None:
-        """Leave the trainer as it was."""
+        """Leave the trainer as it was, and no worker processes: there will be no teardown."""
         if self.benchmarks is not None:
             self.benchmarks.on_exception(exception)
+        self._close()
 
     def teardown(self, stage: str) -> None:
         """Stop worker processes."""
         if self.benchmarks is not None:
             self.benchmarks.teardown(stage)
-        for loader in self._loaders:
-            loader.close()
-        self._loaders.clear()
+        self._close()
 
     def predict_dataloader(self) -> DataLoader:
         """Samples of the test split as they are stored, in lists of ``validation_rows``; the model makes prompts of them.
@@ -225,6 +224,11 @@ class EveDataModule(LightningDataModule):
             chosen[np.linspace(0, len(table) - 1, self.limit_samples).round().astype(int)] = True
             lengths = np.where(chosen, lengths, 0)
         return plan_epoch(lengths, self.max_tokens, shuffle=False)
+
+    def _close(self) -> None:
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
 
     def _resume(self) -> PackedLoader:
         self._resumed = self._train_loader()

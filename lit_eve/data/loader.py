@@ -13,6 +13,8 @@ Lightning counts batches by itself; :class:`ExactResume` brings its counters in 
 from __future__ import annotations
 
 import logging
+import os
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -129,6 +131,7 @@ class PackedLoader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )
+        weakref.finalize(self, _stop_workers, self._reader, os.getpid())
 
     # ---- size and place
 
@@ -207,7 +210,7 @@ class PackedLoader:
         start, length = self.start, self._epoch_length()
         self._start = (0, 0)
         self._handed_out = start
-        self._schedule.batches = (self._references(batch) for batch in range(start, length))
+        self._schedule.batches = self._references(range(start, length))
         batches = iter(self._reader)
         while start < length:
             accumulate = self._accumulate()
@@ -222,12 +225,13 @@ class PackedLoader:
             start = end
 
     def close(self) -> None:
-        """Stop the worker processes."""
-        self._reader._iterator = None
+        """Stop the worker processes; those of a loader that is forgotten are stopped too."""
+        _stop_workers(self._reader, os.getpid())
 
-    def _references(self, batch: int) -> list[np.ndarray]:
-        rows = batch_rows(batch, self.rows, self.rank, self.world_size)
-        return [self.table.references(self.plan.row(row)) for row in rows]
+    def _references(self, batches: range) -> Iterator[list[np.ndarray]]:
+        """What goes to the workers; it must not hold the loader, or nobody could forget that."""
+        table, plan, place = self.table, self.plan, (self.rows, self.rank, self.world_size)
+        return ([table.references(plan.row(row)) for row in batch_rows(batch, *place)] for batch in batches)
 
     def _received(self, batch: Batch) -> Batch:
         skipped = batch.pop("skipped")
@@ -240,6 +244,17 @@ class PackedLoader:
 
     def _epoch_length(self) -> int:
         return self.progress.epoch_length(len(self)) if self.progress else len(self)
+
+
+def _stop_workers(reader: DataLoader, owner: int) -> None:
+    """End the workers of a reader, in the process that started them.
+
+    Left to the garbage collector, torch waits five seconds for each: queues among the garbage are closed before it tells the
+    workers through them.
+    """
+    iterator, reader._iterator = reader._iterator, None
+    if iterator is not None and owner == os.getpid():
+        iterator._shutdown_workers()
 
 
 class ExactResume(Callback):

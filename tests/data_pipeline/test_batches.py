@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
 import tarfile
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,6 +100,32 @@ def test_the_first_token_of_a_packed_sample_is_no_target_of_the_one_before() -> 
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1], list(range(8))]
     assert batch["cu_seqlens"].tolist() == [0, 3, 6, 8, 16] and batch["cu_seqlens"].dtype == torch.int32
     assert batch["num_targets"] == 4 and batch["sample_ids"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("taken", [1, None])
+def test_a_loader_that_is_forgotten_leaves_no_processes(
+    shards: SimpleNamespace, processor: EveProcessor, taken: int | None
+) -> None:
+    """They end when they are told, not when torch loses patience, which is five seconds for each."""
+    loader = make(shards.path, processor, num_workers=2).train_dataloader()
+    assert len(list(islice(loader, taken))) >= 1
+    workers = loader._reader._iterator._workers
+    del loader
+    gc.collect()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_an_error_leaves_no_processes(shards: SimpleNamespace, tmp_path: Path, processor: EveProcessor) -> None:
+    class Fails(Recorder):
+        def training_step(self, batch, batch_idx):
+            self.workers = self.trainer.train_dataloader._reader._iterator._workers
+            raise RuntimeError("out of memory")
+
+    model = Fails(processor)
+    data = EveDataModule(train=str(shards.path), max_tokens=T, rows=3, num_workers=2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(model, data, tmp_path)
+    assert [worker.exitcode for worker in model.workers] == [0, 0]
 
 
 def test_lengths_are_those_of_the_encoded_samples(shards: SimpleNamespace, processor: EveProcessor) -> None:
