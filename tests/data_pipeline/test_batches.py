@@ -8,6 +8,7 @@ import json
 import logging
 import tarfile
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,9 +105,10 @@ def test_the_first_token_of_a_packed_sample_is_no_target_of_the_one_before() -> 
 
 @pytest.mark.parametrize("taken", [1, None])
 def test_a_loader_that_is_forgotten_leaves_no_processes(
-    shards: SimpleNamespace, processor: EveProcessor, taken: int | None
+    shards: SimpleNamespace, processor: EveProcessor, taken: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They end when they are told, not when torch loses patience, which is five seconds for each."""
+    """They end as they are told to, and not when torch loses patience and kills them."""
+    monkeypatch.setattr(BaseProcess, "terminate", lambda process: pytest.fail("it was killed"))
     loader = make(shards.path, processor, num_workers=2).train_dataloader()
     assert len(list(islice(loader, taken))) >= 1
     workers = loader._reader._iterator._workers
