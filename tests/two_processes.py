@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 import torch
 from torch.distributed import destroy_process_group, is_initialized
 from torch.multiprocessing import start_processes
@@ -27,12 +28,17 @@ def in_two_processes(work: Callable[..., object], *args: object) -> str:
 
     Raises:
         ProcessRaisedException: of the first process that raised; the other is ended. A note holds what both wrote.
+        ProcessExitedException: one ended itself, or was killed.
+        TimeoutError: they did not end.
     """
+    if torch.cuda.device_count():  # torch refuses to train in the fork of a process that has trained and knows a GPU
+        pytest.skip("forks two processes: to be run with CUDA_VISIBLE_DEVICES=")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     with TemporaryDirectory() as folder:
         log = Path(folder, "stderr.txt")
+        log.touch()
         both = start_processes(_process, (port, log, work, args), nprocs=PROCESSES, join=False, start_method="fork")
         deadline = time.monotonic() + TIMEOUT
         try:

@@ -226,9 +226,9 @@ class EveDataModule(LightningDataModule):
         return plan_epoch(lengths, self.max_tokens, shuffle=False)
 
     def _close(self) -> None:
-        for loader in self._loaders:
-            loader.close()
-        self._loaders.clear()
+        self._resumed = None
+        while self._loaders:
+            self._loaders.pop().close()
 
     def _resume(self) -> PackedLoader:
         self._resumed = self._train_loader()

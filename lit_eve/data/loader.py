@@ -131,7 +131,8 @@ class PackedLoader:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )
-        weakref.finalize(self, _stop_workers, self._reader, os.getpid())
+        self._owner = os.getpid()
+        weakref.finalize(self, _stop_workers, self._reader, self._owner)
 
     # ---- size and place
 
@@ -226,7 +227,7 @@ class PackedLoader:
 
     def close(self) -> None:
         """Stop the worker processes; those of a loader that is forgotten are stopped too."""
-        _stop_workers(self._reader, os.getpid())
+        _stop_workers(self._reader, self._owner)
 
     def _references(self, batches: range) -> Iterator[list[np.ndarray]]:
         """What goes to the workers; it must not hold the loader, or nobody could forget that."""
@@ -247,14 +248,18 @@ class PackedLoader:
 
 
 def _stop_workers(reader: DataLoader, owner: int) -> None:
-    """End the workers of a reader, in the process that started them.
+    """End the workers of a reader; in a fork of the process that started them, only forget them.
 
     Left to the garbage collector, torch waits five seconds for each: queues among the garbage are closed before it tells the
     workers through them.
     """
     iterator, reader._iterator = reader._iterator, None
-    if iterator is not None and owner == os.getpid():
+    if iterator is None:
+        return
+    if owner == os.getpid():
         iterator._shutdown_workers()
+    else:
+        iterator._shutdown = True  # or torch would end those of the other process
 
 
 class ExactResume(Callback):

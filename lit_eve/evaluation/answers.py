@@ -88,6 +88,7 @@ class AnswerStore:
 
         predictions/pope.jsonl          all answers, in the order of the questions, when the benchmark is complete
         predictions/.pope.jsonl.0       those of rank 0 until then
+        predictions/.pope.jsonl.kept    those to questions that are gone or changed, which may come back
 
     Args:
         folder: ``predictions``.
@@ -101,11 +102,13 @@ class AnswerStore:
         self.model = model
         self.path = folder / file_name(task)
         self._own = self._part(rank)
+        self._kept = self._part("kept")
 
     def known(self) -> dict[Hashable, str]:
         """The answers so far, of all ranks.
 
-        A question that was asked in other words, or about an image of another size in bytes, counts as not answered.
+        A question that was asked in other words, or about an image of another size in bytes, counts as not answered. Where no
+        size was written down, as by official code, the image is taken to be the same.
         """
         find, answers = _finder(self.task), {}
         for row in self._rows():
@@ -128,22 +131,26 @@ class AnswerStore:
     def merge(self, answers: Mapping[Hashable, str]) -> None:
         """Write one file in the order of the questions, in place of the parts; for one rank, when all have finished.
 
-        Answers to questions that the official files do not hold just now come last: an image may be missing for a while.
+        No answer is lost: those that are none to the questions as they are now go to a file of their own.
         """
+        find = _finder(self.task)
+        strays = [row for row in self._rows() if (question := find(row, ())) is None or not _is_about(row, question)]
         asked = [question for question in self.task.available if question.id in answers]
-        known = {str(id) for question in self.task.available for id in (question.official_id, question.id)}
-        lines = [_line(record(question, answers[question.id], self.model)) for question in asked]
-        lines += [_line(row) for row in self._rows() if str(row["question_id"]) not in known]
-        part = self.path.with_name(f".{self.path.name}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(b"".join(lines))
-        os.replace(part, self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if strays or self._kept.exists():
+            self._write(self._kept, strays)
+        self._write(self.path, [record(question, answers[question.id], self.model) for question in asked])
         for path in self._parts():
             path.unlink()
 
+    def _write(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        part = self._part("part")
+        part.write_bytes(b"".join(map(_line, rows)))
+        os.replace(part, path)
+
     def _rows(self) -> Iterator[dict[str, Any]]:
         """The lines of all files; one that a kill cut off is no answer."""
-        for path in [self.path, *self._parts()]:
+        for path in [self.path, *self._parts(), self._kept]:
             if path.exists():
                 for _, row in read_lines(path, KEYS, Problems()):
                     yield row
@@ -166,7 +173,9 @@ def _metadata(question: Question) -> dict[str, Any]:
 
 
 def _is_about(row: Mapping[str, Any], question: Question) -> bool:
-    return row.get("prompt") == question.recorded_prompt and row.get("metadata") == _metadata(question)
+    told, now = row.get("metadata"), _metadata(question)
+    same = not isinstance(told, Mapping) or told.get("image_bytes", now["image_bytes"]) == now["image_bytes"]
+    return same and row.get("prompt") == question.recorded_prompt
 
 
 def _finder(task: Task) -> Callable[[Mapping[str, Any], Collection[Hashable]], Question | None]:

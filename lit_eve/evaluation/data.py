@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from filelock import FileLock
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.progress import track
@@ -16,10 +19,21 @@ from torch.utils.data import DataLoader
 
 from lit_eve.data import prompt_loader, share_prompts
 from lit_eve.errors import ConfigError, LitEveError, SampleError
+from lit_eve.evaluation.benchmarks import Benchmark
 from lit_eve.evaluation.callbacks import KeepAnswers, ScoreAnswers
 from lit_eve.evaluation.judge import OpenAIJudge, ReplyCache
 from lit_eve.evaluation.report import print_table
-from lit_eve.evaluation.run import MODEL, EvaluationRun, Unusable, check_folder, check_settings, claim, fingerprint
+from lit_eve.evaluation.run import (
+    MODEL,
+    EvaluationRun,
+    Unusable,
+    check_folder,
+    check_settings,
+    claim,
+    fingerprint,
+    lock_folder,
+    unlock_folder,
+)
 from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks
 from lit_eve.processing import Sample
 from lit_eve.training.distributed import gather_objects
@@ -87,6 +101,7 @@ class BenchmarkData(LightningDataModule):
         self.run: EvaluationRun | None = None
         self._loaders: list[DataLoader] | None = None
         self._attached: tuple[Trainer, Callback] | None = None
+        self._lock: FileLock | None = None
 
     # ---- Lightning's hooks
 
@@ -100,10 +115,11 @@ class BenchmarkData(LightningDataModule):
         self._detach()  # after an error there was no teardown
         trainer = self.trainer
         _check_all_batches(trainer, "limit_test_batches" if stage == "test" else "limit_val_batches")
-        if stage != "test" and self.judge is not None:
-            rank_zero_warn("judge of the benchmarks: a validation asks none; answers that rules cannot read count as wrong")
         trainer.lightning_module.processor.template_of(self.template)  # there is one of this name
         found = find_tasks(self.benchmarks, self.path, while_training=stage != "test")
+        unjudged = [benchmark.title for benchmark, _ in found if type(benchmark).judge is not Benchmark.judge]
+        if stage != "test" and self.judge is not None and unjudged:
+            rank_zero_warn(f"judge of the benchmarks: a validation asks none, and {unjudged[0]} is scored by its rules alone")
         self.tasks = load_tasks(
             found, self.path, limit=self.limit, allow_partial=self.allow_partial, progress=trainer.is_global_zero
         )
@@ -149,22 +165,24 @@ class BenchmarkData(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Score what was answered, on one rank."""
         run = self.run
-        self._detach()
-        if run is None:
-            return
-        unusable = gather_objects(run.unusable)  # also waits until all ranks have written their answers
-        if self.trainer.is_global_zero:
-            results = run.finish(unusable, self.judge, self.allow_partial)
-            print_table(results, run.model, run.output)
+        try:
+            unusable = gather_objects(run.unusable) if run else []  # also waits until all ranks have written their answers
+            if run is not None and self.trainer.is_global_zero:
+                results = run.finish(unusable, self.judge, self.allow_partial)
+                print_table(results, run.model, run.output)
+        finally:
+            self._detach()
 
     # ---- parts
 
     def _detach(self) -> None:
-        """Take the callback off its trainer again."""
+        """Take the callback off its trainer again, and let others into the folder."""
         if self._attached is not None:
             trainer, own = self._attached
             trainer.callbacks = [callback for callback in trainer.callbacks if callback is not own]
-        self.run = self._loaders = self._attached = None
+        if self._lock is not None:
+            unlock_folder(self._lock)
+        self.run = self._loaders = self._attached = self._lock = None
 
     def _loader(self, task: Task, known: set[Hashable]) -> tuple[DataLoader | None, Unusable]:
         """The batches of this rank, of the questions that have no answer yet, None if there is none; and which are unusable."""
@@ -210,26 +228,31 @@ class BenchmarkData(LightningDataModule):
         return lengths
 
     def _check_shared(self, output: Path) -> None:
-        """Raise ConfigError unless all ranks see what the first one writes: it gathers their answers in the end."""
-        ranks = range(self.trainer.world_size)
-        if len(ranks) == 1:
+        """Raise ConfigError unless the first rank sees what all others write: it gathers their answers in the end."""
+        trainer = self.trainer
+        if trainer.world_size == 1:
             return
 
-        def write() -> str:
+        def begin() -> str:
             check_folder(output)
-            mark = f".{uuid4().hex}"
-            (output / mark).touch()
-            return mark
+            return uuid4().hex
 
-        mark = output / self._on_first_rank(write)
-        nodes = gather_objects(None if _appears(mark) else platform.node())
-        if self.trainer.is_global_zero:
-            mark.unlink()
-        if blind := sorted({node for node in nodes if node is not None}):
-            raise ConfigError(f"{output} on {', '.join(blind)} is not the folder of the first process: give one that all share")
+        mark = output / f".{self._on_first_rank(begin)}"
+        own, error = mark.with_suffix(f".{trainer.global_rank}"), None
+        try:
+            own.touch()
+        except OSError as raised:
+            error = raised.strerror
+        ranks = gather_objects((platform.node(), error))
+        try:
+            self._on_first_rank(lambda: _check_marks(mark, ranks))
+        finally:
+            with suppress(OSError):
+                own.unlink()
 
     def _open(self) -> dict[str, set[Hashable]]:
         """Look into the folder: the ids that have answers in it, by task."""
+        self._lock = lock_folder(self.run.output)
         check_settings(self.run.output, self._settings())
         if self.judge is not None and self.judge.cache.path is None:
             self.judge.check()
@@ -283,11 +306,15 @@ def _check_all_batches(trainer: Trainer, key: str) -> None:
         )
 
 
-def _appears(path: Path) -> bool:
-    """Whether a file that another node has made is here; shared folders may show it late."""
+def _check_marks(mark: Path, ranks: Sequence[tuple[str, str | None]]) -> None:
+    """Raise ConfigError unless each rank's file is here, by its node and what went wrong there; it may appear late."""
     deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+    for rank, (node, error) in enumerate(ranks):
+        while error is None and not os.path.exists(mark.with_suffix(f".{rank}")):
+            if time.monotonic() > deadline:
+                error = "what is written there does not appear here"
+            time.sleep(0.1)
+        if error is not None:
+            raise ConfigError(
+                f"{mark.parent} on {node} is not the folder of the first process ({error}): give one that all share"
+            )

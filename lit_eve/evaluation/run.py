@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.progress import track
 from torch import nn
@@ -20,6 +21,7 @@ from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation import report
 from lit_eve.evaluation.answers import AnswerStore, file_name, note_missing, read_answers
 from lit_eve.evaluation.benchmarks import Problems
+from lit_eve.evaluation.benchmarks.files import read_lines
 from lit_eve.evaluation.results import Result, score_task
 from lit_eve.evaluation.tasks import Task
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from lit_eve.evaluation.judge import Judge
 
 SETTINGS = "settings.json"
+LOCK = ".lock"
 PREDICTIONS = "predictions"
 ANSWERS = "answers"  # of the settings: the files, where no model was asked
 MODEL = "model"  # of the settings: told, but not compared: the weights tell which model it is
@@ -91,6 +94,27 @@ def check_folder(output: Path) -> None:
         tempfile.TemporaryFile(dir=output).close()
     except OSError as error:
         raise ConfigError(f"answers cannot be kept in {output}: {error.strerror}") from error
+
+
+def lock_folder(output: Path) -> FileLock:
+    """Keep other evaluations out of a folder, until the lock is released or this process ends, however it ends.
+
+    Raises:
+        ConfigError: another one is at work there.
+    """
+    check_folder(output)
+    lock = FileLock(output / LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"another evaluation is at work in {output}: wait for it, or choose another folder") from None
+    return lock
+
+
+def unlock_folder(lock: FileLock) -> None:
+    """Let others in again."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
@@ -214,9 +238,12 @@ def score_files(
 
 
 def name_of_answers(source: Path, output: Path) -> str:
-    """The name of the model whose answers these are: that of the run in ``output`` if they are its own, else of the path."""
-    if _are_of_a_run(source, output) and (output / report.JSON).exists():
-        return json.loads((output / report.JSON).read_text(encoding="utf-8"))["model"]
+    """The model whose answers these are: as they say, if they are those of the run in ``output``, else the path's name."""
+    if _are_of_a_run(source, output):
+        files = [source] if source.is_file() else sorted(source.glob("*.jsonl"))
+        rows = (row for file in files for _, row in read_lines(file, ("model_id",), Problems()))
+        if row := next(rows, None):
+            return str(row["model_id"])
     return source.stem if source.is_file() else source.resolve().name
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lit_eve.evaluation.answers import AnswerStore, read_answers
+from lit_eve.evaluation.answers import AnswerStore, read_answers, record
 from lit_eve.evaluation.benchmarks import Problems
 from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks
 from tests.evaluation.micro import lines_of, make_pope
@@ -83,12 +83,36 @@ def test_an_answer_outlives_its_question(task, tmp_path):
     store.merge(store.known())
     without = AnswerStore(tmp_path, Task(task.benchmark, task.split, task.questions[1:], task.questions[1:]), "m")
     assert list(without.known().values()) == list("bcdefghi")
-    without.merge(without.known())
-    assert [row["text"] for row in lines_of(tmp_path / "pope.jsonl")] == list("bcdefghia")
-    assert list(AnswerStore(tmp_path, task, "m").known().values()) == list("bcdefghia")
+    for _ in range(2):
+        without.merge(without.known())
+        assert [row["text"] for row in lines_of(tmp_path / "pope.jsonl")] == list("bcdefghi")
     again = AnswerStore(tmp_path, task, "m")
     again.merge(again.known())
     assert [row["text"] for row in lines_of(tmp_path / "pope.jsonl")] == list("abcdefghi")
+    assert (tmp_path / ".pope.jsonl.kept").read_text() == ""
+
+
+def test_an_answer_comes_back_with_its_image(task, tmp_path):
+    """A copy of the images that was cut short costs no answer."""
+    store = AnswerStore(tmp_path / "answers", task, "m")
+    store.append(task.questions[:2], ["a", "b"])
+    (image,) = task.questions[0].images
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
+    store.merge(store.known())
+    assert [row["text"] for row in lines_of(store.path)] == ["b"]
+    image.write_bytes(whole)
+    assert store.known() == {task.questions[0].id: "a", task.questions[1].id: "b"}
+
+
+@pytest.mark.parametrize("metadata", [{}, None, "x"])
+def test_answers_without_sizes_of_images_are_taken_as_they_are(task, tmp_path, metadata):
+    store = AnswerStore(tmp_path, task, "m")
+    write(store.path, [record(question, "a", "m") | {"metadata": metadata} for question in task.questions])
+    assert len(store.known()) == 9
+    few = AnswerStore(tmp_path, Task(task.benchmark, task.split, task.questions[:1], task.available), "m")
+    few.merge(few.known())
+    assert len(lines_of(store.path)) == 9
 
 
 def test_of_questions_alike_the_one_that_is_asked_has_the_answer(task, tmp_path):

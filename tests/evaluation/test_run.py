@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 
 import lit_eve
 from lit_eve.cli import main
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation import BenchmarkData, answer_all, callbacks
 from lit_eve.evaluation.answers import AnswerStore
 from lit_eve.evaluation.callbacks import KeepAnswers
@@ -210,6 +210,28 @@ def test_a_folder_without_answers_is_nobodys(given, trainer, monkeypatch, tmp_pa
     assert evaluate(given, tmp_path / "out", "--answers", str(given / "whole/predictions"))["answered"] == 21
 
 
+def test_two_evaluations_do_not_share_a_folder(given, trainer, monkeypatch, tmp_path, capsys):
+    module, told = LitEve(init_from=str(given / "model")), []
+    answer = module._answer
+
+    def meanwhile(inputs, max_new_tokens):
+        if not told:
+            told.append(refusal(capsys, *arguments(given, tmp_path / "run", "--max-new-tokens", "2")))
+        return answer(inputs, max_new_tokens)
+
+    monkeypatch.setattr(module, "_answer", meanwhile)
+    trainer.test(module, few(given), verbose=False)
+    assert f"another evaluation is at work in {tmp_path / 'run'}: wait for it, or choose another folder" in told[0]
+    trainer.test(module, few(given), verbose=False)
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_run_that_ended_with_an_error_is_scored_later_under_its_own_name(damaged, capsys):
+    refusal(capsys, *arguments(damaged, damaged / "run"))
+    evaluate(damaged, damaged / "run", "--answers", str(damaged / "run/predictions"), "--allow-partial")
+    assert f"| **{damaged.name}** |" in (damaged / "run/results.md").read_text()
+
+
 def test_a_question_about_a_mended_image_is_asked_again(damaged):
     """An answer about other pixels is another answer."""
     evaluate(damaged, damaged / "run", "--allow-partial")
@@ -235,16 +257,19 @@ def test_a_trial_run_leaves_nothing_behind(given, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_that_do_not_share_a_folder_are_told_at_once(given, tmp_path, monkeypatch):
+@pytest.mark.parametrize("reason", ["No such file or directory", "what is written there does not appear here"])
+def test_processes_that_do_not_share_a_folder_are_told_at_once(given, tmp_path, monkeypatch, reason):
     monkeypatch.setattr("lit_eve.evaluation.data.PATIENCE", 0.3)
+    if "appear" in reason:
+        (tmp_path / "node1").mkdir()
 
     def run() -> None:
         own = tmp_path / f"node{os.environ['RANK']}"
-        with pytest.raises(ConfigError, match="is not the folder of the first process: give one that all share"):
+        with pytest.raises(LitEveError, match=rf"is not the folder of the first process \({reason}\): give one that all share"):
             EveCLI(args=of_yaml(given, own, **{"trainer.strategy": "ddp", "trainer.devices": 2}))
 
     in_two_processes(run)
-    assert list((tmp_path / "node0").iterdir()) == [] and not (tmp_path / "node1").exists()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

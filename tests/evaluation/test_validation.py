@@ -161,8 +161,10 @@ def test_a_training_needs_nothing_for_files_that_it_does_not_write(tmp_path, mon
 
 
 def test_a_judge_that_would_not_be_asked_is_told(given, tmp_path):
-    settings = {"data.benchmarks.judge.url": "http://localhost:1/v1", "trainer.fast_dev_run": True}
-    with pytest.warns(UserWarning, match="judge of the benchmarks: a validation asks none"):
+    write_benchmarks(tmp_path / "data", questions=10)
+    settings = {"data.benchmarks.path": tmp_path / "data", "data.benchmarks.benchmarks": "mmbench"}
+    settings |= {"data.benchmarks.judge.url": "http://localhost:1/v1", "trainer.fast_dev_run": True}
+    with pytest.warns(UserWarning, match="judge of the benchmarks: a validation asks none, and MMBench is scored by its rules"):
         EveCLI(args=arguments(given, tmp_path / "run", **settings))
 
 
