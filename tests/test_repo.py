@@ -17,10 +17,10 @@ PACKAGE = ROOT / "lit_eve"
 
 # A folder imports only from those in front of it. docs/architecture.md says why.
 ORDER = [
-    *("errors", "registry", "processing", "losses", "data", "models", "training"),
+    *("errors", "files", "registry", "processing", "losses", "data", "models", "training"),
     *("planning", "evaluation", "interpretation", "demo", "nano", "cli"),
 ]
-NO_LIGHTNING = ("errors", "registry", "processing", "losses", "models")
+NO_LIGHTNING = ("errors", "files", "registry", "processing", "losses", "models")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -17,6 +17,7 @@ from typing import Any
 from lit_eve.evaluation.benchmarks import Problems, Question
 from lit_eve.evaluation.benchmarks.files import SHOWN, read_lines
 from lit_eve.evaluation.tasks import Task
+from lit_eve.files import write_atomically
 
 KEYS = ("question_id", "text")
 
@@ -126,7 +127,7 @@ class AnswerStore:
                 if file.read(1) != b"\n":  # cut off by a kill: what follows must not be taken for its rest
                     file.write(b"\n")
             for question, answer in zip(questions, answers, strict=True):
-                file.write(_line(record(question, answer, self.model)))
+                file.write(_line(record(question, answer, self.model)).encode())
 
     def merge(self, answers: Mapping[Hashable, str]) -> None:
         """Write one file in the order of the questions, in place of the parts; for one rank, when all have finished.
@@ -136,17 +137,11 @@ class AnswerStore:
         find = _finder(self.task)
         strays = [row for row in self._rows() if (question := find(row, ())) is None or not _is_about(row, question)]
         asked = [question for question in self.task.available if question.id in answers]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if strays or self._kept.exists():
-            self._write(self._kept, strays)
-        self._write(self.path, [record(question, answers[question.id], self.model) for question in asked])
+            write_atomically(self._kept, "".join(map(_line, strays)))
+        write_atomically(self.path, "".join(_line(record(question, answers[question.id], self.model)) for question in asked))
         for path in self._parts():
             path.unlink()
-
-    def _write(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        part = self._part("part")
-        part.write_bytes(b"".join(map(_line, rows)))
-        os.replace(part, path)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """The lines of all files; one that a kill cut off is no answer."""
@@ -162,8 +157,8 @@ class AnswerStore:
         return sorted(self.path.parent.glob(self._part("[0-9]*").name))
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _metadata(question: Question) -> dict[str, Any]:

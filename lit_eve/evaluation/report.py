@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.evaluation.plotting import BLUE, FAINT, GREEN, INK, ORANGE, RED, SOFT, figure
 from lit_eve.evaluation.published import PUBLISHED
 from lit_eve.evaluation.results import Result
+from lit_eve.files import write_atomically
 
 JSON, MARKDOWN, CSV, RADAR = "results.json", "results.md", "results.csv", "radar.png"
 COMPARED = ("EVE-7B", "EVE-7B (HD)", "Fuyu-8B (HD)", "LLaVA-1.5 7B")
@@ -46,9 +46,7 @@ def write_report(results: Sequence[Result], model: str, output: Path) -> list[Pa
     has_radar = _draw_radar(results, model, output / RADAR)
     files |= {MARKDOWN: _markdown(results, model, has_radar), CSV: _csv(results, model)}
     for name, text in files.items():
-        part = output / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, output / name)
+        write_atomically(output / name, text)
     return [output / name for name in (MARKDOWN, CSV, JSON, *([RADAR] if has_radar else []))]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from lit_eve.evaluation.benchmarks import Problems
 from lit_eve.evaluation.benchmarks.files import read_lines
 from lit_eve.evaluation.results import Result, score_task
 from lit_eve.evaluation.tasks import Task
+from lit_eve.files import write_atomically
 
 if TYPE_CHECKING:
     from lit_eve.evaluation.judge import Judge
@@ -131,6 +131,8 @@ def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
     path = output / SETTINGS
     try:
         before = json.loads(path.read_text()) if path.exists() else None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): remove it if the answers beside it are this model's") from error
     if before is None or not _holds_anything(output):
@@ -160,9 +162,7 @@ def claim(output: Path, settings: Mapping[str, Any]) -> None:
         ConfigError: see :func:`check_settings`.
     """
     check_settings(output, settings)
-    part = output / f".{SETTINGS}.part"
-    part.write_text(json.dumps(settings, indent=2) + "\n")
-    os.replace(part, output / SETTINGS)
+    write_atomically(output / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
 def _score(
@@ -177,11 +177,12 @@ def _score(
     Under ``allow_partial``, tasks without an answer that counts are left out, unless that is all of them.
     """
     results, errors = [], []
-    if allow_partial and any(task.scored(answers) for task, answers, _ in found):
-        for task, answers, problems in found:
-            if not task.scored(answers):
+    counting = {task.name for task, answers, _ in found if task.scored(answers)}
+    if allow_partial and counting:
+        for task, _, problems in found:
+            if task.name not in counting:
                 rank_zero_warn(f"{task.benchmark.title} is left out: {problems}")
-        found = [(task, answers, problems) for task, answers, problems in found if task.scored(answers)]
+        found = [row for row in found if row[0].name in counting]
     for task, answers, problems in found:
         try:
             results.append(score_task(task, answers, output, problems=problems, judge=judge, allow_partial=allow_partial))

@@ -73,7 +73,7 @@ def run_pipeline(output: Path, config: Path | None = None, redo: str | None = No
     """
     from rich.console import Console
 
-    from lit_eve.nano.progress import write_atomically
+    from lit_eve.files import write_atomically
     from lit_eve.nano.steps import Journal, dependents
 
     console = Console(highlight=False)
@@ -216,8 +216,8 @@ def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:
 
     Leaves the settings in ``output/configs``, so that the stage can be run by hand where its paths are not those of the YAML.
     """
+    from lit_eve.files import write_atomically
     from lit_eve.nano.fit import one_core
-    from lit_eve.nano.progress import write_atomically
 
     path = output / "configs" / f"{name}.yaml"
     write_atomically(path, json.dumps(settings, indent=2) + "\n")  # JSON is YAML

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser
 
 from lit_eve.errors import ConfigError
+from lit_eve.files import write_atomically
 
 Settings = TypeVar("Settings")
 DONE = "done.json"
@@ -58,11 +58,3 @@ def mark_done(folder: Path, settings: Any, results: Mapping[str, Any] | None = N
 def results_of(folder: Path) -> dict[str, Any]:
     """What `mark_done` wrote as results."""
     return json.loads((folder / DONE).read_text())["results"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either there as a whole or not at all, whenever the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -11,10 +11,10 @@ from PIL import Image
 
 import lit_eve
 from lit_eve.evaluation import normalize_answer
+from lit_eve.files import write_atomically
 from lit_eve.interpretation import attend, overlay
 from lit_eve.nano.evaluate import ANSWERS, MAX_NEW_TOKENS, RESULTS, stored_samples
 from lit_eve.nano.figures import Example, plot_accuracy, plot_examples, plot_losses, read_curves
-from lit_eve.nano.progress import write_atomically
 from lit_eve.processing import load_image
 
 STAGES = {"1_prealign": "stage 1: prealign", "2_pretrain": "stage 2: pretrain", "3_finetune": "stage 3: finetune"}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.progress import write_atomically
+from lit_eve.files import write_atomically
 
 HEARTBEAT = 1.0  # seconds; a kill loses at most so much of the time taken
 

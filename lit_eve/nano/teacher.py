@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from lit_eve.files import write_atomically
 from lit_eve.nano.fit import adamw, fit
-from lit_eve.nano.progress import is_done, mark_done, write_atomically
+from lit_eve.nano.progress import is_done, mark_done
 from lit_eve.nano.tokenizer import make_tokenizer
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, teacher_canvas

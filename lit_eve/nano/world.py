@@ -25,9 +25,10 @@ from pathlib import Path
 
 from lit_eve.data.shards import ShardWriter
 from lit_eve.errors import ConfigError
+from lit_eve.files import write_atomically
 from lit_eve.nano.benchmark_items import benchmark_scenes
 from lit_eve.nano.language import caption, document, glyph_map
-from lit_eve.nano.progress import is_done, mark_done, write_atomically
+from lit_eve.nano.progress import is_done, mark_done
 from lit_eve.nano.prompts import CONTEXT, Turn, bare, conversation
 from lit_eve.nano.questions import Ledger, Question, ask
 from lit_eve.nano.scenes import Scene, SceneSpec, png, scenes
