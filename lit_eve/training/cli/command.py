@@ -11,24 +11,20 @@ model is given to ``model``; data asks the model for it, never the other way rou
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import lit_eve.data  # noqa: F401 - its datamodules can then be named without their path
 from lit_eve.errors import ConfigError, LitEveError
-from lit_eve.training.architecture import differences
 from lit_eve.training.callbacks import (
     AtomicCheckpointIO,
     ExportModel,
@@ -37,40 +33,12 @@ from lit_eve.training.callbacks import (
     SampleAnswers,
     find_checkpoint,
 )
-from lit_eve.training.callbacks.checkpoint import FOLDER, step_of
+from lit_eve.training.callbacks.checkpoint import step_of
 from lit_eve.training.callbacks.progress import progress_callback
-from lit_eve.training.config_files import KEY as BASE
-from lit_eve.training.config_files import with_bases
+from lit_eve.training.cli.config_files import KEY as BASE
+from lit_eve.training.cli.config_files import with_bases
+from lit_eve.training.cli.run_folder import SaveRunConfig, is_restarted, move_aside, refuse_other_settings
 from lit_eve.training.module import LitEve
-
-CONFIG = "config.yaml"
-OWN = (CONFIG, FOLDER, "tensorboard", "model", "skipped.jsonl")
-
-# A resumed run may differ in these: they say how fast it goes, not where to.
-_FREE = [
-    ["num_workers"],
-    ["index_workers"],
-    ["gradient_checkpointing"],
-    ["attn_implementation"],
-    ["max_new_tokens"],
-    ["max_bad_fraction"],
-]
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Write the resolved config to ``<run>/config.yaml`` when a fit starts."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write once, on the first rank."""
-        if stage != "fit" or self.already_saved or not trainer.is_global_zero:
-            return
-        self.already_saved = True
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".{CONFIG}.part"
-        self.config[BASE] = None  # everything that it said is written here
-        self.parser.save(self.config, part, skip_unset=False, overwrite=True)
-        os.replace(part, folder / CONFIG)
 
 
 class EveCLI(LightningCLI):
@@ -145,33 +113,12 @@ class EveCLI(LightningCLI):
         run, given = Path(self.config.fit.trainer.default_root_dir), self.config.fit.ckpt_path
         if given not in (None, "last"):
             self._resumed = Path(given)
-        elif self.config.fit.resume == "never" and not _restarted():
-            _move_aside(run)
+        elif self.config.fit.resume == "never" and not is_restarted():
+            move_aside(run)
         elif checkpoint := find_checkpoint(run):
-            self._refuse_other_config(run)
+            refuse_other_settings(run, self._parser("fit").dump(self.config.fit, skip_unset=False))
             rank_zero_info(f"going on from {checkpoint} (start over with --resume never)")
             self._resumed = checkpoint
-
-    def _refuse_other_config(self, run: Path) -> None:
-        """A run folder holds one experiment: another one must not continue it by accident."""
-        if not (run / CONFIG).exists():
-            return
-        new = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
-        old = yaml.safe_load((run / CONFIG).read_text())
-        changed = []
-        for section in ("model", "data", "seed_everything"):
-            before, now = old.get(section), new.get(section)
-            if section == "data":
-                before, now = ({"class_path": x["class_path"], **x["init_args"]} for x in (before, now))
-            if isinstance(before, dict):  # a key that came with a newer version of the code is no change of settings
-                now = {key: value for key, value in now.items() if key in before}
-            changed += differences({section: before}, {section: now})
-        changed = [line for line in changed if line.split(":")[0].split(".")[1:2] not in _FREE]
-        if changed:
-            raise ConfigError(
-                f"{run} holds a run with other settings ({'; '.join(changed[:6])}). Choose another folder with "
-                "--trainer.default_root_dir, or --resume never to move the old run aside and start over"
-            )
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -222,24 +169,6 @@ class EveCLI(LightningCLI):
             return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, logger=logger, **kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise ConfigError(f"trainer: {error}") from error
-
-
-def _restarted() -> bool:
-    """Whether torchrun or SLURM runs this command again after it died."""
-    return any(int(os.environ.get(f"{name}_RESTART_COUNT", 0)) for name in ("TORCHELASTIC", "SLURM"))
-
-
-@rank_zero_only
-def _move_aside(run: Path) -> None:
-    """Move what a run left in its folder to the first of run.1, run.2, ... that is free."""
-    left = [run / name for name in OWN if (run / name).exists()]
-    if not left:
-        return
-    target = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
-    target.mkdir()
-    for path in left:
-        path.rename(target / path.name)
-    rank_zero_info(f"moved the run in {run} to {target}")
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

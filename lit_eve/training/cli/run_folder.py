@@ -1,0 +1,93 @@
+"""The run folder: what belongs to it, whether it holds this experiment, and moving it aside."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from pathlib import Path
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from lit_eve.errors import ConfigError
+from lit_eve.training.architecture import differences
+from lit_eve.training.callbacks.checkpoint import FOLDER
+from lit_eve.training.cli.config_files import KEY as BASE
+
+CONFIG = "config.yaml"
+OWN = (CONFIG, FOLDER, "tensorboard", "model", "skipped.jsonl")
+
+# A resumed run may differ in these: they say how fast it goes, not where to.
+FREE = [
+    ["num_workers"],
+    ["index_workers"],
+    ["gradient_checkpointing"],
+    ["attn_implementation"],
+    ["max_new_tokens"],
+    ["max_bad_fraction"],
+]
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Write the resolved config to ``<run>/config.yaml`` when a fit starts."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write once, on the first rank."""
+        if stage != "fit" or self.already_saved or not trainer.is_global_zero:
+            return
+        self.already_saved = True
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".{CONFIG}.part"
+        self.config[BASE] = None  # everything that it said is written here
+        self.parser.save(self.config, part, skip_unset=False, overwrite=True)
+        os.replace(part, folder / CONFIG)
+
+
+def refuse_other_settings(run: Path, config: str) -> None:
+    """A run folder holds one experiment: another one must not continue it by accident.
+
+    Args:
+        run: the folder.
+        config: the YAML of the experiment that wants to go on in it.
+
+    Raises:
+        ConfigError: the run in the folder has other settings; the message names them.
+    """
+    if not (run / CONFIG).exists():
+        return
+    old, new = yaml.safe_load((run / CONFIG).read_text()), yaml.safe_load(config)
+    changed = []
+    for section in ("model", "data", "seed_everything"):
+        before, now = old.get(section), new.get(section)
+        if section == "data":
+            before, now = ({"class_path": x["class_path"], **x["init_args"]} for x in (before, now))
+        if isinstance(before, dict):  # a key that came with a newer version of the code is no change of settings
+            now = {key: value for key, value in now.items() if key in before}
+        changed += differences({section: before}, {section: now})
+    changed = [line for line in changed if line.split(":")[0].split(".")[1:2] not in FREE]
+    if changed:
+        raise ConfigError(
+            f"{run} holds a run with other settings ({'; '.join(changed[:6])}). Choose another folder with "
+            "--trainer.default_root_dir, or --resume never to move the old run aside and start over"
+        )
+
+
+def is_restarted() -> bool:
+    """Whether torchrun or SLURM runs this command again after it died."""
+    return any(int(os.environ.get(f"{name}_RESTART_COUNT", 0)) for name in ("TORCHELASTIC", "SLURM"))
+
+
+@rank_zero_only
+def move_aside(run: Path) -> None:
+    """Move what a run left in its folder to the first of run.1, run.2, ... that is free."""
+    left = [run / name for name in OWN if (run / name).exists()]
+    if not left:
+        return
+    target = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
+    target.mkdir()
+    for path in left:
+        path.rename(target / path.name)
+    rank_zero_info(f"moved the run in {run} to {target}")
