@@ -20,6 +20,8 @@ from lit_eve.evaluation.tasks import Task
 from lit_eve.files import write_atomically
 
 KEYS = ("question_id", "text")
+EXAMPLE = '{"question_id": 17, "prompt": "What is it?", "text": "Cat"}'
+OTHER_KEYS = ("answer", "prediction", "pred", "response", "output")  # of an answer, in files for servers and of other tools
 
 
 def file_name(task: Task) -> str:
@@ -49,15 +51,21 @@ def read_answers(path: Path, task: Task, problems: Problems) -> dict[Hashable, s
         task: what was asked.
         problems: notes lines that are no answer, and questions that are unknown, answered twice or not answered.
     """
+    if form := _other_format(path):
+        problems.note(path.name, f"{form}; answers are read from lines, each an object with question_id and text: {EXAMPLE}")
+        return {}
     find = _finder(task)
     ids = {str(question.official_id) for question in task.available}
     places: dict[Hashable, str] = {}
     answers: dict[Hashable, str] = {}
+    told = False
     for place, row in read_lines(path, KEYS, problems):
         question = find(row, answers)
         if question is None:
-            alike = " with this prompt" if str(row["question_id"]) in ids else ""  # which several questions share
-            problems.note(place, f"there is no question {row['question_id']!r}{alike}")
+            alike = str(row["question_id"]) in ids  # which several questions share
+            hint = "" if told else task.benchmark.id_hint(task.source, task.available)
+            problems.note(place, f"there is no question {row['question_id']!r}{' with this prompt' * alike}{hint}")
+            told = True
         elif not isinstance(row["text"], str):
             problems.note(place, f"the answer to question {row['question_id']!r} is no text")
         elif question.id in answers:
@@ -66,6 +74,29 @@ def read_answers(path: Path, task: Task, problems: Problems) -> dict[Hashable, s
             answers[question.id], places[question.id] = row["text"], place
     note_missing(path.name, task, answers, problems)
     return answers
+
+
+def _other_format(path: Path) -> str | None:
+    """What a file is that holds answers in another form; None where it may be lines of objects."""
+    start = path.read_bytes()
+    if start.startswith(b"PK"):
+        return "this is a table (.xlsx), as a server takes it"
+    try:
+        content = json.loads(start)
+    except ValueError:  # several lines, or nothing that is known here
+        content = None
+    if isinstance(content, list):
+        return "this is one JSON list, as a server takes it"
+    if isinstance(content, dict) and not content.keys() & set(KEYS):
+        return "this is one JSON object, as a server takes it"
+    first = next((line for line in start.splitlines() if line.strip()), b"")
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return None
+    if isinstance(row, dict) and "text" not in row and (other := [key for key in OTHER_KEYS if key in row]):
+        return f"its answers stand under {other[0]!r}"
+    return None
 
 
 def note_missing(

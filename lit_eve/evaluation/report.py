@@ -78,8 +78,8 @@ def print_table(results: Sequence[Result], model: str, output: Path) -> None:
 def table(results: Sequence[Result], model: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the model's own first, then those of the papers. Scores with one decimal, as papers print them."""
     header = ["model", *(_title(result) for result in results)]
-    own = [model, *(_shown(result.score) + ("*" if result.notes else "") for result in results)]
-    rows = [[name, *(_shown(PUBLISHED[name].get(result.benchmark)) for result in results)] for name in COMPARED]
+    own = [model, *(_shown(result, result.score) + ("*" if result.notes else "") for result in results)]
+    rows = [[name, *(_shown(result, PUBLISHED[name].get(result.benchmark)) for result in results)] for name in COMPARED]
     return header, [own, *rows]
 
 
@@ -100,8 +100,11 @@ def _split(result: Result) -> str:
     return result.task.partition(":")[2] or BENCHMARKS[result.benchmark].splits[0]
 
 
-def _shown(score: float | None, digits: int = 1) -> str:
-    return "-" if score is None or math.isnan(score) else f"{score:.{digits}f}"
+def _shown(result: Result, score: float | None, digits: int = 1) -> str:
+    """As the benchmark's official tool rounds it."""
+    if score is None or math.isnan(score):
+        return "-"
+    return f"{BENCHMARKS[result.benchmark].metric_class.rounded(score, digits):.{digits}f}"
 
 
 def _csv(results: Sequence[Result], model: str) -> str:
@@ -132,7 +135,7 @@ def _markdown(results: Sequence[Result], model: str, has_radar: bool) -> str:
     for result in results:
         if result.scores:
             lines += ["", f"### {_title(result)}", "", "| | |", "|---|---:|"]
-            lines += [f"| {name} | {_shown(value, 2)} |" for name, value in result.scores.items()]
+            lines += [f"| {name} | {_shown(result, value, 2)} |" for name, value in result.scores.items()]
     if problems := [f"- {_title(result)}: {line}" for result in results for line in result.problems]:
         lines += ["", "## Problems", "", *problems]
     return "\n".join(lines) + "\n"
@@ -176,7 +179,7 @@ def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
         for angle, result in zip(angles, shown, strict=True):
             side = round(float(np.sin(angle)), 3)
             aligned = "center" if abs(side) < 0.1 else "left" if side > 0 else "right"
-            words = f"{_title(result)}\n{_shown(result.score)}"
+            words = f"{_title(result)}\n{_shown(result, result.score)}"
             axis.text(angle, 1.09, words, ha=aligned, va="center", color=INK, fontweight="bold")
         for name, row in rows.items():
             values = np.array([np.nan if row[name] is None else row[name] / top for name, top in zip(names, best, strict=True)])

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from lit_eve.evaluation.answers import AnswerStore, read_answers, record
-from lit_eve.evaluation.benchmarks import Problems
+from lit_eve.evaluation.benchmarks import BENCHMARKS, Problems
 from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks
+from lit_eve.nano.benchmarks import write_benchmarks
 from tests.evaluation.micro import lines_of, make_pope
 
 
@@ -156,3 +157,35 @@ def test_official_ids_that_several_questions_share_are_told_apart_by_the_prompt(
     problems = Problems()
     assert read_answers(tmp_path / "mine.jsonl", twin, problems) == {shared[4].id: "A"}
     assert "line 2: there is no question 7 with this prompt" in problems.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('[{"question_id": 1, "answer": "cat"}]', "this is one JSON list, as a server takes it"),
+        ('{"v1_0": "cat",\n "v1_1": "dog"}', "this is one JSON object, as a server takes it"),
+        (
+            '{"question_id": 1, "prediction": "A"}\n{"question_id": 2, "prediction": "B"}\n',
+            "its answers stand under 'prediction'",
+        ),
+        (b"PK\x03\x04\x00\xff", "this is a table"),
+    ],
+)
+def test_files_for_servers_are_told_from_answer_files(task, tmp_path, content, told):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    problems = Problems()
+    assert read_answers(path, task, problems) == {}
+    assert len(problems) == 1 and problems.lines[0].startswith(f"mine.jsonl: {told}") and '"question_id": 17' in str(problems)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_an_unknown_id_is_told_beside_one_that_is_known(tmp_path, name):
+    write_benchmarks(tmp_path, questions=6)
+    (task,) = load_tasks(find_tasks(name, tmp_path), tmp_path, progress=False)
+    path, problems = tmp_path / "mine.jsonl", Problems()
+    write(path, [{"question_id": f"v1_{number}", "text": "a"} for number in (4711, 4712)])
+    read_answers(path, task, problems)
+    first, second = problems.lines[:2]
+    assert "there is no question 'v1_4711'; ids are such as" in first and repr(task.available[0].official_id) in first
+    assert second.endswith("there is no question 'v1_4712'")  # told once

@@ -108,3 +108,17 @@ def test_a_narrow_terminal_cuts_no_score_off(tmp_path, monkeypatch, capsys, colu
     print_table(results(), "mine", tmp_path)
     told = capsys.readouterr().out
     assert "…" not in told and "1217.3" in told and "SEED-Bench" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "shown"),
+    [
+        ("mmvet", 46.15, "46.2"),  # NumPy rounds ten times the number
+        ("gqa", 46.15, "46.1"),  # Python rounds the number that is stored, which is a little less
+        ("vqav2", 12.25, "12.3"),  # Python 2: half away from zero
+        ("textvqa", 12.25, "12.2"),  # Python 3: half to even
+    ],
+)
+def test_scores_on_an_edge_are_rounded_as_by_the_official_tool(tmp_path, name, score, shown):
+    write_report([Result(name, name, score, {}, 10, 10, 10)], "mine", tmp_path)
+    assert list(csv.reader((tmp_path / "results.csv").open()))[1][1] == shown

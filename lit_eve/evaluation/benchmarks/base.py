@@ -130,6 +130,12 @@ class Benchmark(ABC):
         """
         return []
 
+    def id_hint(self, folder: Path, questions: Sequence[Question]) -> str:
+        """What to add where an answer file has an id that no question has: what ids look like, and where others come from."""
+        question = questions[0]
+        either = dict.fromkeys((repr(question.official_id), repr(question.id)))
+        return f"; ids are such as {' or '.join(either)}"
+
     def questions(self, folder: str | Path, split: str | None = None, *, allow_partial: bool = False) -> list[Question]:
         """The questions of a split, checked: all files and images are there, every id is there once.
 

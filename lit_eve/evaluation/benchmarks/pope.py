@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_eve.evaluation import metrics
@@ -52,6 +52,15 @@ class POPE(Benchmark):
                     place=place,
                     fields={"question_id": same.popleft()} if same else {},
                 )
+
+    def id_hint(self, folder: Path, questions: Sequence[Question]) -> str:
+        """Numbers that run through all three parts mean nothing without LLaVA's file."""
+        if (folder / NUMBERED).exists():
+            return super().id_hint(folder, questions)
+        return (
+            f"; ids are such as {questions[0].id!r}: the numbers of LLaVA's and EVE's files are known by {NUMBERED}, which is "
+            f"in LLaVA's eval.zip, in the folder pope, and belongs in {folder}"
+        )
 
 
 def _numbers(path: Path, problems: Problems) -> dict[tuple[str, str, str], deque[int]]:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import ClassVar
 
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean, mean_by
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, average
 
 ENOUGH = 3  # people who must agree
 
 
 def agreement(answer: str, references: Sequence[str], leave_one_out: bool = True) -> float:
-    """How far people agree with an answer, in percent: three are enough.
+    """How far people agree with an answer, from 0 to 1: three are enough.
 
     Args:
         answer: normalised, as the references are.
         references: what people answered, usually ten.
         leave_one_out: the mean over the groups that lack one of the people; else the score of the whole group.
     """
-    people, agreeing = len(references), list(references).count(answer)
-    if not leave_one_out:
-        return 100 * min(agreeing / ENOUGH, 1)
-    without_agreeing, without_other = min((agreeing - 1) / ENOUGH, 1), min(agreeing / ENOUGH, 1)
-    return 100 * (agreeing * without_agreeing + (people - agreeing) * without_other) / people
+    agreeing = list(references).count(answer)
+    others = (agreeing - (leave_one_out and reference == answer) for reference in references)  # who agree with each of them
+    return average([min(count / ENOUGH, 1) for count in others])
 
 
 class AgreementMetric(BenchmarkMetric):
@@ -39,11 +38,20 @@ class AgreementMetric(BenchmarkMetric):
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
         """``overall`` and ``CATEGORY/...``, in percent."""
         references = list(self.references.values())
-        scores = values[:, 0].clone()
+        shares = values[:, 0].tolist()
         for place in (~answered).nonzero().flatten().tolist():
-            scores[place] = self.rate(references[place], "")
-        result = {self.headline: mean(scores)}
+            shares[place] = self.rate(references[place], "")
+        rows = {self.headline: shares}
         for name in self.categories:
-            by = mean_by([getattr(reference, name) for reference in references], scores)
-            result |= {f"{name}/{category}": score for category, score in by.items()}
-        return result
+            for reference, share in zip(references, shares, strict=True):
+                rows.setdefault(f"{name}/{getattr(reference, name)}", []).append(share)
+        return {name: 100 * average(row) for name, row in rows.items()}
+
+    def by_question(self) -> dict[Hashable, float]:
+        """Percent."""
+        return {id: 100 * share for id, share in super().by_question().items()}
+
+    @staticmethod
+    def rounded(score: float, digits: int) -> float:
+        """Half away from zero, as Python 2 does, for which the official scorers were written."""
+        return float(Decimal(score).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))

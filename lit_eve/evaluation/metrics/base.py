@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, ClassVar
 
 import torch
@@ -80,6 +82,11 @@ class BenchmarkMetric(Metric, ABC):
         values, answered = self._rated()
         return self.summarize(values, answered)
 
+    @staticmethod
+    def rounded(score: float, digits: int) -> float:
+        """A score as the official tool prints it: here, as Python's format does. Tools differ where a score ends in a 5."""
+        return round(score, digits)
+
     def by_question(self) -> dict[Hashable, float | list[float]]:
         """What :meth:`rate` made of each question that was answered; of all ranks only inside ``sync_context``."""
         values, answered = self._rated()
@@ -91,15 +98,29 @@ class BenchmarkMetric(Metric, ABC):
         return self.values.cpu() / counts.clamp(min=1).unsqueeze(1), counts > 0
 
 
+def added(values: Iterable[float]) -> float:
+    """Numbers added up one after the other, as the official tools do.
+
+    ``sum()`` of Python 3.12 and newer corrects itself on the way, and torch and NumPy add in another order: the last bit
+    differs, and with it a score whose rounding hangs on it.
+    """
+    return reduce(add, values, 0.0)
+
+
+def average(values: Sequence[float]) -> float:
+    """Mean of numbers; nan of none."""
+    return added(values) / len(values) if values else float("nan")
+
+
 def mean(values: Tensor, chosen: Tensor | None = None) -> float:
     """Mean of (n,) values, of the ``chosen`` (n,) bool ones if given; nan of none."""
-    return float((values if chosen is None else values[chosen]).mean())
+    return average((values if chosen is None else values[chosen]).tolist())
 
 
 def mean_by(categories: Sequence[Any], values: Tensor, chosen: Tensor | None = None) -> dict[Any, float]:
     """Mean of (n,) values in each category, in the order in which categories first occur; of the ``chosen`` ones only."""
-    places: dict[Any, list[int]] = {}
-    for place, category in enumerate(categories):
+    rows: dict[Any, list[float]] = {}
+    for place, (category, value) in enumerate(zip(categories, values.tolist(), strict=True)):
         if chosen is None or chosen[place]:
-            places.setdefault(category, []).append(place)
-    return {category: mean(values[row]) for category, row in places.items()}
+            rows.setdefault(category, []).append(value)
+    return {category: average(row) for category, row in rows.items()}

@@ -83,14 +83,14 @@ class GQA(BenchmarkMetric):
         """Scores over all questions that count."""
         references: list[GQAReference] = list(self.references.values())
         chosen = values.new_tensor([self._included(reference) for reference in references]).bool()
-        right = 100 * values[:, 0]
-        scores = {"accuracy": mean(right, chosen)}
+        right = values[:, 0]
+        scores = {"accuracy": 100 * mean(right, chosen)}
         kinds = mean_by(["open" if reference.structural == OPEN else "binary" for reference in references], right, chosen)
-        scores |= {kind: kinds.get(kind, float("nan")) for kind in ("open", "binary")}
+        scores |= {kind: 100 * kinds.get(kind, float("nan")) for kind in ("open", "binary")}
         scores["distribution"] = self._distribution(values[:, 1], chosen & answered)
         for name in ("structural", "semantic", "steps", "words"):
             by = mean_by([getattr(reference, name) for reference in references], right, chosen)
-            scores |= {f"{name}/{category}": score for category, score in by.items()}
+            scores |= {f"{name}/{category}": 100 * score for category, score in by.items()}
         return scores
 
     def _distribution(self, numbers: Tensor, given: Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.base import BenchmarkMetric
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, added
 
 PERCEPTION = (
     "existence",
@@ -84,7 +84,7 @@ class MME(BenchmarkMetric):
                 scores |= {f"{name}/{task}": score for name, score in _task_scores(values[rows, 0], labels[rows]).items()}
         sums = {"perception": [scores[f"score/{task}"] for task in PERCEPTION if task in pairs]}
         sums["cognition"] = [scores[f"score/{task}"] for task in COGNITION if task in pairs]
-        total = {name: sum(points) for name, points in sums.items() if points}
+        total = {name: added(points) for name, points in sums.items() if points}
         return {"perception": float("nan"), **total, **scores}
 
     def _pairs(self, references: list[MMEReference], answered: Tensor) -> dict[str, list[list[int]]]:

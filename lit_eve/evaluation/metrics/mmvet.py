@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, added
 
 
 class MMVetReference(NamedTuple):
@@ -54,16 +54,27 @@ class MMVet(BenchmarkMetric):
         return grades
 
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
-        """Scores over all questions."""
+        """Scores over all questions; added, divided and averaged over the runs in the evaluator's order."""
         references: list[MMVetReference] = list(self.references.values())
-        runs = values.mean(0)
-        scores = {"total": 100 * mean(runs), "std": 100 * float(runs.std(correction=0))}
-        scores |= {f"run/{number}": 100 * run for number, run in enumerate(runs.tolist(), 1)}
-        of_question = values.mean(1)
+        grades = values.tolist()
+        total = _percent(grades)  # (runs,)
+        scores = {"total": float(total.mean()), "std": float(total.std())}
+        scores |= {f"run/{number}": run for number, run in enumerate(total.tolist(), 1)}
+        rows: dict[str, list[list[float]]] = {}
         for name in dict.fromkeys(name for reference in references for name in reference.capabilities):
-            chosen = torch.tensor([name in reference.capabilities for reference in references])
-            scores[f"capability/{name}"] = 100 * mean(of_question, chosen)
-        joined = ["_".join(sorted(set(reference.capabilities))) for reference in references]
-        for name in dict.fromkeys(joined):
-            scores[f"integration/{name}"] = 100 * mean(of_question, torch.tensor([other == name for other in joined]))
-        return scores
+            rows[f"capability/{name}"] = [
+                row for row, reference in zip(grades, references, strict=True) if name in reference.capabilities
+            ]
+        for row, reference in zip(grades, references, strict=True):
+            rows.setdefault(f"integration/{'_'.join(sorted(set(reference.capabilities)))}", []).append(row)
+        return scores | {name: float(_percent(group).mean()) for name, group in rows.items()}
+
+    @staticmethod
+    def rounded(score: float, digits: int) -> float:
+        """The evaluator rounds NumPy's numbers, which is not always what Python makes of the same number (46.15)."""
+        return float(np.round(score, digits))
+
+
+def _percent(grades: list[list[float]]) -> np.ndarray:
+    """(questions, runs) grades -> (runs,) float64."""
+    return np.array([added(run) for run in zip(*grades, strict=True)]) / len(grades) * 100

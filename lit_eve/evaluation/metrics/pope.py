@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, added, mean
 
 YES, NO, OTHER = 1.0, 0.0, -1.0
 
@@ -70,4 +70,4 @@ class POPE(BenchmarkMetric):
                 f"recall/{split}": 100 * recall,
                 f"yes_ratio/{split}": 100 * mean((label if self.rules == "lmms_eval" else yes).double(), chosen),
             }
-        return {"f1": 100 * sum(f1) / max(len(f1), 1), **scores}
+        return {"f1": 100 * added(f1) / max(len(f1), 1), **scores}

@@ -95,13 +95,13 @@ class ScienceQA(BenchmarkMetric):
         """``img``, ``overall`` and the columns that have questions."""
         references: list[ScienceQAReference] = list(self.references.values())
         right = (values[:, 0] == values.new_tensor([reference.answer for reference in references])) & answered
-        percent = 100 * right.double()
+        hits = right.double()
         image = values.new_tensor([reference.has_image for reference in references]).bool()
-        scores = {"img": mean(percent, image & answered), "overall": mean(percent)}
+        scores = {"img": 100 * mean(hits, image & answered), "overall": 100 * mean(hits)}
         for name, belongs in TABLE.items():
             column = values.new_tensor([belongs(reference) for reference in references]).bool()
             if column.any():
-                scores[name] = mean(percent, column)
+                scores[name] = 100 * mean(hits, column)
         return scores
 
 

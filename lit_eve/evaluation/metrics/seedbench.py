@@ -50,11 +50,11 @@ class SEEDBench(BenchmarkMetric):
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
         """``image``, ``video`` and ``all``, then the dimensions."""
         references: list[SEEDBenchReference] = list(self.references.values())
-        points = 100 * values[:, 0]
+        points = values[:, 0]
         counted = answered if self.rules == "lmms_eval" else torch.ones_like(answered)
         is_image = torch.tensor([reference.data_type == "image" for reference in references], dtype=torch.bool)
-        scores = {"image": mean(points, counted & is_image)}
+        scores = {"image": 100 * mean(points, counted & is_image)}
         if not is_image.all():
-            scores |= {"video": mean(points, counted & ~is_image), "all": mean(points, counted)}
+            scores |= {"video": 100 * mean(points, counted & ~is_image), "all": 100 * mean(points, counted)}
         dimensions = mean_by([reference.dimension for reference in references], points, counted)
-        return scores | {f"dimension/{name}": score for name, score in dimensions.items()}
+        return scores | {f"dimension/{name}": 100 * score for name, score in dimensions.items()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.agreement import agreement
+from lit_eve.evaluation.metrics.agreement import AgreementMetric, agreement
 from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean
 from lit_eve.evaluation.metrics.normalization import evalai_answer
 
 
-class TextVQA(BenchmarkMetric):
+class TextVQA(AgreementMetric):
     """Accuracy in percent, ``overall``: EvalAI's processor on both sides (eve/eval/m4c_evaluator.py; lmms-eval scores alike).
 
     As in the official script, questions without an answer are left out of the mean.
@@ -19,9 +19,11 @@ class TextVQA(BenchmarkMetric):
     """
 
     def rate(self, reference: tuple[str, ...], answer: str) -> float:
-        """Percent."""
+        """From 0 to 1."""
         return agreement(evalai_answer(answer), [evalai_answer(text) for text in reference])
 
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
         """``overall``."""
-        return {"overall": mean(values[:, 0], answered)}
+        return {"overall": 100 * mean(values[:, 0], answered)}
+
+    rounded = staticmethod(BenchmarkMetric.rounded)

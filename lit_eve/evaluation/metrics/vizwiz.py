@@ -44,7 +44,7 @@ class VizWiz(AgreementMetric):
         self.leave_one_out = leave_one_out or rules == "lmms_eval"
 
     def rate(self, reference: VizWizReference, answer: str) -> float:
-        """Percent."""
+        """From 0 to 1."""
         answers = reference.answers
         if self.rules != "official":
             answer = evalai_answer(answer)

@@ -43,7 +43,7 @@ class VQAv2(AgreementMetric):
         self.rules = rules
 
     def rate(self, reference: VQAv2Reference, answer: str) -> float:
-        """Percent."""
+        """From 0 to 1."""
         if self.rules == "eve":
             answer = evalai_answer(answer)
         texts = [one_line(text) for text in (answer, *reference.answers)]

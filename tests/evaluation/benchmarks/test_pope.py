@@ -85,3 +85,17 @@ def test_the_same_question_twice_has_two_numbers(official):
     write_lines(official / "llava_pope_test.jsonl", [*numbered, {**again, "question_id": 1000}])
     found = {question.id: question.fields.get("question_id") for question in BENCHMARKS["pope"].questions(official)}
     assert (found["random/1"], found["random/99"]) == (again["question_id"], 1000)
+
+
+def test_numbers_without_llavas_file_point_to_it(official):
+    (official / "llava_pope_test.jsonl").unlink()
+    questions, problems = BENCHMARKS["pope"].questions(official), Problems()
+    task = Task(BENCHMARKS["pope"], "test", questions, questions, source=official)
+    assert read_answers(official / "eve.jsonl", task, problems) == {}
+    number = inputs("pope")["predictions_jsonl"][0]["question_id"]
+    assert f"line 1: there is no question {number}; ids are such as " in problems.lines[0]
+    assert (
+        f"llava_pope_test.jsonl, which is in LLaVA's eval.zip, in the folder pope, and belongs in {official}"
+        in problems.lines[0]
+    )
+    assert "llava_pope_test" not in problems.lines[1]

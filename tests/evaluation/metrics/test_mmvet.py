@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 
 from lit_eve.errors import LitEveError
@@ -45,3 +48,30 @@ def test_answers_are_not_taken_for_grades(text):
     metric = MMVet({0: MMVetReference("?", "a", ("rec",))})
     with pytest.raises(LitEveError, match="MM-Vet needs a judge"):
         metric.update([0], [text])
+
+
+def evaluators_total(grades: list[float]) -> float:
+    """In the order of mm-vet_evaluator.py: ``+=`` over the questions, NumPy for the rest."""
+    total = 0.0
+    for grade in grades:
+        total += grade
+    return float(round((np.array([total]) / len(grades) * 100).mean(), 1))
+
+
+def test_a_total_on_an_edge_is_rounded_as_by_the_evaluator():
+    """Grades of 200 answers that add up to 92.3: a mean of 46.15, whose last digits depend on the order of the answers."""
+    seen = set()
+    for seed in range(40):
+        drawn = random.Random(seed)
+        tenths = [drawn.randint(0, 9) for _ in range(200)]
+        while (surplus := sum(tenths) - 923) != 0:
+            place = drawn.randrange(200)
+            tenths[place] = min(max(tenths[place] - (1 if surplus > 0 else -1), 0), 10)
+        grades = [tenth / 10 for tenth in tenths]
+        metric = MMVet({place: MMVetReference("?", "a", ("rec",)) for place in range(200)})
+        metric.update(list(range(200)), [str(grade) for grade in grades])
+        wanted = evaluators_total(grades)
+        scores = metric.compute()
+        assert {MMVet.rounded(scores[name], 1) for name in ("total", "run/1", "capability/rec", "integration/rec")} == {wanted}
+        seen.add(wanted)
+    assert seen == {46.1, 46.2}

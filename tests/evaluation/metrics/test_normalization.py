@@ -84,7 +84,5 @@ def test_evalai_processor_gives_what_eve_hands_in():
 
 def test_agreement():
     people = lambda agreeing: ["yes"] * agreeing + ["no"] * (10 - agreeing)  # noqa: E731
-    assert [agreement("yes", people(n)) for n in range(6)] == pytest.approx([0, 30, 60, 90, 100, 100])
-    assert [agreement("yes", people(n), leave_one_out=False) for n in range(5)] == pytest.approx(
-        [0, 100 / 3, 200 / 3, 100, 100]
-    )
+    assert [agreement("yes", people(n)) for n in range(6)] == pytest.approx([0, 0.3, 0.6, 0.9, 1, 1])
+    assert [agreement("yes", people(n), leave_one_out=False) for n in range(5)] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
