@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from lit_eve.errors import LitEveError
-from lit_eve.processing.images import ImageSource, load_image
+from lit_eve.processing.images import load_image
+from lit_eve.processing.sources import ImageSource
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer

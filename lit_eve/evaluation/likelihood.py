@@ -91,10 +91,10 @@ def _encode(processor: EveProcessor, sample: Sample, template: TemplateName | No
 
 
 def _score(model: EveForConditionalGeneration, rows: Sequence[dict[str, Tensor]]) -> list[AnswerScore]:
-    padded = pad_rows([row["input_ids"].tolist() for row in rows], 0, "left", True)
+    padded = pad_rows([row["input_ids"].tolist() for row in rows], 0)
     input_ids, mask = (torch.tensor(padded[key], device=model.device) for key in ("input_ids", "attention_mask"))  # (B, T)
     width = max(int((row["labels"] != IGNORE).sum()) for row in rows)  # K
-    targets = pad_rows([row["labels"][-width:].tolist() for row in rows], IGNORE, "left", True)["input_ids"]
+    targets = pad_rows([row["labels"][-width:].tolist() for row in rows], IGNORE)["input_ids"]
     targets = torch.tensor(targets, device=model.device)  # (B, K)
     images = {key: torch.cat([row[key] for row in rows]).to(model.device) for key in ("pixel_values", "image_grid_hw")}
     logits = model(

@@ -17,7 +17,8 @@ from torch import Tensor
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.recorder import AttentionRecorder
 from lit_eve.models.splice import ImageLayout
-from lit_eve.processing.images import ImageSource, load_image
+from lit_eve.processing.images import load_image
+from lit_eve.processing.sources import ImageSource
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from lit_eve.processing.geometry import ImageGeometry
-from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, ImageSource, image_size, load_image, patchify, teacher_canvas
+from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, image_size, load_image, patchify, teacher_canvas
 from lit_eve.processing.processor import EveProcessor
 from lit_eve.processing.sample import Message, Sample, parse_conversation
+from lit_eve.processing.sources import ImageSource
 from lit_eve.processing.templates import Dialogue, Segment, Template, templates
 from lit_eve.processing.tokenize import TextEncoder, Tokens
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from os import PathLike, fspath
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lit_eve.errors import SampleError
 from lit_eve.processing.geometry import ImageGeometry
-
-ImageSource: TypeAlias = "bytes | str | PathLike[str] | Image.Image"
+from lit_eve.processing.sources import describe, fetch
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -44,7 +42,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 def load_image(
-    source: ImageSource,
+    source: Any,
     name: str | None = None,
     *,
     max_pixels: int = MAX_PIXELS,
@@ -53,7 +51,7 @@ def load_image(
     """The upright RGB image behind ``source``; transparent pixels are seen over white.
 
     Args:
-        source: the bytes of an image file, its path, or an image that is open already (which is left as it is).
+        source: anything that :func:`~lit_eve.processing.sources.fetch` takes; an image that is open already is left as it is.
         name: what error messages call it, usually the key of the sample.
         max_pixels: images of more pixels are refused before they are decoded. Pillow's own limit, twice
             ``PIL.Image.MAX_IMAGE_PIXELS``, holds as well.
@@ -62,7 +60,7 @@ def load_image(
     Raises:
         SampleError: missing, truncated or no image at all, too large, or too narrow.
     """
-    name = _name(source, name)
+    name = describe(source) if name is None else name
     image, orientation = _open(source, name)
     check_size(image.size, name, max_pixels, max_aspect_ratio)
     try:
@@ -73,7 +71,7 @@ def load_image(
 
 
 def image_size(
-    source: ImageSource,
+    source: Any,
     name: str | None = None,
     *,
     max_pixels: int = MAX_PIXELS,
@@ -84,7 +82,7 @@ def image_size(
     Raises:
         SampleError: as ``load_image``, except for pixels that turn out to be broken.
     """
-    name = _name(source, name)
+    name = describe(source) if name is None else name
     image, orientation = _open(source, name)
     width, height = image.size
     if image is not source:
@@ -129,19 +127,14 @@ def teacher_canvas(image: Image.Image, geometry: ImageGeometry, mean: Sequence[f
     return torch.from_numpy(rearrange(np.asarray(canvas), "y x c -> c y x").copy())
 
 
-def _name(source: ImageSource, name: str | None) -> str:
-    if name is not None:
-        return name
-    return fspath(source) if isinstance(source, str | PathLike) else "image"
-
-
-def _open(source: ImageSource, name: str) -> tuple[Image.Image, int]:
+def _open(source: Any, name: str) -> tuple[Image.Image, int]:
     """The image with its header read, and its EXIF orientation."""
+    source = fetch(source, name)
     try:
         if isinstance(source, Image.Image):
             image = source
         else:
-            image = Image.open(BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source)
+            image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
     except UnidentifiedImageError as error:  # its own message names a place in memory
         raise SampleError(f"{name}: the image cannot be opened: it is no image of a known kind") from error
     except Exception as error:  # as above; FileNotFoundError and DecompressionBombError among them

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, Literal, TypeAlias
 
 from lit_eve.errors import SampleError
-from lit_eve.processing.images import ImageSource
+from lit_eve.processing.sources import ImageSource
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 

@@ -15,7 +15,7 @@ from lit_eve.processing.sample import Slot
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration
     from lit_eve.processing import EveProcessor
-    from lit_eve.processing.images import ImageSource
+    from lit_eve.processing.sources import ImageSource
 
 
 @torch.no_grad()

@@ -197,7 +197,7 @@ def test_a_left_padded_batch_equals_one_by_one(processor):
     for row, mask, single in zip(batch["input_ids"], batch["attention_mask"], singles, strict=True):
         assert torch.equal(row[mask.bool()], single["input_ids"][0])
         assert mask.tolist() == sorted(mask.tolist())  # all padding is on the left
-    assert "pixel_values" not in singles[1]
+    assert singles[1]["pixel_values"].shape == (0, SMALL.patch_dim) and singles[1]["image_grid_hw"].shape == (0, 2)
     for key in ("pixel_values", "image_grid_hw"):
         assert torch.equal(batch[key], torch.cat([singles[0][key], singles[2][key]]))
     right = processor(conversation=conversations, padding_side="right")
@@ -223,6 +223,42 @@ def test_where_images_come_from(processor, tmp_path):
     ):
         features = processor.apply_chat_template([{"role": "user", "content": [part]}], tokenize=True, return_dict=True)
         assert torch.equal(features["pixel_values"], expected["pixel_values"])
+
+
+def test_padding(processor):
+    texts = ["Hi", "What is shown in this image?"]
+    rows = [processor(text=text)["input_ids"][0].tolist() for text in texts]
+    longest, pad = max(map(len, rows)), processor.tokenizer.pad_token_id
+    for options, width in (
+        ({}, longest),
+        ({"padding": "longest"}, longest),
+        ({"pad_to_multiple_of": 16}, 16),
+        ({"padding": "max_length", "max_length": 40}, 40),
+        ({"padding": "max_length", "max_length": 40, "pad_to_multiple_of": 16}, 48),
+        ({"max_length": 2}, longest),
+        ({"truncation": True, "max_length": 40}, longest),
+        ({"text_kwargs": {"padding": "max_length", "max_length": 40}}, 40),
+    ):
+        for side in ("left", "right"):
+            ids = processor(text=texts, padding_side=side, **options)["input_ids"].tolist()
+            fill = [[pad] * (width - len(row)) for row in rows]
+            assert ids == [f + row if side == "left" else row + f for f, row in zip(fill, rows, strict=True)]
+    with pytest.raises(SampleError, match=f"^prompt 2 has {longest} tokens, more than the 5 of max_length"):
+        processor(text=texts, truncation=True, max_length=5)
+    assert processor(text="Hi", padding="max_length")["input_ids"].shape == (1, processor.tokenizer.model_max_length)
+    with pytest.raises(ConfigError, match="padding='max_length' needs a max_length: the tokenizer names none"):
+        EveProcessor(make_byte_level(), geometry=SMALL)(text="Hi", padding="max_length")
+
+
+def test_images_alone(processor):
+    images = [picture(100, 40), picture(20, 40)]
+    expected = processor(images, "<image><image>")
+    for given in (images, [images], [images[:1], images[1:]]):
+        features = processor(images=given)
+        assert list(features) == ["pixel_values", "image_grid_hw"]
+        assert torch.equal(features["pixel_values"], expected["pixel_values"])
+    batch = np.stack([np.array(picture(30, 20))] * 2)
+    assert torch.equal(processor(batch, "<image><image>")["pixel_values"], processor(list(batch))["pixel_values"])
 
 
 def test_images_are_dealt_out_in_order(processor):
@@ -268,7 +304,13 @@ def test_decoding_leaves_image_slots_out(processor):
         ({}, "either text or a conversation"),
         ({"text": "a", "conversation": TALK}, "either text or a conversation"),
         ({"text": "a", "return_tensors": "np"}, "return_tensors must be 'pt' or None"),
-        ({"text": "a", "padding_side": "top"}, "padding_side must be 'left' or 'right'"),
+        ({"text": []}, "a text or a list of texts .*, got an empty list"),
+        ({"text": TALK}, r"messages go into conversation=.*, got list"),
+        ({"text": 3}, "got int"),
+        ({"text": "a", "padding": "longst"}, "padding must be one of True, 'longest', 'max_length'"),
+        ({"text": "a", "truncation": "left"}, "truncation must be one of"),
+        ({"text": "a", "max_length": 0}, "max_length must be at least 1, got 0"),
+        ({"text": "a", "padding_side": "top"}, "padding_side must be one of 'left', 'right', got 'top'"),
     ],
 )
 def test_wrong_calls(processor, arguments, words):
@@ -281,6 +323,10 @@ def test_unknown_arguments_are_named(processor):
     for tokenize in (True, False):
         with pytest.raises(TypeError, match="tools"):
             processor.apply_chat_template(question, tokenize=tokenize, tools=[])
+        with pytest.raises(ConfigError, match="an answer is begun or continued"):
+            processor.apply_chat_template(question, tokenize=tokenize, add_generation_prompt=True, continue_final_message=True)
+        processor.apply_chat_template(question, tokenize=tokenize, tools=None, return_assistant_tokens_mask=False)
+    assert list(processor(text="Hi", videos=None, audio=None)) == processor.model_input_names
     with pytest.raises(SampleError, match="needs one of the keys image, url, path"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=True)
 

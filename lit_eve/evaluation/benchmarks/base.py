@@ -12,7 +12,7 @@ from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation.benchmarks.files import Problems
 from lit_eve.evaluation.metrics import BenchmarkMetric
 from lit_eve.evaluation.optional import require
-from lit_eve.processing.images import ImageSource
+from lit_eve.processing.sources import ImageSource
 
 if TYPE_CHECKING:
     from lit_eve.evaluation.judge import Judge

@@ -12,9 +12,10 @@ from transformers.utils import logging
 
 from lit_eve.errors import ConfigError, SampleError
 from lit_eve.evaluation.generation import Query
-from lit_eve.processing.images import ImageSource, load_image
-from lit_eve.processing.inputs import fetch, image_names, images_of
+from lit_eve.processing.images import load_image
+from lit_eve.processing.inputs import image_names, images_of
 from lit_eve.processing.sample import IMAGE_PLACEHOLDER
+from lit_eve.processing.sources import ImageSource
 
 MAX_NEW_TOKENS = 1024
 """Length of the longest answer where a task does not say it, as for lmms-eval's own LLaVA."""
@@ -117,7 +118,7 @@ def _image_part(source: Any, name: str) -> dict[str, Any]:
 
 
 def _load(sources: Sequence[Any], name: str) -> list[ImageSource]:
-    return [load_image(fetch(source, at), at) for source, at in zip(sources, image_names(name, len(sources)), strict=True)]
+    return [load_image(source, at) for source, at in zip(sources, image_names(name, len(sources)), strict=True)]
 
 
 def _refusal(what: str, name: str) -> SampleError:

@@ -1,0 +1,199 @@
+"""From a sample to the model's numbers, and the length of a sample without them.
+
+Legend: T tokens, N images, P patches of all images, p side of a patch, C side of the teacher's square.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from lit_eve.errors import SampleError
+from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.images import check_size, image_size, load_image, patchify, teacher_canvas
+from lit_eve.processing.inputs import image_names
+from lit_eve.processing.sample import Sample, check_answers, naming, parse_conversation
+from lit_eve.processing.templates import Segment, Template, templates
+from lit_eve.processing.tokenize import TextEncoder
+
+TemplateName = str | Mapping[str, Any]
+Conversation = Sequence[Mapping[str, Any]]
+
+
+class SampleEncoder:
+    """What training needs of :class:`~lit_eve.processing.EveProcessor`, which holds the settings."""
+
+    tokenizer: PreTrainedTokenizerBase
+    geometry: ImageGeometry
+    template: TemplateName
+    image_token_id: int
+    image_mean: Sequence[float]
+    max_image_pixels: int
+    max_aspect_ratio: float
+    _templates: dict[str, Template]
+
+    def encode_sample(
+        self,
+        sample: Sample,
+        template: TemplateName | None = None,
+        with_labels: bool = True,
+        with_teacher: bool = False,
+        max_length: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """One sample as the model needs it, without padding.
+
+        Args:
+            sample: what to encode.
+            template: instead of the processor's own.
+            with_labels: add ``labels``, and refuse a sample that has nothing to supervise.
+            with_teacher: add ``teacher_pixel_values``.
+            max_length: the text is cut after so many tokens, image slots included.
+
+        Returns:
+            ``input_ids`` (T,) int64; ``labels`` (T,) int64, -100 where not supervised; ``pixel_values`` (P, 3 * p * p) uint8;
+            ``image_grid_hw`` (N, 2) int64; ``teacher_pixel_values`` (N, 3, C, C) uint8. N and P may be 0.
+
+        Raises:
+            SampleError: the sample cannot be used; the message begins with its key.
+        """
+        with naming(sample.key):
+            segments = self._render(sample.conversation, template, with_labels)
+        names = image_names(sample.key, len(sample.images))
+        images = [self._load(source, name) for source, name in zip(sample.images, names, strict=True)]
+        with naming(sample.key):
+            lengths = [self.geometry.num_tokens(*image.size) for image in images]
+            add_bos = self.template_of(template).add_bos
+            tokens = self.encoder.encode(segments, lengths, add_bos).truncate(max_length, with_labels)
+        features = {"input_ids": torch.tensor(tokens.input_ids)}
+        if with_labels:
+            features["labels"] = torch.tensor(tokens.labels)
+        features |= self._patches(images)
+        if with_teacher:
+            side = self.geometry.teacher_image_size
+            canvases = [teacher_canvas(image, self.geometry, self.image_mean) for image in images]
+            features["teacher_pixel_values"] = (
+                torch.stack(canvases) if canvases else torch.zeros(0, 3, side, side, dtype=torch.uint8)
+            )
+        return features
+
+    def count_tokens(
+        self,
+        sample: Sample,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        template: TemplateName | None = None,
+        with_labels: bool = True,
+    ) -> int:
+        """The length of ``encode_sample(sample)["input_ids"]`` without ``max_length``; no pixel is decoded.
+
+        Args:
+            sample: its images are not opened when their sizes are given.
+            image_sizes: (width, height) of each image, upright, as ``image_size`` gives them.
+            template: instead of the processor's own.
+            with_labels: as in ``encode_sample``.
+
+        Raises:
+            SampleError: as ``encode_sample``, except for images that turn out to be broken.
+        """
+        (length,) = self.count_tokens_batch([sample], [image_sizes], template, with_labels)
+        if isinstance(length, SampleError):
+            raise length
+        return length
+
+    def count_tokens_batch(
+        self,
+        samples: Sequence[Sample],
+        image_sizes: Sequence[Sequence[tuple[int, int]] | None] | None = None,
+        template: TemplateName | None = None,
+        with_labels: bool = True,
+    ) -> list[int | SampleError]:
+        """``count_tokens`` of many samples, tokenised at once and in parallel.
+
+        Returns:
+            for each sample its length, or the SampleError that says why it cannot be used.
+        """
+        sizes = image_sizes if image_sizes is not None else [None] * len(samples)
+        lengths: list[int | SampleError] = [0] * len(samples)
+        prompts, image_lengths, positions = [], [], []
+        for position, (sample, given) in enumerate(zip(samples, sizes, strict=True)):
+            try:
+                with naming(sample.key):
+                    segments = self._render(sample.conversation, template, with_labels)
+                measured = self._sizes(sample) if given is None else self._checked(given, sample.key)
+            except SampleError as error:
+                lengths[position] = error
+                continue
+            prompts.append(segments)
+            image_lengths.append([self.geometry.num_tokens(*size) for size in measured])
+            positions.append(position)
+        counts = self.encoder.count(prompts, image_lengths, self.template_of(template).add_bos)
+        for position, count in zip(positions, counts, strict=True):
+            is_error = isinstance(count, SampleError)
+            lengths[position] = SampleError(f"{samples[position].key}: {count}") if is_error else count
+        return lengths
+
+    # ---- parts
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The tokenizer's rules for plain text, made on first use."""
+        return TextEncoder(self.tokenizer, self.image_token_id)
+
+    def template_of(self, template: TemplateName | None = None) -> Template:
+        """The template behind a name (or dict), the processor's own by default."""
+        spec = self.template if template is None else template
+        spec = {"name": spec} if isinstance(spec, str) else dict(spec)
+        key = json.dumps(spec, sort_keys=True)
+        if key not in self._templates:
+            self._templates[key] = templates.build(spec)
+        return self._templates[key]
+
+    def _render(
+        self,
+        conversation: Conversation,
+        template: TemplateName | None,
+        with_labels: bool,
+        generation_prompt: bool = False,
+        open_end: bool = False,
+    ) -> list[Segment]:
+        messages = parse_conversation(conversation)
+        if with_labels:
+            check_answers(messages)
+        segments = self.template_of(template).render(messages, self.tokenizer, generation_prompt and not open_end)
+        if open_end:
+            if messages[-1].role != "assistant":
+                raise SampleError("only an answer can be continued, but the last message is none")
+            while segments and not (segments[-1].kind == "text" and segments[-1].supervised):
+                segments.pop()
+        if with_labels and not any(segment.supervised for segment in segments):
+            raise SampleError("nothing of the conversation is supervised")
+        return segments
+
+    def _load(self, source: Any, name: str) -> Image.Image:
+        return load_image(source, name, max_pixels=self.max_image_pixels, max_aspect_ratio=self.max_aspect_ratio)
+
+    def _sizes(self, sample: Sample) -> list[tuple[int, int]]:
+        return [
+            image_size(source, name, max_pixels=self.max_image_pixels, max_aspect_ratio=self.max_aspect_ratio)
+            for source, name in zip(sample.images, image_names(sample.key, len(sample.images)), strict=True)
+        ]
+
+    def _checked(self, sizes: Sequence[tuple[int, int]], key: str) -> Sequence[tuple[int, int]]:
+        for size, name in zip(sizes, image_names(key, len(sizes)), strict=True):
+            check_size(size, name, self.max_image_pixels, self.max_aspect_ratio)
+        return sizes
+
+    def _patches(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """``pixel_values`` and ``image_grid_hw`` of images, one after another."""
+        if not images:
+            return {
+                "pixel_values": torch.zeros(0, self.geometry.patch_dim, dtype=torch.uint8),
+                "image_grid_hw": torch.zeros(0, 2, dtype=torch.int64),
+            }
+        patches, grids = zip(*(patchify(image, self.geometry) for image in images), strict=True)
+        return {"pixel_values": torch.cat(patches), "image_grid_hw": torch.tensor(grids)}
