@@ -8,9 +8,10 @@ Legend: H x W pooling windows, p side of a patch in pixels, P patches of an imag
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from io import BytesIO
-from typing import Any
+from io import BufferedIOBase, BytesIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 
 from lit_eve.errors import SampleError
+from lit_eve.processing.formats import OPENED_AS
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.sources import describe, fetch
 
@@ -61,12 +63,14 @@ def load_image(
         SampleError: missing, truncated or no image at all, too large, or too narrow.
     """
     name = describe(source) if name is None else name
-    image, orientation = _open(source, name)
+    image = _open(source, name)
     check_size(image.size, name, max_pixels, max_aspect_ratio)
     try:
+        image.load()
+        orientation = _orientation(image)
         image = _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise anything from OSError to SyntaxError on broken files
-        raise SampleError(f"{name}: the image cannot be decoded: {error}") from error
+        raise SampleError(f"{name}: the image cannot be decoded: {error or type(error).__name__}") from error
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -83,12 +87,24 @@ def image_size(
         SampleError: as ``load_image``, except for pixels that turn out to be broken.
     """
     name = describe(source) if name is None else name
-    image, orientation = _open(source, name)
-    width, height = image.size
-    if image is not source:
-        image.close()
-    check_size((width, height), name, max_pixels, max_aspect_ratio)
-    return (height, width) if orientation in _SIDEWAYS else (width, height)
+    image = _open(source, name)
+    try:
+        width, height = image.size
+        check_size((width, height), name, max_pixels, max_aspect_ratio)
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+    finally:
+        if image is not source:
+            image.close()
+
+
+def image_format(source: Any, name: str | None = None) -> str:
+    """Pillow's name of the kind of an image file, one of :data:`~lit_eve.processing.formats.FORMATS`.
+
+    Raises:
+        SampleError: it is none of them.
+    """
+    with _open(source, describe(source) if name is None else name) as image:
+        return image.format
 
 
 def patchify(image: Image.Image, geometry: ImageGeometry) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -127,30 +143,68 @@ def teacher_canvas(image: Image.Image, geometry: ImageGeometry, mean: Sequence[f
     return torch.from_numpy(rearrange(np.asarray(canvas), "y x c -> c y x").copy())
 
 
-def _open(source: Any, name: str) -> tuple[Image.Image, int]:
-    """The image with its header read, and its EXIF orientation."""
-    source = fetch(source, name)
+def _open(source: Any, name: str) -> Image.Image:
+    """The image with its header read."""
+    if not isinstance(source, BufferedIOBase):  # of an open file, the header is enough
+        source = fetch(source, name)
     try:
         if isinstance(source, Image.Image):
             image = source
         else:
-            image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+            image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=OPENED_AS)
     except UnidentifiedImageError as error:  # its own message names a place in memory
         raise SampleError(f"{name}: the image cannot be opened: it is no image of a known kind") from error
-    except Exception as error:  # as above; FileNotFoundError and DecompressionBombError among them
+    except Exception as error:  # of Pillow's decoders; FileNotFoundError and DecompressionBombError among them
         raise SampleError(f"{name}: the image cannot be opened: {error}") from error
-    return image, _orientation(image)
+    if image.mode == "LAB":
+        raise SampleError(f"{name}: the image cannot be decoded: its colours are CIE L*a*b*; convert it to RGB")
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # Pillow turns these upright by itself, and reports their size so
-        return 1
-    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode all pixels to look behind them
-        return 1
+    """The EXIF (or XMP) orientation, as ``ImageOps.exif_transpose`` finds it once all pixels are decoded."""
+    if image.format == "TIFF" and (not _is_waiting(image) or _ORIENTATION_TAG in image.tag_v2):
+        return 1  # Pillow turns these upright by itself, and reports their size so, unless the tag stands in their XMP
     try:
-        return image.getexif().get(_ORIENTATION_TAG, 1)
+        if image.format != "PNG" or not _is_waiting(image):
+            exif = image.getexif()
+        elif _has_late_orientation(image.fp):
+            image.load()
+            exif = image.getexif()
+        else:  # PngImageFile's own would decode all pixels to look behind them
+            exif = Image.Image.getexif(image)
+        return exif.get(_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block is no reason to lose the photo
         return 1
+
+
+def _is_waiting(image: Image.Image) -> bool:
+    """Whether the pixels of an image file are still to be decoded."""
+    return bool(getattr(image, "tile", None)) and getattr(image, "fp", None) is not None
+
+
+def _has_late_orientation(file: BinaryIO) -> bool:
+    """Whether a chunk behind the pixels of a PNG may hold the orientation. The file's place stays where it is."""
+    place = file.tell()
+    try:
+        file.seek(len(b"\x89PNG\r\n\x1a\n"))
+        pixels = False
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if kind in (b"IEND", b"fcTL") and pixels:  # the next frame of an animation
+                return False
+            pixels = pixels or kind == b"IDAT"
+            if pixels and kind == b"eXIf":
+                return True
+            if pixels and kind in (b"tEXt", b"zTXt", b"iTXt"):
+                keyword = file.read(min(size, 80)).split(b"\0")[0]
+                if keyword in (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"):
+                    return True
+                size -= min(size, 80)
+            file.seek(size + 4, 1)
+        return False
+    finally:
+        file.seek(place)
 
 
 def check_size(size: tuple[int, int], name: str, max_pixels: int, max_aspect_ratio: float) -> None:
@@ -183,5 +237,6 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         scale = 255.0 if values.max() <= 1 else 1.0
     else:  # "I" holds 16-bit files as well, and 8-bit ones that were widened
-        scale = 255 / 65535 if image.mode != "I" or values.max() > 255 else 1.0
+        wide = image.mode != "I" or image.format == "PPM" or values.max() > 255
+        scale = 255 / 65535 if wide else 1.0
     return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))

@@ -97,8 +97,27 @@ def check_answers(messages: Sequence[Message]) -> None:
         raise SampleError("the conversation has an empty answer")
 
 
+def check_text(text: str) -> str:
+    """The text, unless no tokenizer takes it.
+
+    Raises:
+        SampleError: it has half of a surrogate pair, as texts have that were cut between the two.
+    """
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise SampleError(f"the text is no Unicode: it has half of a surrogate pair, {half}") from error
+    return text
+
+
 def split_placeholders(text: str) -> tuple[Part, ...]:
-    """Texts and image places of a text with ``<image>`` in it."""
+    """Texts and image places of a text with ``<image>`` in it.
+
+    Raises:
+        SampleError: it is no Unicode.
+    """
+    check_text(text)
     parts: list[Part] = []
     for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
         if index:
@@ -126,12 +145,12 @@ def _parse_message(message: Mapping[str, Any]) -> Message:
 
 def _parse_part(part: Any) -> Part:
     if isinstance(part, str):
-        return part
+        return check_text(part)
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("image", "image_url"):
         return Slot.IMAGE
     if kind == "text" and isinstance(part.get("text"), str):
-        return part["text"]
+        return check_text(part["text"])
     raise SampleError(f"a part of a message must be a text or an image, got {kind or type(part).__name__!r}")
 
 

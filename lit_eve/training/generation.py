@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from lit_eve.errors import SampleError
 from lit_eve.processing import Sample, parse_conversation
-from lit_eve.processing.sample import Slot
+from lit_eve.processing.sample import Slot, naming
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration
     from lit_eve.processing import EveProcessor
+    from lit_eve.processing.processor import TemplateName
     from lit_eve.processing.sources import ImageSource
 
 
@@ -43,16 +45,85 @@ def generate_answers(
     return [text.strip() for text in processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
-def split_answer(sample: Sample) -> tuple[Sequence[Mapping[str, Any]], Sequence[ImageSource], str]:
-    """What comes before the first answer of a sample, the images of that part, and the answer.
+@dataclass(frozen=True)
+class Question:
+    """What a sample asks, and what it answers itself.
+
+    Args:
+        key: of the sample.
+        conversation: what comes before the answer.
+        images: of that part.
+        expected: the answer.
+        fault: why the sample cannot be asked.
+    """
+
+    key: str
+    conversation: Sequence[Mapping[str, Any]]
+    images: Sequence[ImageSource]
+    expected: str
+    fault: str | None = None
+
+
+def split_answer(sample: Sample) -> Question:
+    """A sample up to its first answer to a user. An assistant's opening, as instruction mixes have it, is part of the question.
 
     Raises:
-        SampleError: the sample has no answer.
+        SampleError: the sample has no answer, or no question before one.
     """
-    messages = parse_conversation(sample.conversation)
-    first = next((index for index, message in enumerate(messages) if message.role == "assistant"), None)
-    if first is None:
-        raise SampleError(f"{sample.key}: the conversation has no answer")
+    with naming(sample.key):
+        messages = parse_conversation(sample.conversation)
+        roles = [message.role for message in messages]
+        if "assistant" not in roles:
+            raise SampleError("the conversation has no answer")
+        if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
+            raise SampleError("the conversation has no question before an answer")
+    first = roles.index("assistant", roles.index("user"))
     count = sum(part is Slot.IMAGE for message in messages[:first] for part in message.parts)
     answer = "".join(part for part in messages[first].parts if isinstance(part, str))
-    return sample.conversation[:first], sample.images[:count], answer
+    return Question(sample.key, sample.conversation[:first], sample.images[:count], answer)
+
+
+def ask(
+    samples: Sequence[Sample], processor: EveProcessor, template: TemplateName | None = None
+) -> tuple[list[Question], Mapping[str, Any]]:
+    """The prompts of samples.
+
+    Args:
+        samples: with their answers.
+        processor: makes prompts.
+        template: how conversations are written, instead of the processor's own.
+
+    Returns:
+        the question of each sample, and what ``generate_answers`` takes: a prompt for each of them, so that ranks of a sharded
+        model stay in step. Where ``fault`` is set, the prompt stands in for one that cannot be made.
+    """
+
+    def prompts_of(questions: Sequence[Question]) -> Mapping[str, Any]:
+        asked = [_STAND_IN if question.fault else question for question in questions]
+        return processor(
+            conversation=[question.conversation for question in asked],
+            images=[list(question.images) for question in asked],
+            template=template,
+            keys=[question.key for question in asked],
+        )
+
+    questions = [_question(sample) for sample in samples]
+    try:
+        return questions, prompts_of(questions)
+    except SampleError:  # of a broken image, or one that the template has no place for; find it, and ask the others
+        for index, question in enumerate(questions):
+            try:
+                prompts_of([question])
+            except SampleError as error:
+                questions[index] = replace(question, fault=str(error))
+        return questions, prompts_of(questions)
+
+
+def _question(sample: Sample) -> Question:
+    try:
+        return split_answer(sample)
+    except SampleError as error:
+        return Question(sample.key, (), (), "", str(error))
+
+
+_STAND_IN = Question("stand-in", [{"role": "user", "content": "."}], (), "")

@@ -22,7 +22,7 @@ from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
 from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.fsdp import sharding_strategy
-from lit_eve.training.generation import generate_answers, split_answer
+from lit_eve.training.generation import ask, generate_answers
 from lit_eve.training.optimizer import build_optimizer, parameter_groups
 from lit_eve.training.stages import Stage, get_stage, print_stage
 
@@ -233,13 +233,17 @@ class LitEve(LightningModule):
         self._log_metrics("test")
 
     def predict_step(self, batch: list[Sample], batch_idx: int) -> list[dict[str, str]]:
-        """Answer samples, greedily: ``id``, ``answer``, and the ``expected`` answer of the sample, for each."""
-        prompts, images, expected = zip(*map(split_answer, batch), strict=True)
-        inputs = self.processor(conversation=list(prompts), images=[list(row) for row in images])
-        answers = self._answer(inputs, self.max_new_tokens)
+        """Answer samples, greedily: ``id``, ``answer``, and the ``expected`` answer of the sample, for each.
+
+        A sample that cannot be asked (a broken image, no question) has an empty answer, and ``error`` says why.
+        """
+        questions, prompts = ask(batch, self.processor)
+        answers = self._answer(prompts, self.max_new_tokens)
         return [
-            {"id": sample.key, "answer": answer, "expected": wanted}
-            for sample, answer, wanted in zip(batch, answers, expected, strict=True)
+            {"id": question.key, "answer": "", "expected": question.expected, "error": question.fault}
+            if question.fault
+            else {"id": question.key, "answer": answer, "expected": question.expected}
+            for question, answer in zip(questions, answers, strict=True)
         ]
 
     def _answer(self, inputs: Mapping[str, Any], max_new_tokens: int) -> list[str]:

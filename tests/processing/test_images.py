@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 from safetensors.torch import load_file
 
 from lit_eve.errors import SampleError
 from lit_eve.processing import CLIP_MEAN, CLIP_STD, ImageGeometry, image_size, load_image, patchify, teacher_canvas
+from lit_eve.processing.formats import FORMATS
+from lit_eve.processing.images import image_format
 from tests.processing.conftest import IMAGES, REFERENCE, SMALL, picture
 
 OFFICIAL = load_file(REFERENCE / "a672" / "pixels.safetensors")
@@ -144,6 +149,116 @@ def test_exif_orientation(kind, orientation):
     assert loaded.size == (48, 24)
     assert np.abs(np.array(loaded).astype(int) - np.array(upright)).max() <= 6
     assert image_size(Image.open(io.BytesIO(data))) == load_image(Image.open(io.BytesIO(data))).size == (48, 24)
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def png_with(chunk: bytes, behind: bool, frames: int = 1) -> bytes:
+    """A PNG with a chunk in front of its pixels or behind them."""
+    options = {"save_all": True, "append_images": [Image.new("RGB", (60, 40))] * (frames - 1)} if frames > 1 else {}
+    data = encoded(picture(60, 40), "PNG", **options)
+    place = len(data) - 12 if behind else 33  # before IEND, behind IHDR
+    check = struct.pack(">I", zlib.crc32(chunk))
+    return data[:place] + struct.pack(">I", len(chunk) - 4) + chunk + check + data[place:]
+
+
+RAW_PROFILE = f"\nexif\n{len(exif_of(6).tobytes()):8}\n{exif_of(6).tobytes().hex()}\n".encode()
+CHUNKS = {
+    "exif": b"eXIf" + exif_of(6).tobytes()[6:],
+    "profile": b"zTXtRaw profile type exif\0\0" + zlib.compress(RAW_PROFILE),
+    "plain profile": b"tEXtRaw profile type exif\0" + RAW_PROFILE,
+    "xmp": b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + XMP.encode(),
+    "something else": b"tEXtdate:create\0today",
+}
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("kind", CHUNKS)
+def test_png_orientation_wherever_it_stands(kind, behind, frames):
+    data = png_with(CHUNKS[kind], behind, frames)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert expected.size == ((60, 40) if kind == "something else" or (behind and frames == 2) else (40, 60))
+    assert image_size(data) == expected.size
+    for source in (data, Image.open(io.BytesIO(data))):
+        assert np.array_equal(np.array(load_image(source)), np.array(expected))
+    opened = Image.open(io.BytesIO(data))  # asked for its size first
+    assert image_size(opened) == expected.size and np.array_equal(np.array(load_image(opened)), np.array(expected))
+
+
+def test_png_size_is_read_without_decoding(monkeypatch):
+    data = png_with(CHUNKS["something else"], behind=True)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert image_size(data) == (60, 40)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, {"exif": exif_of(6)}) for kind in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "MPO")),
+        *((kind, {"xmp": XMP.encode()}) for kind in ("JPEG", "WEBP", "AVIF", "GIF")),
+        ("TIFF", {"tiffinfo": {700: XMP.encode()}}),
+        ("WEBP", {"exif": exif_of(6), "xmp": XMP.encode().replace(b'"6"', b'"3"')}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
+def test_orientation_is_that_of_pillow(kind, options):
+    data = encoded(picture(60, 40), kind, **options)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert image_size(data) == expected.size and np.array_equal(np.array(load_image(data)), np.array(expected))
+
+
+MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "LAB", "HSV", "PA", "I", "F", "I;16")
+REFUSED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "PDF", "PALM", "ICNS", "IM", "SPIDER"}
+Image.init()
+
+
+@pytest.mark.parametrize("kind", sorted(Image.SAVE))
+@pytest.mark.filterwarnings("ignore:IM image format is deprecated")
+def test_every_format_that_pillow_writes(kind):
+    """What is accepted by its header is decoded, upright and over white; the rest is refused by both."""
+    for mode, data in written_in_all_modes(picture(32, 48), kind):
+        if kind in REFUSED or (kind, mode) == ("TIFF", "LAB"):
+            for function in (image_size, load_image):
+                with pytest.raises(SampleError, match="no image of a known kind|convert it to RGB"):
+                    function(data)
+            continue
+        reference = Image.open(io.BytesIO(data))
+        loaded = load_image(data)
+        assert image_format(data) in FORMATS
+        assert loaded.size == image_size(data) == ImageOps.exif_transpose(reference).size
+        if reference.mode not in ("I", "F", "I;16"):
+            if reference.has_transparency_data:
+                reference = Image.alpha_composite(Image.new("RGBA", reference.size, "white"), reference.convert("RGBA"))
+            assert np.array_equal(np.array(loaded), np.array(reference.convert("RGB"))), mode
+        elif (kind, mode) not in (("PPM", "I"), ("ICO", "I;16")):  # Pillow makes other values of these
+            grey = np.array(picture(32, 48).convert("L")).astype(int)
+            assert np.abs(np.array(loaded)[..., 0].astype(int) - grey).max() <= 1, mode
+
+
+def written_in_all_modes(base, kind):
+    """(mode, file) for all modes that Pillow writes."""
+    for mode in MODES:
+        if mode == "I;16":
+            image = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
+        else:
+            image = base.convert("L").convert(mode) if mode in ("I", "F", "PA") else base.convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(Image.new("L", image.size, 128))
+        with suppress(Exception):  # whatever a plugin raises for a mode that it does not know
+            yield mode, encoded(image, kind)
+
+
+def test_dark_16_bit_files_stay_dark():
+    values = np.array([[0, 100, 200]], dtype=np.uint16)
+    assert np.array(load_image(encoded(Image.fromarray(values), "PPM")))[0, :, 0].tolist() == [0, 0, 1]
 
 
 def test_broken_exif_does_not_lose_the_photo():

@@ -318,6 +318,11 @@ def test_wrong_calls(processor, arguments, words):
         processor(**arguments)
 
 
+def test_a_prompt_that_is_no_unicode(processor):
+    with pytest.raises(SampleError, match="no Unicode: it has half of a surrogate pair"):
+        processor(text="a \udce9")
+
+
 def test_unknown_arguments_are_named(processor):
     question = [{"role": "user", "content": "Hi"}]
     for tokenize in (True, False):

@@ -239,6 +239,12 @@ def test_several_images_before_a_caption(processor):
         ([{"from": "human", "text": "Hi"}], "a message needs the keys"),
         (["Hi"], "a message needs the keys"),
         ([{"from": "human", "value": 3}], "the content of a message must be a text or a list of parts, got int"),
+        (
+            [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b \ud83d"}],
+            "no Unicode: it has half of a surrogate pair, .",
+        ),
+        ([{"role": "user", "content": ["\ude00 a"]}], "no Unicode"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a \ude00"}]}], "no Unicode"),
         ([{"role": "user", "content": [{"type": "video"}]}], "a part of a message must be a text or an image, got 'video'"),
         ([{"from": "human", "value": "Hi"}], "the conversation has no answer"),
         ([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": " \n"}], "the conversation has an empty answer"),

@@ -168,3 +168,13 @@ def scalars(run: Path, tag: str) -> dict[int, float]:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def texts(run: Path) -> dict[str, str]:
+    """What TensorBoard shows of a run: the last text of each tag."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    return {
+        tag.removesuffix("/text_summary"): events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
+        for tag in events.Tags()["tensors"]
+    }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
+from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,7 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_eve.data import EveDataModule
 from lit_eve.processing import Sample, load_image
-from lit_eve.training.generation import generate_answers, split_answer
+from lit_eve.training.generation import Question, ask, generate_answers
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _SIDE = 336  # of the logged images, in pixels
 
@@ -40,21 +45,27 @@ class SampleAnswers(Callback):
         if not self._samples:
             return
         processor, template = pl_module.processor, data.template
-        prompts, images, expected = zip(*map(split_answer, self._samples), strict=True)
-        inputs = processor(conversation=list(prompts), images=[list(row) for row in images], template=template)
-        answers = generate_answers(pl_module.model, processor, inputs, self.max_new_tokens)
+        questions, prompts = ask([self._samples[index] for index in range(len(self._samples))], processor, template)
+        answers = generate_answers(pl_module.model, processor, prompts, self.max_new_tokens)
         if not trainer.is_global_zero:
             return
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        for index, sample in enumerate(self._samples):
-            question = processor.apply_chat_template(prompts[index], template=template, add_generation_prompt=True)
-            words = {"prompt": question, "answer": answers[index], "expected": expected[index]}
+        for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+            if question.fault:
+                words = {"not asked": question.fault}
+            else:
+                written = processor.apply_chat_template(question.conversation, template=template, add_generation_prompt=True)
+                words = {"prompt": written, "answer": answer, "expected": question.expected}
             text = "\n\n".join(f"**{key}** {value}" for key, value in words.items())
             for board in boards:
                 board.add_text(f"answers/{index}", text.replace("<", "&lt;"), trainer.global_step)
-                if not self._shown:
-                    for number, image in enumerate(images[index]):
-                        thumbnail = load_image(image, sample.key)
-                        thumbnail.thumbnail((_SIDE, _SIDE))
-                        board.add_image(f"answers/{index}/image_{number}", np.asarray(thumbnail), dataformats="HWC")
+                if not self._shown and not question.fault:
+                    _show_images(board, f"answers/{index}", question)
         self._shown = True
+
+
+def _show_images(board: SummaryWriter, name: str, question: Question) -> None:
+    for number, image in enumerate(question.images):
+        thumbnail = load_image(image, question.key, max_pixels=inf, max_aspect_ratio=inf)
+        thumbnail.thumbnail((_SIDE, _SIDE))
+        board.add_image(f"{name}/image_{number}", np.asarray(thumbnail), dataformats="HWC")
