@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import LitEveError
+
+LEAVING = ("/quit", "/exit", "quit", "exit")
 
 if TYPE_CHECKING:
     from lit_eve.demo.session import ChatSession
 
 HELP = """\
-/image PATH   show an image with the next question
+/image FILE   show an image with the next question (a path, a URL, or a file dropped into the terminal)
 /reset        forget the conversation and its images
 /help         this list
-/quit         leave (also Ctrl-D)
+/quit         leave (also /exit, Ctrl-D)
 """
 
 
@@ -26,14 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, help="run folder, transformers folder, Lightning checkpoint, or official EVE checkpoint"
     )
-    parser.add_argument("--image", action="append", default=[], metavar="PATH", help="may be given several times")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a path or a URL; may be given several times"
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="length of the longest answer (%(default)s)"
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="(%(default)s)")
     sampling = parser.add_argument_group("sampling", "the likeliest token is taken unless one of these is given")
-    sampling.add_argument("--temperature", type=float, metavar="T", help="flattens (above 1) or sharpens the distribution")
+    sampling.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="flattens (above 1) or sharpens the distribution; 0: none, the likeliest token",
+    )
     sampling.add_argument("--top-p", type=float, metavar="P", help="only from the likeliest tokens that share this probability")
     sampling.add_argument("--top-k", type=int, metavar="K", help="only from the K likeliest tokens")
     sampling.add_argument("--seed", type=int, help="same seed, same answers")
@@ -42,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Answer the question, or talk until the user leaves."""
     _check(args)
+    _tolerate_other_encodings()
     from lit_eve.processing.images import load_image
 
     images = [load_image(path) for path in args.image]  # before the model: a wrong path should not cost minutes
@@ -56,15 +69,26 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot work before the model is loaded."""
-    for name, low, high in (("temperature", 0, float("inf")), ("top_p", 0, 1), ("top_k", 0, float("inf"))):
+    if args.temperature is not None and args.temperature < 0:
+        raise LitEveError(f"--temperature must be at least 0, got {args.temperature}")
+    for name, low, high in (("top_p", 0, 1), ("top_k", 0, float("inf"))):
         value = getattr(args, name)
         if value is not None and not low < value <= high:
             bound = f" and at most {high}" if high == 1 else ""
             raise LitEveError(f"--{name.replace('_', '-')} must be above {low}{bound}, got {value}")
     if args.max_new_tokens < 1:
         raise LitEveError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
-    if args.question is not None and not args.question.strip():
-        raise LitEveError("the question is empty")
+    if args.question is not None:
+        from lit_eve.demo.session import check_question
+
+        check_question(args.question)
+
+
+def _tolerate_other_encodings() -> None:
+    """Let bytes through that the terminal's encoding does not know: a line or a file name of them ends no conversation."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def _open(args: argparse.Namespace) -> ChatSession:
@@ -83,7 +107,9 @@ def _open(args: argparse.Namespace) -> ChatSession:
         raise LitEveError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
     model, processor = lit_eve.load(args.model, device=device, dtype=args.dtype)
     sampling = {key: value for key in ("temperature", "top_p", "top_k") if (value := getattr(args, key)) is not None}
-    if sampling or args.seed is not None:
+    if args.temperature == 0:
+        sampling = {}
+    elif sampling or args.seed is not None:
         sampling["do_sample"] = True
     return ChatSession(model, processor, args.max_new_tokens, **sampling)
 
@@ -96,6 +122,8 @@ def _answer(session: ChatSession, question: str) -> None:
 
 
 def _talk(session: ChatSession) -> None:
+    from torch import OutOfMemoryError
+
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline  # noqa: F401 - line editing and history in input()
@@ -107,30 +135,56 @@ def _talk(session: ChatSession) -> None:
             print()
             return
         try:
+            if line.lower() in LEAVING:
+                return
             if line.startswith("/"):
-                if not _command(session, line):
-                    return
+                _command(session, line)
             elif line:
                 _answer(session, line)
-        except LitEveError as error:
-            print(f"error: {error}")
+        except (LitEveError, MemoryError, OutOfMemoryError) as error:
+            print(f"error: {str(error) or type(error).__name__}")
         except KeyboardInterrupt:
             print("\n(stopped; this turn is forgotten)")
 
 
-def _command(session: ChatSession, line: str) -> bool:
-    """Do what a line that begins with a slash says; False to leave."""
+def _command(session: ChatSession, line: str) -> None:
+    """Do what a line that begins with a slash says."""
     name, _, argument = line.partition(" ")
-    if name == "/quit":
-        return False
-    if name == "/image" and argument.strip():
-        image = session.add_image(argument.strip())
-        print(f"({argument.strip()}: {image.width} x {image.height}, comes with your next question)")
+    if name == "/image":
+        _show(session, argument.strip())
     elif name == "/reset":
         session.reset()
         print("(a new conversation)")
-    else:
-        if name != "/help":
-            print(f"unknown command {line!r}")
+    elif name == "/help":
         print(HELP, end="")
-    return True
+    elif files := [file for file in written_files(line) if os.path.isfile(file)]:  # dropped without a command
+        _show(session, *files)
+    else:
+        print(f"unknown command {line!r}\n{HELP}", end="")
+
+
+def _show(session: ChatSession, *arguments: str) -> None:
+    files = [file for argument in arguments for file in written_files(argument)]
+    if not files:
+        raise LitEveError("/image needs the path or the URL of an image")
+    for file in files:
+        image = session.add_image(file)
+        print(f"({file}: {image.width} x {image.height}, comes with your next question)")
+
+
+def written_files(text: str) -> list[str]:
+    """The files that a line names as people or terminals write them: as they are, in quotes, or with escaped blanks.
+
+    Several files may be dropped at once; a line is read as several only if each of them is there.
+    """
+    if not text or _exists(text):
+        return [text] if text else []
+    try:
+        pieces = shlex.split(text)
+    except ValueError:  # an apostrophe is no quote
+        return [text]
+    return pieces if len(pieces) == 1 or all(map(_exists, pieces)) else [text]
+
+
+def _exists(file: str) -> bool:
+    return os.path.exists(os.path.expanduser(file))

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor
 
 
+def check_question(question: str) -> None:
+    """Raise LitEveError if there is nothing to answer: no words, or bytes that are no text."""
+    if not question.strip():
+        raise LitEveError("the question is empty")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise LitEveError("the question is no text in UTF-8") from error
+
+
 class ChatSession:
     """The turns so far, and the images that come with the next one.
 
@@ -59,10 +69,9 @@ class ChatSession:
             streamer: gets the tokens as they are generated (transformers' ``TextStreamer``).
 
         Raises:
-            LitEveError: the question is empty, or the conversation has grown longer than the decoder's context.
+            LitEveError: the question is empty or no text, or the conversation has grown longer than the decoder's context.
         """
-        if not question.strip():
-            raise LitEveError("the question is empty")
+        check_question(question)
         content = [*({"type": "image", "image": image} for image in self.waiting), {"type": "text", "text": question}]
         messages = [*self.messages, {"role": "user", "content": content}]
         inputs = self.processor(conversation=messages).to(self.model.device)

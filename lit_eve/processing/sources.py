@@ -159,7 +159,8 @@ def _download(url: str, name: str) -> bytes:
             return response.read()
     except Exception as error:  # no network, no such host or page, an interrupted transfer, a URL that is none
         reason = f"HTTP {error.code} {error.reason}" if isinstance(error, HTTPError) else getattr(error, "reason", error)
-        raise SampleError(f"{name}: {_shorten(url)} cannot be downloaded: {reason}") from error
+        what = "the image" if name == _shorten(url) else _shorten(url)
+        raise SampleError(f"{name}: {what} cannot be downloaded: {reason}") from error
 
 
 def _read(file: Any, name: str) -> bytes:

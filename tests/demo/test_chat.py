@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import http.server
 import io
+import os
+import signal
+import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lit_eve.cli import main
 from lit_eve.demo.chat import HELP
-from lit_eve.demo.session import ChatSession
+from lit_eve.demo.session import ChatSession, check_question
 from lit_eve.errors import LitEveError, SampleError
 from lit_eve.evaluation import answer_all
 from tests.tiny_model import make_tiny, scene_image
@@ -85,7 +91,8 @@ def test_sampling_follows_the_seed(model_folder: Path, capsys: pytest.CaptureFix
         (["--model", "{run}", "--image", "no.png", QUESTION], "no.png: the image cannot be opened"),
         (["--model", "{run}", "--image", "{run}/model/config.json", QUESTION], "config.json: the image cannot be opened"),
         (["--model", "{run}", " "], "the question is empty"),
-        (["--model", "{run}", QUESTION, "--temperature", "0"], "--temperature must be above 0, got 0.0"),
+        (["--model", "{run}", QUESTION, "--temperature", "-1"], "--temperature must be at least 0, got -1.0"),
+        (["--model", "{run}", "caf\udce9?"], "the question is no text in UTF-8"),
         (["--model", "{run}", QUESTION, "--top-p", "1.5"], "--top-p must be above 0 and at most 1, got 1.5"),
         (["--model", "{run}", QUESTION, "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
         (["--model", "{run}", QUESTION, "--device", "abacus"], "--device abacus cannot be used"),
@@ -114,3 +121,87 @@ def test_a_turn_that_fails_is_forgotten_and_its_images_stay() -> None:
     assert len(session.messages) == 2 and not session.waiting
     with pytest.raises(SampleError):
         session.add_image("no.png")
+
+
+def talk(model_folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert chat("--model", model_folder, "--max-new-tokens", 8) == 0
+
+
+def test_images_as_people_and_terminals_write_them(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "it's a scene.png"
+    scene_image(0).save(path)
+    scene_image(1).save(tmp_path / "b.png")
+    written = str(path).replace(" ", "\\ ").replace("'", "\\'")
+    forms = [str(path), f'"{path}"', written, path.as_uri(), f"'{path.as_uri()}'", "~/b.png", f'"{path}" {tmp_path}/b.png']
+    talk(model_folder, monkeypatch, *(f"/image {form}" for form in forms), written, "/image", "/image 'no", "/image no no.png")
+    out = capsys.readouterr().out
+    (width, height), other = scene_image(0).size, scene_image(1).size
+    assert out.count(f": {width} x {height}, comes with") == 7 and out.count(f": {other[0]} x {other[1]}, comes with") == 2
+    assert "error: /image needs the path or the URL" in out and "error: 'no: " in out and "error: no no.png: " in out
+
+
+def test_images_from_a_server(model_folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=model_folder.parent)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *args: None)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert chat("--model", model_folder, "--image", f"{url}/0.png", QUESTION, "--max-new-tokens", 8) == 0
+        assert capsys.readouterr().out.strip() == expected(([model_folder.parent / "0.png"], QUESTION))[0]
+        talk(model_folder, monkeypatch, f"/image {url}/1.png", f"/image {url}/2.png")
+        server.shutdown()
+    out = capsys.readouterr().out
+    assert f"({url}/1.png: " in out and f"error: {url}/2.png: the image cannot be downloaded: HTTP 404" in out
+
+
+@pytest.mark.parametrize("word", ["/quit", "/exit", "quit", "exit", "Exit"])
+def test_ways_to_leave(model_folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    talk(model_folder, monkeypatch, word, "/reset")
+    assert not capsys.readouterr().out.strip()
+
+
+def test_a_temperature_of_zero_is_greedy(model_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    answers = set()
+    for options in ([], ["--temperature", 0], ["--temperature", 0, "--top-p", 0.9, "--seed", 3]):
+        assert chat("--model", model_folder, QUESTION, "--max-new-tokens", 12, *options) == 0
+        answers.add(capsys.readouterr().out)
+    assert len(answers) == 1
+
+
+def test_an_interrupted_answer_is_forgotten(
+    model_folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, calls = ChatSession.ask, []
+
+    def interrupted(self: ChatSession, question: str, streamer: object = None) -> str:
+        calls.append(len(self.messages))
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return ask(self, question, streamer)
+
+    monkeypatch.setattr(ChatSession, "ask", interrupted)
+    talk(model_folder, monkeypatch, QUESTION, QUESTION)
+    assert calls == [0, 0]
+    assert capsys.readouterr().out.split() == f"(stopped; this turn is forgotten) {expected(([], QUESTION))[0]}".split()
+
+
+def test_bytes_that_are_no_text_end_nothing(model_folder: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Path(os.fsdecode(name)).write_bytes((model_folder.parent / "0.png").read_bytes())
+    command = [sys.executable, "-m", "lit_eve.cli", "chat", "--model", model_folder, "--max-new-tokens", "8"]
+    question = QUESTION.encode()
+    lines = b"/image " + name + b"\n" + question + b"\n\xe7\x8c\n" + question
+    done = subprocess.run(command, input=lines, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"})
+    first = expected(([model_folder.parent / "0.png"], QUESTION))[0]
+    turns = [{"role": "user", "content": "<image>\n" + QUESTION}, {"role": "assistant", "content": first}]
+    second = expected(([model_folder.parent / "0.png"], [*turns, {"role": "user", "content": QUESTION}]))[0]
+    shown, *said = done.stdout.decode().strip().split("\n")
+    assert done.returncode == 0 and "caf\\udce9.png: " in shown
+    assert [line.strip() for line in said if line.strip()] == [first, "error: the question is no text in UTF-8", second]
+    with pytest.raises(LitEveError, match="no text in UTF-8"):
+        check_question("caf\udce9?")
