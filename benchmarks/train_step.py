@@ -1,9 +1,9 @@
-"""How fast a training step is: forward, backward and AdamW over packed rows, with random weights; prints JSON.
+"""How fast a training step is: forward, backward and optimizer over packed rows, with random weights; prints JSON.
 
     python benchmarks/train_step.py --model eve_7b --stage prealign --rows 4 --compile --output prealign.json
     python benchmarks/train_step.py --model eve_7b --stage pretrain --rows 8 --checkpointing --layers 16
 
-Model, losses and packing are those of training, on one device; weights, gradients and AdamW's moments have the type
+Model, losses and packing are those of training, on one device; weights, gradients and the optimizer's states have the type
 ``--dtype``, where the recipes shard them in float32, and gradients are not clipped. Images and texts are noise of realistic
 sizes. ``step_seconds`` are all steps but the warm-up; what is said per second is the median over them, and ``spread`` the
 slowest and the fastest step over that. ``mfu`` is the model FLOPs utilisation: the arithmetic that the model needs
@@ -39,7 +39,7 @@ from lit_eve.models import EveConfig, EveForConditionalGeneration
 from lit_eve.planning.flops import Workload, total_flops, training_flops
 from lit_eve.planning.gpus import peak_flops
 from lit_eve.processing import ImageGeometry
-from lit_eve.training.optimizer import build_optimizer, parameter_groups
+from lit_eve.training.optimizers import OPTIMIZERS, build_optimizer, trained_parameters
 from lit_eve.training.stages import STAGES, Stage, get_stage
 
 # EVE-7B: Vicuna-7B v1.5 and CLIP-L/14-336. Tiny: the same in small, for tests.
@@ -88,10 +88,7 @@ def build(options: argparse.Namespace, stage: Stage) -> tuple[EveForConditionalG
     if options.compile:
         for layer in model.get_decoder().layers:  # equal layers share what is compiled for the first
             layer.compile()
-    groups = parameter_groups(model, stage.apply(model), weight_decay=0.0)
-    steps = options.warmup + options.steps
-    optimizer, _ = build_optimizer(groups, steps, warmup=0, floor=0.0, betas=(0.9, 0.999), eps=1e-8)
-    return model, optimizer
+    return model, build_optimizer({"name": options.optimizer}, trained_parameters(model, stage.apply(model)))
 
 
 # ---- the data
@@ -225,6 +222,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=DECODERS, default="eve_7b")
     parser.add_argument("--stage", choices=STAGES, default="prealign")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
     parser.add_argument("--layers", type=int, help="depth of the decoder; default: the model's")
     parser.add_argument("--rows", type=int, default=4, help="packed rows of a step")
     parser.add_argument("--steps", type=int, default=20)

@@ -54,7 +54,7 @@ class Registry(Generic[T]):
             spec: ``{"name": ..., **arguments}``.
             context: names of the arguments that ``build`` will add by itself.
         """
-        if "name" not in spec:
+        if not isinstance(spec, Mapping) or "name" not in spec:
             raise ConfigError(f"the {self.kind} needs a 'name'; known: {', '.join(self)}")
         parameters = inspect.signature(self[spec["name"]]).parameters
         allowed = [p for p in parameters if p not in context]

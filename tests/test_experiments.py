@@ -118,7 +118,8 @@ def test_settings_are_those_of_the_paper(name):
     module = recipe.module
     assert (module.stage.lr, module.stage.warmup, recipe.data.max_tokens) == (lr, warmup, length)
     assert module.blueprint.geometry["image_size"] == size
-    assert (module.weight_decay, module.betas, module.lr_floor) == (0.0, (0.9, 0.999), 0.0)
+    assert (module.optimizer.get("weight_decay", 0.0), module.lr_floor) == (0.0, 0.0)
+    assert module.optimizer.keys() <= {"name", "weight_decay"} and module.optimizer["name"] == "adamw"
     assert module.blueprint.alignment_weight == 1.0 and module.blueprint.teacher_layer == -2
     trainer = recipe.trainer
     assert (trainer.max_epochs, trainer.gradient_clip_val, trainer.precision) == (1, 1.0, "bf16-mixed")

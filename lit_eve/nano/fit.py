@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
-from lit_eve.training.optimizer import warmup_cosine, warmup_steps
+from lit_eve.training.optimizers import build_optimizer, trained_parameters, warmup_then_cosine
+
+ADAMW = {"name": "adamw", "betas": [0.9, 0.98]}
 
 
 @contextmanager
@@ -59,12 +59,14 @@ class Steps:
         self.seen = state["seen"]
 
 
-def adamw(module: LightningModule, lr: float, steps: int, warmup: float = 0.05, floor: float = 0.02) -> dict[str, Any]:
-    """AdamW over all parameters with warm-up and cosine, as ``configure_optimizers`` returns it."""
-    optimizer = AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    warm = warmup_steps(warmup, steps)
-    schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, total=steps, warmup=warm, floor=floor))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+def optimize(
+    module: LightningModule, optimizer: Mapping[str, Any], lr: float, steps: int, warmup: float = 0.05, floor: float = 0.02
+) -> dict[str, Any]:
+    """The optimizer of that name over all parameters, with warm-up and cosine, as ``configure_optimizers`` returns it."""
+    trained = trained_parameters(module, {name: lr for name, _ in module.named_parameters()})
+    made = build_optimizer(optimizer, trained)
+    schedule = warmup_then_cosine(made, steps, warmup, floor)
+    return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def fit(module: LightningModule, make_batch: Callable[[int], Any], steps: int, folder: Path, checkpoint_every: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_eve.nano.fit import adamw, fit
+from lit_eve.nano.fit import ADAMW, fit, optimize
 from lit_eve.nano.language import ASSISTANT
 from lit_eve.nano.progress import is_done, mark_done
 from lit_eve.nano.tokenizer import make_tokenizer
 from lit_eve.nano.world import DOCUMENTS
+from lit_eve.training.optimizers import check_optimizer
 
 SORTED_BATCHES = 50  # documents are sorted by length within so many batches: little padding, yet any length at any time
 
@@ -30,6 +31,7 @@ class LanguageModelSettings:
         width, layers, heads, feed_forward: its size.
         init: standard deviation of the initial weights.
         steps, batch, lr: length of the training, documents per step, peak learning rate.
+        optimizer: by name, with its arguments, as in {name: muon, weight_decay: 0.1}.
         seed: of the initial weights and of the order of the documents.
         checkpoint_every: steps between checkpoints.
     """
@@ -42,8 +44,12 @@ class LanguageModelSettings:
     steps: int = 2000
     batch: int = 10
     lr: float = 2e-3
+    optimizer: dict[str, Any] = field(default_factory=lambda: dict(ADAMW))
     seed: int = 0
     checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        check_optimizer(self.optimizer)
 
 
 class LitLanguageModel(LightningModule):
@@ -74,7 +80,7 @@ class LitLanguageModel(LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return adamw(self, self.settings.lr, self.settings.steps)
+        return optimize(self, self.settings.optimizer, self.settings.lr, self.settings.steps)
 
 
 class Documents:

@@ -7,7 +7,7 @@ import json
 import random
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from lit_eve.files import write_atomically
-from lit_eve.nano.fit import adamw, fit
+from lit_eve.nano.fit import ADAMW, fit, optimize
 from lit_eve.nano.progress import is_done, mark_done
 from lit_eve.nano.tokenizer import make_tokenizer
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, teacher_canvas
+from lit_eve.training.optimizers import check_optimizer
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TeacherSettings:
         width, layers, heads, feed_forward: size of the vision transformer; the text transformer has ``text_layers``.
         projection: width of the space that images and captions share.
         steps, batch, lr: length of the training, pairs per step, peak learning rate.
+        optimizer: by name, with its arguments, as in {name: muon, weight_decay: 0.1}.
         seed: of the initial weights and of the order of the pairs.
         checkpoint_every: steps between checkpoints.
     """
@@ -49,8 +51,12 @@ class TeacherSettings:
     steps: int = 300
     batch: int = 48
     lr: float = 1.5e-3
+    optimizer: dict[str, Any] = field(default_factory=lambda: dict(ADAMW))
     seed: int = 0
     checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        check_optimizer(self.optimizer)
 
     @property
     def geometry(self) -> ImageGeometry:
@@ -100,7 +106,7 @@ class LitTeacher(LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return adamw(self, self.settings.lr, self.settings.steps)
+        return optimize(self, self.settings.optimizer, self.settings.lr, self.settings.steps)
 
 
 class Pairs:

@@ -17,13 +17,14 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from lit_eve.data import PromptBatch, model_inputs
+from lit_eve.errors import ConfigError
 from lit_eve.training.architecture import check_architecture
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
 from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.fsdp import sharding_strategy
 from lit_eve.training.generation import ask, generate_answers
-from lit_eve.training.optimizer import build_optimizer, parameter_groups
+from lit_eve.training.optimizers import build_optimizer, check_optimizer, trained_parameters, warmup_then_cosine
 from lit_eve.training.stages import Stage, get_stage, print_stage
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class LitEve(LightningModule):
         lr: peak learning rate; null takes the stage's.
         warmup: steps of linear warm-up, or their fraction of all steps if below 1; null takes the stage's.
         lr_floor: learning rate at the end of the cosine, as a fraction of the peak.
-        weight_decay: AdamW's weight decay on matrices; vectors and embedding tables have none.
-        betas: AdamW's coefficients of the running averages.
-        eps: AdamW's term in the denominator.
+        optimizer: the optimizer by name, with its arguments, as in {name: adamw, betas: [0.9, 0.98]} or
+            {name: muon, weight_decay: 0.1}. Rates and schedule are not among them: `lr`, `warmup` and `lr_floor` are the same
+            for all optimizers.
         gradient_checkpointing: recompute the decoder's layers in the backward pass, for less memory.
         attn_implementation: how the decoder attends: packed, packed_varlen, packed_sdpa, or a name of transformers such as
             flash_attention_2; null: packed, which takes flash-attn, torch's varlen_attn or SDPA, the first that fits.
@@ -82,9 +83,7 @@ class LitEve(LightningModule):
         lr: float | None = None,
         warmup: float | None = None,
         lr_floor: float = 0.0,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        optimizer: dict[str, Any] = {"name": "adamw"},  # noqa: B006 - never written to
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
         max_new_tokens: int = 64,
@@ -108,7 +107,11 @@ class LitEve(LightningModule):
             template=template,
             attn_implementation=attn_implementation,
         )
-        self.lr_floor, self.weight_decay, self.betas, self.eps = lr_floor, weight_decay, betas, eps
+        try:
+            check_optimizer(optimizer)
+        except ConfigError as error:
+            raise ConfigError(f"model.optimizer: {error}") from error
+        self.optimizer, self.lr_floor = optimizer, lr_floor
         self.gradient_checkpointing, self.max_new_tokens = gradient_checkpointing, max_new_tokens
         self.model: EveForConditionalGeneration | None = None
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
@@ -146,16 +149,11 @@ class LitEve(LightningModule):
         self._rates = self.stage.apply(self.model)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW over the stage's groups, warm-up and cosine over the steps of the run."""
-        optimizer, scheduler = build_optimizer(
-            parameter_groups(self.model, self._rates, self.weight_decay),
-            total=self.trainer.estimated_stepping_batches,
-            warmup=self.stage.warmup,
-            floor=self.lr_floor,
-            betas=self.betas,
-            eps=self.eps,
-            fused=self.trainer.precision != "16-mixed",
-        )
+        """The optimizer over what the stage trains, warm-up and cosine over the steps of the run."""
+        trained = trained_parameters(self.model, self._rates, {name: self.stage.label(name) for name in self._rates})
+        optimizer = build_optimizer(self.optimizer, trained, fused=self.trainer.precision != "16-mixed")
+        total = self.trainer.estimated_stepping_batches
+        scheduler = warmup_then_cosine(optimizer, total, self.stage.warmup, self.lr_floor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:

@@ -90,11 +90,22 @@ class Stage:
                 raise ConfigError(f"stage {self.name!r}: the pattern {rule.pattern!r} fits no parameter (the model has {tops})")
         rates: dict[str, float | None] = {}
         for name in names:
-            rule = next((rule for rule in self.rules if rule.fits(name)), None)
+            rule = self._rule_of(name)
             rates[name] = (rule.lr or self.lr) if rule is not None and rule.trainable else None
         if not any(rates.values()):
             raise ConfigError(f"stage {self.name!r} freezes every parameter: nothing is left to train")
         return rates
+
+    def label(self, name: str) -> str:
+        """What a parameter's learning rate is logged as: the pattern of the rule that gives it, or "stage".
+
+        Never the rate itself, so that the runs of a sweep share a chart.
+        """
+        rule = self._rule_of(name)
+        return "stage" if rule is None or rule.lr is None else rule.pattern
+
+    def _rule_of(self, name: str) -> Rule | None:
+        return next((rule for rule in self.rules if rule.fits(name)), None)
 
     def apply(self, model: nn.Module) -> dict[str, float | None]:
         """Let the parameters of a model require gradients where they train; the teacher's never do.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from lit_eve.nano.fit import Steps, adamw, fit
+from lit_eve.nano.fit import Steps, fit, optimize
 
 
 class Line(LightningModule):
@@ -25,7 +25,7 @@ class Line(LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return adamw(self, lr=0.1, steps=12)
+        return optimize(self, {"name": "adamw"}, lr=0.1, steps=12)
 
 
 def make_batch(step: int) -> torch.Tensor:

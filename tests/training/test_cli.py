@@ -139,7 +139,7 @@ def test_what_tensorboard_shows(chain):
     tags = events.Tags()
     losses = ("loss", "language_loss", "alignment_loss")
     expected = {f"{part}/{loss}" for part in ("train", "val") for loss in losses}
-    expected |= {"train/gradient_norm", "val/token_accuracy", f"lr/{micro.LR}", "data/padding", "data/skipped"}
+    expected |= {"train/gradient_norm", "val/token_accuracy", "lr/stage", "data/padding", "data/skipped"}
     expected |= {"speed/tokens_per_second", "speed/images_per_second"}
     assert expected <= set(tags["scalars"])
     assert "answers/0/image_0" in tags["images"]
@@ -188,9 +188,11 @@ def test_two_ranks_train_like_one_that_accumulates(world, tmp_path):
 def test_another_experiment_does_not_continue_a_run(world, chain, capsys):
     run, start = chain / "2_pretrain", {"model.init_from": chain / "1_prealign"}
     more = {"trainer.limit_train_batches": 6, "trainer.limit_val_batches": 2, "trainer.val_check_interval": 3}
-    changed = micro.arguments(world, run, "2_pretrain", **start, **more, **{"model.weight_decay": 0.1, "data.seed": 3})
+    changed = micro.arguments(
+        world, run, "2_pretrain", **start, **more, **{"model.optimizer.weight_decay": 0.1, "data.seed": 3}
+    )
     message = fails(changed, capsys)
-    assert "model.weight_decay: 0.0 -> 0.1; data.seed: 0 -> 3" in message
+    assert "model.optimizer.weight_decay: None -> 0.1; data.seed: 0 -> 3" in message
     assert "--resume never" in message
 
 

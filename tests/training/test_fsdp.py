@@ -70,7 +70,7 @@ def arguments(world, run, stage: str, start, sharded: bool, **overrides) -> list
         "checkpoint.every_n_steps": 2,
         "checkpoint.keep": -1,
         "trainer.gradient_clip_val": 0.5,
-        "model.weight_decay": 0.1,  # two parameter groups
+        "model.optimizer.weight_decay": 0.1,  # two parameter groups
         "model.gradient_checkpointing": True,
     }
     if sharded:

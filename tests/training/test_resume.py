@@ -19,7 +19,7 @@ from lit_eve.training.callbacks import AtomicCheckpointIO, find_checkpoint
 from lit_eve.training.cli import EveCLI
 from tests.training import world as micro
 
-LOSSES = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm", f"lr/{micro.LR}")
+LOSSES = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm", "lr/stage")
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ class TrainingMonitor(Callback):
     """Log one line of scalars per optimizer step, at the trainer's ``log_every_n_steps``.
 
     ``train/loss``, ``train/language_loss`` and ``train/alignment_loss`` are those of the global batch, over micro-batches and
-    ranks; ``train/gradient_norm`` is the norm before clipping. ``speed/*`` and ``data/padding`` count all ranks since the
-    last line. Everything stays on the device until a line is due, so that no step waits for it.
+    ranks; ``train/gradient_norm`` is the norm before clipping; ``lr/stage`` is the stage's learning rate, beside those of rules
+    that have their own, named by their patterns. ``speed/*`` and ``data/padding`` count all ranks since the last line.
+    Everything stays on the device until a line is due, so that no step waits for it.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +73,7 @@ class TrainingMonitor(Callback):
         pl_module.log("train/loss", loss, prog_bar=True)
         pl_module.log_dict({f"train/{name}": named[name] for name in losses})
         pl_module.log("train/gradient_norm", pl_module.gradient_norm)
-        pl_module.log_dict({f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups})
+        pl_module.log_dict({f"lr/{group['label']}": group["lr"] for group in trainer.optimizers[0].param_groups})
         pl_module.log("speed/tokens_per_second", named["tokens"] / seconds, prog_bar=True)
         pl_module.log("speed/images_per_second", named["images"] / seconds)
         pl_module.log("data/padding", named["padding"] / (named["tokens"] + named["padding"]))
