@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import argparse
 
+from lit_eve.files import path_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve convert`` takes."""
-    parser.add_argument("source", help="official checkpoint, transformers folder, run folder, or hub name (BAAI/EVE-7B-v1.0)")
-    parser.add_argument("output", help="the folder to write; it appears when it is complete")
+    parser.add_argument(
+        "source",
+        type=path_argument,
+        help="official checkpoint, transformers folder, run folder, or hub name (BAAI/EVE-7B-v1.0)",
+    )
+    parser.add_argument("output", type=path_argument, help="the folder to write; it appears when it is complete")
     parser.add_argument("--to", choices=["lit_eve", "official"], help="(default: the layout that SOURCE does not have)")
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="672 or 1344, if the config of an official checkpoint does not tell"
     )
     parser.add_argument(
-        "--tokenizer", metavar="FOLDER", help="if SOURCE has none; to official: one with tokenizer.model, which that code reads"
+        "--tokenizer",
+        type=path_argument,
+        metavar="FOLDER",
+        help="if SOURCE has none; to official: one with tokenizer.model, which that code reads",
     )
-    parser.add_argument("--teacher", metavar="FOLDER", help="to official: put the weights of this CLIP back in")
+    parser.add_argument(
+        "--teacher", type=path_argument, metavar="FOLDER", help="to official: put the weights of this CLIP back in"
+    )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file to write (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is a model's folder")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import ConfigError
+from lit_eve.files import path_argument
 
 if TYPE_CHECKING:
     from lit_eve.evaluation import OpenAIJudge
@@ -18,10 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve evaluate`` takes."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--model", metavar="PATH", help="run folder, checkpoint, transformers folder, hub name or official EVE checkpoint"
+        "--model",
+        type=path_argument,
+        metavar="PATH",
+        help="run folder, checkpoint, transformers folder, hub name or official EVE checkpoint",
     )
     what.add_argument(
-        "--answers", metavar="PATH", help="score answer files (JSONL, a folder or one file) instead of asking a model"
+        "--answers",
+        type=path_argument,
+        metavar="PATH",
+        help="score answer files (JSONL, a folder or one file) instead of asking a model",
     )
     parser.add_argument(
         "--benchmarks",
@@ -30,9 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="all, or names with commas between them: vqav2, gqa, vizwiz, scienceqa, textvqa, pope, mme, mmbench, seedbench, "
         "mmvet; with a split behind a colon: vqav2:test-dev (%(default)s)",
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="holds a folder of official files for each benchmark")
     parser.add_argument(
-        "--output", default="runs/eval", metavar="DIR", help="answers, table, plot; one folder for all nodes (%(default)s)"
+        "--data", required=True, type=path_argument, metavar="DIR", help="holds a folder of official files for each benchmark"
+    )
+    parser.add_argument(
+        "--output",
+        default="runs/eval",
+        type=path_argument,
+        metavar="DIR",
+        help="answers, table, plot; one folder for all nodes (%(default)s)",
     )
     parser.add_argument("--name", metavar="TEXT", help="the model's name in the table")
     parser.add_argument("--limit", type=int, metavar="N", help="ask so many questions of each, evenly spread")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import ConfigError
+from lit_eve.files import path_argument
 
 if TYPE_CHECKING:
     from lit_eve.data.annotations import Annotations
@@ -20,16 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotations",
         required=True,
+        type=path_argument,
         metavar="PATH",
         help="a JSON array or JSONL of LLaVA records, captions or messages; or shards, such as img2dataset's: a folder, a tar, "
         "or a pattern of tars in quotes",
     )
-    parser.add_argument("--images", metavar="DIR", help="what names of images are relative to (the annotations' folder)")
     parser.add_argument(
-        "--output", metavar="DIR", help="folder of the shards; without it, shards given as annotations are only indexed"
+        "--images", type=path_argument, metavar="DIR", help="what names of images are relative to (the annotations' folder)"
     )
     parser.add_argument(
-        "--json-path", metavar="DIR", help="folder of the records, if the annotations are a list of their names"
+        "--output",
+        type=path_argument,
+        metavar="DIR",
+        help="folder of the shards; without it, shards given as annotations are only indexed",
+    )
+    parser.add_argument(
+        "--json-path",
+        type=path_argument,
+        metavar="DIR",
+        help="folder of the records, if the annotations are a list of their names",
     )
     parser.add_argument(
         "--config",

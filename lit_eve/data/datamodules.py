@@ -19,6 +19,7 @@ from lit_eve.data.plan import RowPlan, plan_epoch
 from lit_eve.data.shards import ShardReader, list_shards
 from lit_eve.data.skips import SkipLog
 from lit_eve.errors import ConfigError
+from lit_eve.files import local_path
 from lit_eve.processing import EveProcessor
 
 
@@ -34,6 +35,9 @@ class Source:
 
     path: str
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.path = local_path(self.path, "data")
 
 
 class EveDataModule(LightningDataModule):

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from lit_eve.errors import ConfigError, SampleError
+from lit_eve.files import local_path
 from lit_eve.processing.sample import Sample
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"})
@@ -41,7 +42,7 @@ def list_shards(path: str | os.PathLike[str]) -> list[Path]:
     Raises:
         ConfigError: there is none.
     """
-    path = Path(path)
+    path = Path(local_path(path))
     if path.is_dir():
         shards = sorted(path.glob("*.tar"))
         problem = f"{path} holds no shards (*.tar)"

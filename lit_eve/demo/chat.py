@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import LitEveError
+from lit_eve.files import path_argument
 
 LEAVING = ("/quit", "/exit", "quit", "exit")
 
@@ -29,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve chat`` takes."""
     parser.add_argument("question", nargs="?", help="answer this and leave; without it, a conversation starts")
     parser.add_argument(
-        "--model", required=True, help="run folder, transformers folder, Lightning checkpoint, or official EVE checkpoint"
+        "--model",
+        required=True,
+        type=path_argument,
+        help="run folder, transformers folder, Lightning checkpoint, or official EVE checkpoint",
     )
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="a path or a URL; may be given several times"

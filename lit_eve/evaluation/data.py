@@ -35,6 +35,7 @@ from lit_eve.evaluation.run import (
     unlock_folder,
 )
 from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks
+from lit_eve.files import local_path
 from lit_eve.processing import Sample
 from lit_eve.training.distributed import gather_objects
 
@@ -87,7 +88,7 @@ class BenchmarkData(LightningDataModule):
                 raise ConfigError(f"{key} of the benchmarks must be at least 1, got {value}")
         if num_workers < 0:
             raise ConfigError(f"num_workers of the benchmarks must be at least 0, got {num_workers}")
-        self.path = path
+        self.path = local_path(path, "data.path")
         self.benchmarks = benchmarks
         self.limit = limit
         self.batch_size = batch_size

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_eve.errors import CheckpointError
+from lit_eve.files import local_path
 
 # An owner and a name, as in BAAI/EVE-7B-v1.0.
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -27,7 +28,7 @@ def find_model_folder(path: str | Path) -> Path:
     Raises:
         CheckpointError: there is no config.json in either, or the hub has no such model or cannot be reached.
     """
-    path = Path(path)
+    path = Path(local_path(path))
     if is_hub_name(path):
         path = _download(str(path))
     for folder in (path, path / "model"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from lit_eve.errors import CheckpointError, ConfigError
+from lit_eve.files import local_path
 from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
@@ -51,6 +52,7 @@ def load(
     Raises:
         CheckpointError: ``path`` is none of these, its weights do not fit its config, or it has no tokenizer.
     """
+    path = local_path(path)
     path = Path(path) if is_checkpoint(path) else find_model_folder(path)
     config, processor = read_architecture(path, tokenizer, image_size)
     by_transformers = not is_checkpoint(path) and not official.is_official(read_json(path / "config.json"))
@@ -59,7 +61,7 @@ def load(
     if teacher:
         if teacher is True and config.teacher is None:
             raise CheckpointError(f"{path} was trained without a teacher; name the folder of one")
-        model.attach_teacher(config.teacher if teacher is True else teacher)
+        model.attach_teacher(config.teacher if teacher is True else local_path(teacher, "teacher"))
         if aligner:
             model.aligner.load_state_dict(aligner)
         else:
@@ -75,6 +77,7 @@ def read_architecture(
     Raises:
         CheckpointError: as in :func:`load`.
     """
+    path = local_path(path)
     path = Path(path) if is_checkpoint(path) else find_model_folder(path)
     if is_checkpoint(path):
         config, processor = _read_entry(path)
@@ -145,7 +148,7 @@ def load_processor(folder: Path, config: EveConfig, tokenizer: str | Path | None
     if tokenizer is None and (folder / "processor_config.json").is_file():
         return EveProcessor.from_pretrained(folder)
     try:
-        source = folder if tokenizer is None else tokenizer
+        source = folder if tokenizer is None else local_path(tokenizer, "tokenizer")
         loaded = AutoTokenizer.from_pretrained(source, config=config.text_config)  # not of the type that config.json says
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{tokenizer or folder} holds no tokenizer; name one with tokenizer=...: {error}") from error

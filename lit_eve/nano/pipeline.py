@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import lit_eve
 from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.files import path_argument
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,15 +43,19 @@ STAGES = ("1_prealign", "2_pretrain", "3_finetune")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve nano`` takes."""
-    parser.add_argument("--output", type=Path, default=Path(RUN), metavar="FOLDER", help="everything goes there (%(default)s)")
-    parser.add_argument("--config", type=Path, metavar="FOLDER", help="other YAML files than those of experiments/nano")
+    parser.add_argument(
+        "--output", type=path_argument, default=Path(RUN), metavar="FOLDER", help="everything goes there (%(default)s)"
+    )
+    parser.add_argument(
+        "--config", type=path_argument, metavar="FOLDER", help="other YAML files than those of experiments/nano"
+    )
     parser.add_argument("--redo", metavar="STEP", help="make this step and all that depend on it again, for example 3_finetune")
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what is not done yet, and print the result."""
     try:
-        run_pipeline(args.output, args.config, args.redo)
+        run_pipeline(Path(args.output), args.config and Path(args.config), args.redo)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from here")
         raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_eve.errors import CheckpointError
@@ -24,14 +25,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys of two nested mappings whose values differ, as "a.b: 1 -> 2", sorted."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], same: Callable[[Any, Any], bool] = operator.eq) -> list[str]:
+    """Keys of two nested mappings whose values differ, as "a.b: 1 -> 2", sorted; ``same`` compares two values."""
     old, new = flatten(old), flatten(new)
     missing = object()
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing)
+        if not same(old.get(key, missing), new.get(key, missing))
     ]
 
 

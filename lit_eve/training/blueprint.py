@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVision
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import CheckpointError, ConfigError, not_found
+from lit_eve.files import local_path
 from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
 from lit_eve.models import PATCH_EMBEDDINGS, PROJECTORS, EveConfig, EveForConditionalGeneration
 from lit_eve.models.catalog import known_decoder, known_teacher
@@ -53,6 +54,9 @@ class Blueprint:
     attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
+        for key in ("init_from", "decoder", "teacher"):
+            if (path := getattr(self, key)) is not None:
+                object.__setattr__(self, key, local_path(path, f"model.{key}"))
         if self.init_from is None and self.decoder is None:
             raise ConfigError("give model.decoder (start a new model), model.init_from (go on from a model), or both")
         if self.aligner is not None and self.teacher is None:

@@ -107,6 +107,8 @@ class LitEve(LightningModule):
             template=template,
             attn_implementation=attn_implementation,
         )
+        for key in ("init_from", "decoder", "teacher"):
+            self.hparams[key] = getattr(self.blueprint, key)
         try:
             check_optimizer(optimizer)
         except ConfigError as error:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.cli import LightningArgumentParser
-
 from lit_eve.data import EveDataModule
-from lit_eve.errors import ConfigError
 from lit_eve.training.cli import EveCLI
 from lit_eve.training.module import LitEve
 
@@ -55,16 +52,6 @@ def read_recipe(*arguments: str) -> Recipe:
 
 class _Reader(EveCLI):
     """Parses and makes module and datamodule, no trainer; leaves run folders and random numbers alone."""
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Errors are raised, not printed."""
-        return super().init_parser(exit_on_error=False, **kwargs)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        try:
-            super().parse_arguments(parser, args)
-        except Exception as error:  # jsonargparse and argparse have several kinds
-            raise ConfigError(" ".join(str(error).split())) from error
 
     def _set_seed(self) -> None:
         return

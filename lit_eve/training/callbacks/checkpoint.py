@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_eve.errors import ConfigError
+from lit_eve.files import local_path
 from lit_eve.models.sharded import is_sharded
 from lit_eve.training.fsdp import FSDP2Strategy
 from lit_eve.training.sharded_checkpoint import not_written, read_whole_checkpoint
@@ -109,6 +110,24 @@ def find_checkpoint(folder: str | Path) -> Path | None:
     """
     candidates = [path for path in Path(folder, FOLDER).glob("*.ckpt") if _is_whole(path)]
     return max(candidates, key=step_of, default=None)
+
+
+def checkpoint_at(path: str) -> Path:
+    """The checkpoint at a path that a user gave: itself, or the newest in a run folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if path in ("best", "hpc") or path.startswith("registry"):
+        raise ConfigError(f"ckpt_path: {path!r} is not kept here; give a checkpoint, a run folder, or last")
+    place = Path(local_path(path, "ckpt_path"))
+    if not place.exists():
+        raise ConfigError(f"ckpt_path: there is no {path!r}")
+    found = place if _is_whole(place) else find_checkpoint(place)
+    if found is None:
+        what = "holds no whole checkpoint" if place.is_dir() else "is no checkpoint, or only part of one"
+        raise ConfigError(f"ckpt_path: {path!r} {what}")
+    return found
 
 
 def step_of(path: Path) -> int:

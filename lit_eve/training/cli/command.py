@@ -11,8 +11,10 @@ model is given to ``model``; data asks the model for it, never the other way rou
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import lit_eve.data  # noqa: F401 - its datamodules can then be named without their path
 from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.files import local_path
 from lit_eve.training.callbacks import (
     AtomicCheckpointIO,
     ExportModel,
@@ -33,10 +36,11 @@ from lit_eve.training.callbacks import (
     SampleAnswers,
     find_checkpoint,
 )
-from lit_eve.training.callbacks.checkpoint import step_of
+from lit_eve.training.callbacks.checkpoint import checkpoint_at, step_of
 from lit_eve.training.callbacks.progress import progress_callback
 from lit_eve.training.cli.config_files import KEY as BASE
-from lit_eve.training.cli.config_files import with_bases
+from lit_eve.training.cli.config_files import config_first, with_bases
+from lit_eve.training.cli.parser import RunParser
 from lit_eve.training.cli.run_folder import SaveRunConfig, is_restarted, move_aside, refuse_other_settings
 from lit_eve.training.module import LitEve
 
@@ -47,17 +51,17 @@ class EveCLI(LightningCLI):
     def __init__(self, model_class: type[LightningModule] = LitEve, **kwargs: Any) -> None:
         kwargs.setdefault("datamodule_class", LightningDataModule)
         args = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
-        kwargs["args"] = args = with_bases(args) if isinstance(args, list) else args
+        kwargs["args"] = args = with_bases(config_first(args)) if isinstance(args, list) else args
         self._asked = args[0] if isinstance(args, list) and args[0:1] and args[0] in self.subcommands() else None
         super().__init__(
             model_class,
+            parser_class=RunParser,
             subclass_mode_data=True,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             trainer_defaults={
                 "default_root_dir": "runs/default",
-                "max_epochs": 1,
                 "gradient_clip_val": 1.0,
                 "log_every_n_steps": 10,
                 "use_distributed_sampler": False,  # the data slices its batches by rank itself
@@ -77,6 +81,11 @@ class EveCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
+        trainer = self.config.get(self.config.get("subcommand"), self.config).trainer
+        trainer.default_root_dir = local_path(trainer.default_root_dir or "runs/default", "trainer.default_root_dir")
+        for key in ("log_every_n_steps", "check_val_every_n_epoch", "accumulate_grad_batches"):
+            if (value := trainer[key]) is not None and value < 1:
+                raise ConfigError(f"trainer.{key} must be at least 1, got {value}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks that a YAML may set, and the file that it is laid over."""
@@ -105,24 +114,35 @@ class EveCLI(LightningCLI):
 
     # ---- resume
 
-    def before_instantiate_classes(self) -> None:
-        """Find the checkpoint to go on from, before anything is built."""
-        self._resumed: Path | None = None
-        if self.subcommand != "fit" or self.config.fit.trainer.fast_dev_run:
-            return
-        run, given = Path(self.config.fit.trainer.default_root_dir), self.config.fit.ckpt_path
+    @property
+    def _starts_over(self) -> bool:
+        settings = self.config.fit
+        return (
+            settings.resume == "never"
+            and settings.ckpt_path is None
+            and not settings.trainer.fast_dev_run
+            and not is_restarted()
+        )
+
+    def _find_checkpoint(self) -> Path | None:
+        """The checkpoint that is asked for; without one, a fit goes on from the newest of its run folder."""
+        settings = self.config[self.subcommand]
+        run, given = Path(settings.trainer.default_root_dir), settings.ckpt_path
         if given not in (None, "last"):
-            self._resumed = Path(given)
-        elif self.config.fit.resume == "never" and not is_restarted():
-            move_aside(run)
-        elif checkpoint := find_checkpoint(run):
-            refuse_other_settings(run, self._parser("fit").dump(self.config.fit, skip_unset=False))
-            rank_zero_info(f"going on from {checkpoint} (start over with --resume never)")
-            self._resumed = checkpoint
+            return checkpoint_at(given)
+        found = find_checkpoint(run)
+        if given == "last" and found is None:
+            raise ConfigError(f"ckpt_path: there is no checkpoint in {run} yet")
+        if self.subcommand != "fit":
+            return found if given else None
+        if found is None or settings.trainer.fast_dev_run or self._starts_over:
+            return None
+        refuse_other_settings(run, self._parser("fit").dump(settings, skip_unset=False))
+        rank_zero_info(f"going on from {found} (start over with --resume never)")
+        return found
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        return kwargs | ({"ckpt_path": str(self._resumed)} if self._resumed else {})
+        return super()._prepare_subcommand_kwargs(subcommand) | {"ckpt_path": self._resumed and str(self._resumed)}
 
     # ---- build
 
@@ -135,15 +155,23 @@ class EveCLI(LightningCLI):
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, LitEveError):
                 cause = cause.__cause__ or cause.__context__
-            raise cause or error from None
+            raise cause or _missing_package(error) or error from None
 
     def after_instantiate_classes(self) -> None:
-        """Find out now, before data is read, whether decoder, teacher and the earlier stage are there and fit."""
-        if isinstance(self.model, LitEve):
-            self.model.blueprint.check()
+        """Now that nothing was refused, make room for a run that starts over."""
+        settings = self.config[self.subcommand]
+        if self.subcommand == "fit" and self._starts_over:
+            move_aside(Path(settings.trainer.default_root_dir))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer that the config describes, with this project's logger, checkpoints and progress."""
+        """The trainer that the config describes, with this project's logger, checkpoints and progress.
+
+        Before that, and before data is read: whether decoder, teacher and the earlier stage are there and fit, and where a run
+        goes on.
+        """
+        if isinstance(self.model, LitEve):
+            self.model.blueprint.check()
+        self._resumed = self._find_checkpoint()
         settings = self._get(self.config_init, "trainer")
         callbacks = settings["callbacks"] or []
         callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
@@ -166,9 +194,31 @@ class EveCLI(LightningCLI):
                 purge_step=step_of(self._resumed) if self._resumed else 0,
             )
         try:
-            return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, logger=logger, **kwargs)
-        except (ValueError, MisconfigurationException) as error:
+            return super().instantiate_trainer(
+                callbacks=callbacks, plugins=plugins, logger=logger, **_lengths(settings), **kwargs
+            )
+        except (ValueError, TypeError, MisconfigurationException) as error:
             raise ConfigError(f"trainer: {error}") from error
+
+
+def _missing_package(error: BaseException) -> ConfigError | None:
+    """What to install, if that is what an error comes from."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    name = next(iter(re.findall(r"[\w.-]+(?=[<>=~])", str(error))), error.name or str(error))
+    return ConfigError(f"a class in the settings needs the package {name}, which is not installed: pip install {name}")
+
+
+def _lengths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How long the trainer trains, and how often it validates, where the settings leave that open."""
+    epochs = settings["max_epochs"]
+    if epochs is None:  # one, or as many as the steps need
+        epochs = 1 if settings["max_steps"] == -1 else -1
+    # So many batches between validations may be more than an epoch has: they are counted over epochs.
+    in_batches = type(settings["val_check_interval"]) is int and settings["check_val_every_n_epoch"] == 1
+    return {"max_epochs": epochs} | ({"check_val_every_n_epoch": None} if in_batches else {})
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
@@ -198,3 +248,5 @@ def main(args: list[str] | None = None) -> None:
         EveCLI(args=args)
     except LitEveError as error:
         sys.exit(f"error: {error}")
+    except MisconfigurationException as error:
+        sys.exit(f"error: trainer: {' '.join(str(error).split())}")

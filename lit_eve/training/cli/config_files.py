@@ -8,16 +8,30 @@ from pathlib import Path
 import yaml
 
 from lit_eve.errors import ConfigError
+from lit_eve.files import local_path
 
 KEY = "base"
 _OPTIONS = ("--config", "-c")
+
+
+def config_first(arguments: Sequence[str]) -> list[str]:
+    """Every ``--config FILE`` in front of the settings, which change what is in the files wherever they stand."""
+    files, others = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        option, joined, _ = argument.partition("=")
+        target = files if option in _OPTIONS else others
+        target.append(argument)
+        if option in _OPTIONS and not joined and (value := next(rest, None)) is not None:
+            target.append(value)
+    return [*others[:1], *files, *others[1:]] if others and not others[0].startswith("-") else [*files, *others]
 
 
 def with_bases(arguments: Sequence[str]) -> list[str]:
     """Put in front of every ``--config FILE`` the files that it is laid over, the lowest first.
 
     Raises:
-        ConfigError: a base that does not exist, is no YAML, or leads back to a file above it.
+        ConfigError: a file that does not exist or is no YAML, or a base that leads back to a file above it.
     """
     expanded: list[str] = []
     rest = iter(arguments)
@@ -26,25 +40,30 @@ def with_bases(arguments: Sequence[str]) -> list[str]:
         if option not in _OPTIONS or not (joined or (value := next(rest, ""))):
             expanded.append(argument)
             continue
-        for path in [*_bases(Path(value), ()), value]:
+        if value.lstrip()[:1] == "{":  # settings, no file
+            expanded += ["--config", value]
+            continue
+        for path in _with_bases(Path(local_path(value, "--config")), ()):
             expanded += ["--config", str(path)]
     return expanded
 
 
-def _bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
-    """The files below ``path``, the lowest first. A file that cannot be read is left to the parser, unless it is a base."""
+def _with_bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
+    """``path`` and the files below it, the lowest first."""
+    name = f"{above[-1]}: its base {path}" if above else f"--config {path}"
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        if not above:
-            return []
-        raise ConfigError(f"{above[-1]}: its base {path} cannot be read: {error}") from error
-    base = content.get(KEY) if isinstance(content, dict) else None
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ConfigError(f"{name} cannot be read: {reason}") from error
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{name} holds no settings")
+    base = (content or {}).get(KEY)
     if base is None:
-        return []
+        return [path]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base must be the path of a YAML file, got {base!r}")
-    below = path.parent / base
+    below = Path(local_path(base, f"{path}: base", path.parent))
     if below.resolve() in [file.resolve() for file in (*above, path)]:
         raise ConfigError(f"{path}: its base {base} leads back to itself")
-    return [*_bases(below, (*above, path)), below]
+    return [*_with_bases(below, (*above, path)), path]

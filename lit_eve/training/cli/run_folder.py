@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_eve.errors import ConfigError
+from lit_eve.files import same_path
 from lit_eve.training.architecture import differences
 from lit_eve.training.callbacks.checkpoint import FOLDER
 from lit_eve.training.cli.config_files import KEY as BASE
@@ -66,13 +68,18 @@ def refuse_other_settings(run: Path, config: str) -> None:
             before, now = ({"class_path": x["class_path"], **x["init_args"]} for x in (before, now))
         if isinstance(before, dict):  # a key that came with a newer version of the code is no change of settings
             now = {key: value for key, value in now.items() if key in before}
-        changed += differences({section: before}, {section: now})
+        changed += differences({section: before}, {section: now}, _same)
     changed = [line for line in changed if line.split(":")[0].split(".")[1:2] not in FREE]
     if changed:
         raise ConfigError(
             f"{run} holds a run with other settings ({'; '.join(changed[:6])}). Choose another folder with "
             "--trainer.default_root_dir, or --resume never to move the old run aside and start over"
         )
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether two values of a setting are the same; a path may be written in several ways."""
+    return old == new or (isinstance(old, str) and isinstance(new, str) and same_path(old, new))
 
 
 def is_restarted() -> bool:
@@ -86,6 +93,7 @@ def move_aside(run: Path) -> None:
     left = [run / name for name in OWN if (run / name).exists()]
     if not left:
         return
+    run = run.resolve()
     target = next(path for n in count(1) if not (path := run.with_name(f"{run.name}.{n}")).exists())
     target.mkdir()
     for path in left:
