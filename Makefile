@@ -1,6 +1,7 @@
 # `make` lists the targets. Needed: make and Python 3.11 or newer; everything else is installed into .venv.
 PYTHON ?= python3
 WORKERS ?= 2
+HASHES ?= yes
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -12,12 +13,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup nano test test-slow test-all lint format clean
+.PHONY: help setup nano test test-slow test-all lint format hashes clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## make .venv and install everything into it, with the versions of constraints.txt
+setup: $(INSTALLED) ## make .venv and install everything into it: versions of constraints.txt, files checked by their hashes
 
 nano: $(INSTALLED) ## train the miniature EVE, all three stages, into runs/nano; goes on where it was interrupted
 	$(BIN)/lit-eve nano --output runs/nano
@@ -38,13 +39,27 @@ format: $(INSTALLED) ## repair style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+hashes: ## renew constraints.hashes.txt after a change of constraints.txt; needs uv
+	grep -v '^torch==' constraints.txt | uv pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes \
+	  --no-annotate --no-header --no-emit-index-url - | \
+	  { sed '/^[^#]/,$$d' constraints.hashes.txt; cat; } > constraints.hashes.part
+	mv constraints.hashes.part constraints.hashes.txt
+
 clean: ## remove .venv, caches and build leftovers; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt constraints.hashes.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo 'lit_eve needs Python 3.11 or newer. Name one: make test PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+ifeq ($(HASHES),no)
+	$(BIN)/python -m pip install --constraint constraints.txt setuptools
+else
+	@$(BIN)/python -m pip install --no-deps --require-hashes --requirement constraints.hashes.txt || \
+	  { echo 'The packages could not be installed from the files that constraints.hashes.txt names.' >&2; \
+	    echo 'If hashes differ, the index serves other files than the authors published: find out why.' >&2; \
+	    echo '`make setup HASHES=no` installs the same versions without this check.' >&2; exit 1; }
+endif
+	$(BIN)/python -m pip install --no-build-isolation --constraint constraints.txt --editable '.[dev]'
 	@touch $@
