@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError
@@ -27,7 +27,7 @@ from lit_eve.losses import (
 )
 from lit_eve.models.attention import PACKED, packed_rows
 from lit_eve.models.config import EveConfig
-from lit_eve.models.generation import repeat_images
+from lit_eve.models.decoding import ImageGenerationMixin
 from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.models.splice import ImageLayout, TeacherCells, check, splice
@@ -58,7 +58,7 @@ def normalize_pixels(pixels: Tensor, mean: list[float], std: list[float], dtype:
     return scaled.to(dtype)
 
 
-class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
     """EVE (arXiv 2406.11832): patch embedding, projector and any causal language model of transformers, taken as it is.
 
     The aligner and the frozen teacher exist in training only, after :meth:`attach_teacher`. The aligner is saved beside the
@@ -218,6 +218,15 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             next(projected)[0] if split is not None else None,
         )
 
+    def embed_inputs(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_grid_hw: Tensor | None = None
+    ) -> Tensor:
+        """What the decoder reads for tokens and images: (B, T, D), for ``inputs_embeds`` of forward and of ``generate``.
+
+        Args: as in :meth:`forward`.
+        """
+        return self._embed(input_ids, pixel_values, image_grid_hw)[0]
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -255,7 +264,7 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_images: what the summed alignment loss is divided by; default: N.
             logits_to_keep: logits of the last n positions (0: of all), or of these positions; default: none with labels, else
                 all.
-            inputs_embeds: (B, T, D) instead of ``input_ids``; without images.
+            inputs_embeds: (B, T, D) instead of ``input_ids`` and images, see :meth:`embed_inputs`.
             past_key_values, use_cache: the KV cache of generation.
             **kwargs: go to the decoder.
 
@@ -265,18 +274,10 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise LitEveError("give either input_ids or inputs_embeds")
         layout = None
-        if pixel_values is not None:
-            if image_grid_hw is None or input_ids is None:
-                raise LitEveError("pixel_values need image_grid_hw and input_ids")
-            layout = ImageLayout.of(input_ids, image_grid_hw, len(pixel_values), self.geometry, self.config.image_token_id)
-        elif input_ids is not None:
-            no_slot = (input_ids != self.config.image_token_id).all()
-            check(no_slot, "input_ids hold image slots, but no images (pixel_values, image_grid_hw) came with them")
         if inputs_embeds is None:
-            inputs_embeds = self._embed_text(input_ids)  # (B, T, D)
-        if layout is not None:
-            images = self.embed_images(pixel_values, layout.image_of_token, len(image_grid_hw))
-            inputs_embeds = splice(inputs_embeds, layout, *images)
+            inputs_embeds, layout = self._embed(input_ids, pixel_values, image_grid_hw)  # (B, T, D)
+        elif pixel_values is not None and len(pixel_values):
+            raise LitEveError("pixel_values need input_ids; inputs_embeds hold the images already (model.embed_inputs)")
 
         cells, taps = None, ()
         if self.teacher is not None and labels is not None and layout is not None:
@@ -328,6 +329,19 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _normalize(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         return normalize_pixels(pixels, self.config.image_mean, self.config.image_std, dtype)
 
+    def _embed(
+        self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_hw: Tensor | None
+    ) -> tuple[Tensor, ImageLayout | None]:
+        if pixel_values is None:
+            no_slot = (input_ids != self.config.image_token_id).all()
+            check(no_slot, "input_ids hold image slots, but no images (pixel_values, image_grid_hw) came with them")
+            return self._embed_text(input_ids), None
+        if image_grid_hw is None:
+            raise LitEveError("pixel_values need image_grid_hw")
+        layout = ImageLayout.of(input_ids, image_grid_hw, len(pixel_values), self.geometry, self.config.image_token_id)
+        images = self.embed_images(pixel_values, layout.image_of_token, len(image_grid_hw))
+        return splice(self._embed_text(input_ids), layout, *images), layout
+
     def _embed_text(self, input_ids: Tensor) -> Tensor:
         # Image slots may carry an id outside the vocabulary; their rows are overwritten.
         embedding = self.get_input_embeddings()
@@ -366,28 +380,6 @@ class EveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             targets = torch.zeros_like(predictions)
         total = patch_alignment_loss(predictions, targets, cells.image_of_cell, count)
         result.alignment_loss = total / _at_least_one(count if num_images is None else num_images)
-
-    # ---- generation
-
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> Any:
-        """Images enter with the prompt only; later steps find them in the KV cache."""
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for key in ("pixel_values", "image_grid_hw"):
-                inputs.pop(key, None)
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Beams and several samples per prompt repeat rows; patches are no rows and are repeated image by image."""
-        images = {key: kwargs.pop(key, None) for key in ("pixel_values", "image_grid_hw")}
-        if expand_size > 1 and images["pixel_values"] is not None:
-            images = repeat_images(
-                input_ids, **images, times=expand_size, geometry=self.geometry, image_token_id=self.config.image_token_id
-            )
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, kwargs | {key: value for key, value in images.items() if value is not None}
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

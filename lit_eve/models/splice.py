@@ -128,8 +128,11 @@ def enumerate_segments(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
 
 
 def check(condition: Tensor, message: str) -> None:
-    """Raise LitEveError(message) unless ``condition`` (0-dim bool) holds; off the CPU, without waiting for the device."""
-    if condition.device.type == "cpu":
+    """Raise LitEveError(message) unless ``condition`` (0-dim bool) holds; off the CPU, without waiting for the device.
+
+    A compiled graph cannot branch: there it is an assertion on every device.
+    """
+    if condition.device.type == "cpu" and not torch.compiler.is_compiling():
         if not condition:
             raise LitEveError(message)
     elif condition.device.type != "meta":
