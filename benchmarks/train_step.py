@@ -84,7 +84,7 @@ def build(options: argparse.Namespace, stage: Stage) -> tuple[EveForConditionalG
         torch.set_default_dtype(before)
     model.train().language_model.set_attn_implementation(options.attention)
     if options.checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.recompute_blocks()
     if options.compile:
         for layer in model.get_decoder().layers:  # equal layers share what is compiled for the first
             layer.compile()

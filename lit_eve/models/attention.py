@@ -18,6 +18,7 @@ Notation: B rows, T tokens per row, S samples, h heads, d head width.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -36,6 +37,9 @@ from lit_eve.errors import LitEveError
 PACKED = "packed"
 PACKED_VARLEN = "packed_varlen"
 PACKED_SDPA = "packed_sdpa"
+
+_VARLEN_KNOWS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Whether torch's ``varlen_attn`` takes fewer keys than queries, as from 2.12 on; for an older one they are repeated."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,12 @@ def _varlen(
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
     else:
-        out = varlen_attn(*flat, cu, cu, longest, longest, scale=scaling, window_size=(back, 0), enable_gqa=True)
+        options: dict[str, Any] = {"scale": scaling, "window_size": (back, 0)}
+        if _VARLEN_KNOWS_GROUPS:
+            options["enable_gqa"] = True
+        elif (groups := query.shape[1] // key.shape[1]) > 1:
+            flat[1:] = [x.repeat_interleave(groups, dim=1) for x in flat[1:]]  # (B * T, h, d)
+        out = varlen_attn(*flat, cu, cu, longest, longest, **options)
     return out.unflatten(0, (packed.rows, packed.length))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import AutoConfig, PreTrainedConfig, configuration_utils
 
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
@@ -29,7 +28,10 @@ class EveConfig(PreTrainedConfig):
     """
 
     model_type = "lit_eve"
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    if hasattr(configuration_utils, "SubConfigSpec"):  # newer versions of transformers leave its defaults out of config.json
+        sub_configs_defaults = {"text_config": configuration_utils.SubConfigSpec(AutoConfig, model_type="llama")}
+    else:
+        sub_configs = {"text_config": AutoConfig}
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     patch_embedding: dict[str, Any] | None = None
@@ -45,7 +47,9 @@ class EveConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)  # makes text_config a config
+        if not isinstance(self.text_config, PreTrainedConfig):  # before the base class, which hands settings on to it
+            self.text_config = AutoConfig.for_model(**{"model_type": "llama", **(self.text_config or {})})
+        super().__post_init__(**kwargs)
         self.patch_embedding = dict(self.patch_embedding or {"name": "eve_v1"})
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
         self.geometry = ImageGeometry.from_dict(self.geometry or {}).to_dict()

@@ -134,6 +134,14 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
         """The language model without its head."""
         return self.language_model.get_decoder()
 
+    def recompute_blocks(self, on: bool = True) -> None:
+        """Compute the decoder's blocks again in the backward pass, for less memory, or keep what is inside them."""
+        what = "activation" if hasattr(self, "activation_checkpointing_enable") else "gradient"  # as transformers called it
+        if on:
+            getattr(self, f"{what}_checkpointing_enable")({"use_reentrant": False})
+        else:
+            getattr(self, f"{what}_checkpointing_disable")()
+
     # ---- the teacher
 
     def attach_teacher(self, teacher: FrozenTeacher | str | Path, aligner: dict[str, Any] | None = None) -> None:

@@ -19,22 +19,31 @@ def hidden_state_taps(
         layers: the decoder's L blocks.
         taps: indices as in transformers' ``hidden_states``; i reads the output of block i - 1. 0 (the embeddings) and L (behind
             the final norm) are outside the blocks and are left to the caller.
-        select: applied at once to each (B, T, D) hidden state, so that the rest of it is not held.
+        select: applied to each (B, T, D) hidden state; at once, so that the rest of it is not held, or at the end where
+            activation checkpointing holds it anyway.
 
     Yields:
         A dict that is filled as the blocks run. Blocks recomputed later by activation checkpointing do not touch it.
     """
     states: dict[int, Tensor] = {}
+    whole: dict[int, Tensor] = {}
 
     def reader(tap: int) -> Callable[[nn.Module, Any, Any], None]:
-        def read(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            states[tap] = select(output[0] if isinstance(output, tuple) else output)
+        def read(module: nn.Module, _inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            # Some versions of transformers checkpoint a block together with its hooks. Those are gone when it is computed
+            # again, so what they save for the backward pass would be missing: they must save nothing.
+            if module.training and getattr(module, "gradient_checkpointing", False):
+                whole[tap] = hidden
+            else:
+                states[tap] = select(hidden)
 
         return read
 
     handles = [layers[tap - 1].register_forward_hook(reader(tap)) for tap in taps if 0 < tap < len(layers)]
     try:
         yield states
+        states |= {tap: select(hidden) for tap, hidden in whole.items()}
     finally:
         for handle in handles:
             handle.remove()

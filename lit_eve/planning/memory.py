@@ -10,7 +10,6 @@ Notation: B rows, T tokens of a row, N images, P patches, M supervised tokens, C
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -220,12 +219,7 @@ def measure(model: EveForConditionalGeneration, batch: Mapping[str, Any], checkp
         checkpointing: whether the decoder's blocks are computed again in the backward pass.
     """
     model.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers renames the method
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_disable()
+    model.recompute_blocks(checkpointing)
     drops = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters() if p.requires_grad]
     inputs = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
     with fused_attention(), LiveBytes([*model.parameters(), *model.buffers()]) as live:

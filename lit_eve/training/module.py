@@ -147,7 +147,7 @@ class LitEve(LightningModule):
         else:
             self.model = self.blueprint.build().train()
         if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.recompute_blocks()
         self._rates = self.stage.apply(self.model)
 
     def configure_optimizers(self) -> dict[str, Any]:

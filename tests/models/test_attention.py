@@ -67,7 +67,7 @@ def flash_attn_varlen_func(
 
 
 def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
-    """torch's: causal means a window that ends at 0, and repeated keys must be allowed."""
+    """torch's: causal means a window that ends at 0, and fewer keys than queries must be allowed."""
     assert window_size[1] == 0 and (enable_gqa or query.shape[1] == key.shape[1])
     assert isinstance(max_q, int) and max_q == max_k >= cu_seq_q.diff().max()
     return reference(query, key, value, cu_seq_q, scale, window_size[0])
@@ -75,7 +75,29 @@ def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=No
 
 def test_the_reference_kernel_takes_what_torchs_takes():
     theirs, ours = (inspect.signature(function).parameters for function in (varlen.varlen_attn, varlen_attn))
-    assert [theirs[name] == ours[name].replace(annotation=theirs[name].annotation) for name in ours] == [True] * len(ours)
+    assert ours.keys() - theirs.keys() <= {"enable_gqa"}, "which torch has from 2.12 on"
+    for name in ours.keys() & theirs.keys():
+        assert theirs[name] == ours[name].replace(annotation=theirs[name].annotation)
+
+
+@pytest.mark.parametrize("knows_groups", [False, True])
+def test_torchs_kernel_gets_repeated_keys_where_it_knows_no_groups(monkeypatch, knows_groups):
+    heads = []
+    monkeypatch.setattr(attention, "_VARLEN_KNOWS_GROUPS", knows_groups)
+    monkeypatch.setattr(
+        attention, "varlen_attn", lambda *args, **kwargs: heads.append(args[1].shape[1]) or varlen_attn(*args, **kwargs)
+    )
+    sizes = [(1, 4, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)]
+    inputs = [torch.randn(size, dtype=torch.bfloat16).requires_grad_() for size in sizes]
+    module = SimpleNamespace(num_key_value_groups=2, config=SimpleNamespace(_attn_implementation=PACKED))
+    results = {}
+    for kernel in ("varlen", "samples"):
+        packed = PackedRows(torch.tensor([0, 2, 5], dtype=torch.int32), 3, 1, 5, kernel)
+        out, _ = packed_attention(module, *inputs, None, packed)
+        results[kernel] = [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
+    assert heads == [2 if knows_groups else 4]
+    for mine, theirs in zip(results["varlen"], results["samples"], strict=True):
+        assert_close(mine, theirs, rtol=0.05, atol=0.05)
 
 
 @pytest.fixture(params=["samples", "mask", "varlen", "flash_attn", "flash_attention_2", "sdpa", "eager"])
@@ -86,8 +108,8 @@ def implementation(request, monkeypatch) -> str:
     if request.param == "flash_attention_2":
         module = modeling_flash_attention_utils
         functions = (None, flash_attn_varlen_func, None, None, None)
-        process = module._lazy_define_process_function(flash_attn_varlen_func)
-        monkeypatch.setattr(module, "lazy_import_flash_attention", lambda *_: (functions, (process, None)))
+        monkeypatch.setattr(module, "_loaded_implementation", None)
+        monkeypatch.setattr(module, "_lazy_imports", lambda *_, **__: functions)
         return request.param
     monkeypatch.setitem(attention._KERNELS, PACKED, lambda device: request.param)
     if request.param in ("varlen", "flash_attn"):
@@ -107,7 +129,7 @@ def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decode
     alone, expected = tiny.gradients(model, *[tiny.padded([row]) for row in rows], **counts)
     model.language_model.config._attn_implementation = implementation
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.recompute_blocks()
     together, got = tiny.gradients(model, tiny.packed([rows[:2], rows[2:]]), **counts)
     for loss in ("loss", "language_loss", "alignment_loss"):
         assert_close(getattr(together[0], loss), sum(getattr(output, loss) for output in alone), rtol=1e-5, atol=1e-6)

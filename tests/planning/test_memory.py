@@ -61,7 +61,7 @@ def test_one_device(student, checkpointing):
     plan = planned(model, row, batch, checkpointing, Layout(1, False, 1, dtype, dtype))
 
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.recompute_blocks()
     model.teacher.requires_grad_(True)  # the tracker takes no frozen weights; these get no gradient all the same
     optimizer = torch.optim.AdamW(trained, fused=True)
     tracker = MemTracker()
@@ -95,7 +95,7 @@ def test_fsdp2(student, ranks):
     model, batch, row = student(4, [1, 0], with_teacher=False)  # a small batch: what is measured here is sharding
     plan = planned(model, row, batch, True, Layout(RANKS, True, 1, torch.float32, torch.bfloat16))
 
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.recompute_blocks()
     settings = {"mesh": ranks, "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)}
     for block in model.get_decoder().layers:
         fully_shard(block, **settings)
