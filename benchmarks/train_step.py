@@ -1,13 +1,16 @@
 """How fast a training step is: forward, backward and optimizer over packed rows, with random weights; prints JSON.
 
     python benchmarks/train_step.py --model eve_7b --stage prealign --rows 4 --compile --output prealign.json
-    python benchmarks/train_step.py --model eve_7b --stage pretrain --rows 8 --checkpointing --layers 16
+    python benchmarks/train_step.py --model eve_7b --stage pretrain --rows 8 --checkpointing --layers fit
 
 Model, losses and packing are those of training, on one device; weights, gradients and the optimizer's states have the type
 ``--dtype``, where the recipes shard them in float32, and gradients are not clipped. Images and texts are noise of realistic
 sizes. ``step_seconds`` are all steps but the warm-up; what is said per second is the median over them, and ``spread`` the
 slowest and the fastest step over that. ``mfu`` is the model FLOPs utilisation: the arithmetic that the model needs
 (lit_eve/planning/flops.py; no recomputation, no padding) over what the device could do in that time in bfloat16.
+``planned_memory_gb`` is what ``lit-eve plan`` would say of this very step: ``total`` without what it reserves stands beside
+``peak_memory_gb``, which is what tensors took; ``reserved_memory_gb`` is what the allocator held. ``waits`` are the places in a
+step where the host waits for the GPU.
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ import resource
 import statistics
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.data import model_inputs
 from lit_eve.data.dataset import Collate
@@ -36,8 +43,10 @@ from lit_eve.data.packing import pack
 from lit_eve.errors import LitEveError
 from lit_eve.losses import FrozenTeacher
 from lit_eve.models import EveConfig, EveForConditionalGeneration
-from lit_eve.planning.flops import Workload, total_flops, training_flops
+from lit_eve.planning.flops import Workload, meta_model, total_flops, training_flops
 from lit_eve.planning.gpus import peak_flops
+from lit_eve.planning.memory import RESERVED, Layout, memory_of
+from lit_eve.planning.memory import measure as measure_memory
 from lit_eve.processing import ImageGeometry
 from lit_eve.training.optimizers import OPTIMIZERS, build_optimizer, trained_parameters
 from lit_eve.training.stages import STAGES, Stage, get_stage
@@ -67,27 +76,39 @@ BATCHES = 4  # different ones, taken in turn
 # ---- the model
 
 
-def build(options: argparse.Namespace, stage: Stage) -> tuple[EveForConditionalGeneration, torch.optim.Optimizer]:
-    """Random weights, made where they stay; frozen and trained as in the stage."""
-    text = DECODERS[options.model] | ({"num_hidden_layers": options.layers} if options.layers else {})
-    patch_embedding = {"name": "eve_v1", "width": 1024 if options.model == "eve_7b" else 16}
-    geometry = GEOMETRIES[options.model]
-    config = EveConfig(text_config=LlamaConfig(**text).to_dict(), geometry=geometry.to_dict(), patch_embedding=patch_embedding)
+def make_config(model: str, layers: int | None = None) -> EveConfig:
+    """The architecture that a name stands for, of another depth if ``layers`` says so."""
+    text = DECODERS[model] | ({"num_hidden_layers": layers} if layers else {})
+    patch_embedding = {"name": "eve_v1", "width": 1024 if model == "eve_7b" else 16}
+    geometry = GEOMETRIES[model].to_dict()
+    return EveConfig(text_config=LlamaConfig(**text).to_dict(), geometry=geometry, patch_embedding=patch_embedding)
+
+
+def make_model(config: EveConfig, dtype: torch.dtype, device: str) -> EveForConditionalGeneration:
+    """Random weights, made where they stay and in the type that they keep: a model of 7B takes seconds."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, options.dtype))
+    torch.set_default_dtype(dtype)
     try:
-        with torch.device(options.device):
-            model = EveForConditionalGeneration(config)
-            if options.teacher:
-                model.attach_teacher(FrozenTeacher(CLIPVisionModel(CLIPVisionConfig(**TEACHERS[options.model]))))
+        with torch.device(device):
+            return EveForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
+
+
+def build(options: argparse.Namespace, stage: Stage) -> tuple[EveForConditionalGeneration, torch.optim.Optimizer]:
+    """Random weights, frozen and trained as in the stage."""
+    dtype = getattr(torch, options.dtype)
+    model = make_model(make_config(options.model, options.layers), dtype, options.device)
+    if options.teacher:
+        with torch.device(options.device):
+            vision = CLIPVisionModel(CLIPVisionConfig(**TEACHERS[options.model])).to(dtype)
+            model.attach_teacher(FrozenTeacher(vision))
     model.train().language_model.set_attn_implementation(options.attention)
     if options.checkpointing:
         model.recompute_blocks()
     if options.compile:
         for layer in model.get_decoder().layers:  # equal layers share what is compiled for the first
-            layer.compile()
+            layer.compile(backend=options.backend)
     return model, build_optimizer({"name": options.optimizer}, trained_parameters(model, stage.apply(model)))
 
 
@@ -113,7 +134,10 @@ def make_batches(options: argparse.Namespace, vocab_size: int) -> list[dict[str,
     chosen = rng.permutation(row_of.max() + 1)[: options.rows * BATCHES]  # rows come from the packing longest first
     make = lambda i: _sample(rng, geometry, vocab_size, grids[i], words[i], questions[i])  # noqa: E731
     rows = [[make(i) for i in np.flatnonzero(row_of == row)] for row in chosen]
-    return [_pinned(collate(rows[i::BATCHES]), options.device) for i in range(BATCHES)]
+    batches = [_pinned(collate(rows[i::BATCHES]), options.device) for i in range(BATCHES)]
+    if options.compile:  # the same bound for all: what is compiled is told apart by it
+        batches = [batch | {"max_seqlen": limit} for batch in batches]
+    return batches
 
 
 def _sample(
@@ -149,14 +173,36 @@ def step(
     """One whole step, the way of the batch to the device included: (seconds, loss)."""
     _synchronize(device)
     start = time.perf_counter()
+    loss = _step(model, optimizer, batch, device)
+    _synchronize(device)
+    return time.perf_counter() - start, loss.item()
+
+
+def _step(model: EveForConditionalGeneration, optimizer: torch.optim.Optimizer, batch: dict[str, Any], device: str) -> Tensor:
     inputs = model_inputs(batch)
     inputs = {key: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for key, x in inputs.items()}
+    torch._dynamo.mark_dynamic(inputs["cu_seqlens"], 0)  # each batch has another number of samples
     loss = model(**inputs).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    _synchronize(device)
-    return time.perf_counter() - start, loss.item()
+    return loss.detach()
+
+
+def waits(
+    model: EveForConditionalGeneration, optimizer: torch.optim.Optimizer, batch: dict[str, Any], device: str
+) -> list[str] | None:
+    """Where the host waits for the GPU in a step; None without a GPU."""
+    if not device.startswith("cuda"):
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _step(model, optimizer, batch, device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sorted({f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)})
 
 
 def _synchronize(device: str) -> None:
@@ -164,14 +210,47 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def planned_memory(options: argparse.Namespace, batches: list[dict[str, Any]], layers: int | None) -> dict[str, float]:
+    """What ``lit-eve plan`` would say of these batches, by kind, in 10^9 bytes."""
+    dtype, stage = getattr(torch, options.dtype), get_stage(options.stage)
+    teacher = CLIPVisionConfig(**TEACHERS[options.model]) if options.teacher else None
+    model = meta_model(make_config(options.model, layers), teacher).to(dtype)
+    stage.apply(model)
+    if options.attention in ALL_ATTENTION_FUNCTIONS and options.attention.startswith("packed"):
+        model.language_model.set_attn_implementation(options.attention)
+    heaviest = max(batches, key=lambda batch: len(batch["pixel_values"]))
+    inputs = {key: x.to("meta") if isinstance(x, Tensor) else x for key, x in model_inputs(heaviest).items()}
+    memory = memory_of(model, Layout(1, False, 1, dtype, dtype), measure_memory(model, inputs, options.checkpointing))
+    kinds = {key: size / 1e9 for key, size in asdict(memory).items() if isinstance(size, int)}
+    return kinds | {"total": memory.total / 1e9, "without_reserved": (memory.total - RESERVED) / 1e9}
+
+
+def fitting_layers(options: argparse.Namespace, batches: list[dict[str, Any]]) -> int:
+    """The deepest decoder, in steps of four layers, that a GPU has memory for; the whole one without a GPU."""
+    most = DECODERS[options.model]["num_hidden_layers"]
+    if not options.device.startswith("cuda"):
+        return most
+    four, eight = (planned_memory(options, batches, layers)["total"] for layers in (4, 8))
+    room = torch.cuda.mem_get_info()[0] / 1e9
+    return min(most, max(4, 4 + 4 * int((room - four) / (eight - four))))
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     stage = get_stage(options.stage)
+    batches = make_batches(options, DECODERS[options.model]["vocab_size"])
+    if options.layers == "fit":
+        options.layers = fitting_layers(options, batches)
+    planned = planned_memory(options, batches, options.layers)
+    start = time.perf_counter()
     model, optimizer = build(options, stage)
-    batches = make_batches(options, model.config.text_config.vocab_size)
+    _synchronize(options.device)
+    build_seconds = time.perf_counter() - start
+    torch._dynamo.utils.counters.clear()
     numbers = range(options.warmup + options.steps)
     bar = track(numbers, "steps", console=Console(stderr=True), disable=options.quiet)
     times, losses = zip(*(step(model, optimizer, batches[i % BATCHES], options.device) for i in bar), strict=True)
+    compiled = torch._dynamo.utils.counters
 
     teacher = model.teacher.backbone.config if options.teacher else None
     loads = [Workload.of_batch(batch) for batch in batches]
@@ -208,6 +287,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_tflops": peak and peak / 1e12,
         "mfu": peak and arithmetic / peak,
         "peak_memory_gb": memory / 1e9,
+        "reserved_memory_gb": torch.cuda.max_memory_reserved() / 1e9 if gpu else None,
+        "planned_memory_gb": planned,
+        "waits": waits(model, optimizer, batches[0], options.device),
+        "build_seconds": round(build_seconds, 2),
+        "first_step_seconds": round(times[0], 2),
+        "compiled_graphs": compiled["stats"]["unique_graphs"],
+        "graph_breaks": sum(compiled["graph_break"].values()),
         "last_loss": losses[-1],
     }
 
@@ -218,18 +304,23 @@ def _commit() -> str | None:
     return run.stdout.strip() or None
 
 
+def _layers(text: str) -> int | str:
+    return text if text == "fit" else int(text)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=DECODERS, default="eve_7b")
     parser.add_argument("--stage", choices=STAGES, default="prealign")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
-    parser.add_argument("--layers", type=int, help="depth of the decoder; default: the model's")
+    parser.add_argument("--layers", type=_layers, help="depth of the decoder, or fit: what the GPU has room for; default: all")
     parser.add_argument("--rows", type=int, default=4, help="packed rows of a step")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=5, help="steps before, which are not counted")
     parser.add_argument("--attention", default="packed", help="packed, packed_varlen, packed_sdpa, flash_attention_2, ...")
     parser.add_argument("--checkpointing", action="store_true", help="recompute the decoder's layers in the backward pass")
     parser.add_argument("--compile", action="store_true", help="torch.compile the decoder's layers")
+    parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--teacher", action=argparse.BooleanOptionalAction, default=True, help="the alignment loss")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -38,7 +39,8 @@ def hidden_state_taps(
             else:
                 states[tap] = select(hidden)
 
-        return read
+        # torch.compile would compile the reader again for each tap and number of positions, until it gives up.
+        return torch.compiler.disable(read) if layers[tap - 1]._compiled_call_impl is not None else read
 
     handles = [layers[tap - 1].register_forward_hook(reader(tap)) for tap in taps if 0 < tap < len(layers)]
     try:

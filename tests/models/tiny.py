@@ -33,13 +33,15 @@ def teacher(width: int = 32) -> FrozenTeacher:
     return FrozenTeacher(CLIPVisionModel(vision))
 
 
-def model(decoder: str = "llama", with_teacher: bool = False, seed: int = 0, **kwargs) -> EveForConditionalGeneration:
+def model(
+    decoder: str = "llama", with_teacher: bool = False, seed: int = 0, layer_interval: int = 2, **kwargs
+) -> EveForConditionalGeneration:
     torch.manual_seed(seed)
     model = EveForConditionalGeneration(config(decoder, **kwargs))
     for parameter in model.parameters():  # larger than the usual initialisation, so that differences show
         torch.nn.init.normal_(parameter, std=0.15)
     if with_teacher:
-        model.attach_teacher(teacher(), {"name": "layerwise", "layer_interval": 2, "num_heads": 4})
+        model.attach_teacher(teacher(), {"name": "layerwise", "layer_interval": layer_interval, "num_heads": 4})
     return model
 
 
