@@ -91,7 +91,9 @@ def parts(device: str, tiny: bool, flash: bool) -> Iterator[Part]:
         return Part(name, [*command, "--device", device, "--output", str(WORK / f"{name}.out")], limit, _read_json)
 
     def step(name: str, *options: str, limit: float = 75) -> Part:
-        size = ["--model", "tiny", "--rows", "2", "--steps", "2", "--warmup", "1"] if tiny else ["--steps", "8", "--warmup", "5"]
+        size = (
+            ["--model", "tiny", "--rows", "2", "--steps", "2", "--warmup", "1"] if tiny else ["--steps", "8", "--warmup", "5"]
+        )
         if tiny and "--compile" in options:
             options = (*options, "--backend", "aot_eager")
         return part(name, limit, "benchmarks/train_step.py", *size, *options, "--quiet")
@@ -192,11 +194,18 @@ def table(report: dict[str, Any]) -> str:
     lines += ["| part | | seconds |", "|---|---|---|"]
     lines += [f"| {name} | {_summary(one)} | {one.get('seconds', '')} |" for name, one in results.items()]
     if steps := {name: one["result"] for name, one in results.items() if "median_step_seconds" in (one.get("result") or {})}:
-        lines += ["", "| training step | layers | tokens/s | images/s | MFU | peak GB | planned GB | first step s | graphs | waits |"]
+        lines += [
+            "",
+            "| training step | layers | tokens/s | images/s | MFU | peak GB | planned GB | first step s | graphs | waits |",
+        ]
         lines += ["|---|---|---|---|---|---|---|---|---|---|"]
         lines += [_step_row(name, result) for name, result in steps.items()]
     if decoding := (results.get("decoding", {}).get("result") or {}).get("rows"):
-        lines += ["", "| decoding, batch | tokens/s | ms per step | prefill s | weights GB/s | peak GB |", "|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| decoding, batch | tokens/s | ms per step | prefill s | weights GB/s | peak GB |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += [
             f"| {row['batch']} | {row['tokens_per_second']:.0f} | {row['milliseconds_per_step']:.1f} | {row['prefill_seconds']:.3f} "
             f"| {row['weights_gb_per_second']:.0f} | {_gb(row['peak_memory_gb'])} |"
@@ -212,7 +221,9 @@ def _summary(part: dict[str, Any]) -> str:
     result = part.get("result") or {}
     if "failures" in result:
         bad = result["failures"] + result["errors"]
-        return f"{result['tests'] - bad - result['skipped']} passed, {bad} failed, {result['skipped']} skipped; {part['status']}"
+        return (
+            f"{result['tests'] - bad - result['skipped']} passed, {bad} failed, {result['skipped']} skipped; {part['status']}"
+        )
     return part["status"]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from lit_eve.errors import ConfigError
+from lit_eve.imports import how_to_import, module_of
 
 T = TypeVar("T")
 
@@ -44,8 +45,20 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> Callable[..., T]:
         if name not in self._variants:
-            raise ConfigError(f"unknown {self.kind} {name!r}; known: {', '.join(self)}")
+            raise ConfigError(
+                f"unknown {self.kind} {name!r}; known: {', '.join(self)}; one of your own is known once its module is imported "
+                "(--import MODULE)"
+            )
         return self._variants[name]
+
+    def module_of(self, name: str) -> str | None:
+        """The module outside lit_eve that brings a variant; None for a variant of lit_eve."""
+        return module_of(self[name])
+
+    def require(self, name: str, module: str | None) -> None:
+        """Raise ConfigError if there is no variant ``name`` although a saved model says that ``module`` brings it."""
+        if module is not None and name not in self._variants:
+            raise ConfigError(f"this model needs the {self.kind} {name!r} from `{module}`: {how_to_import(module)}")
 
     def check(self, spec: Mapping[str, Any], context: tuple[str, ...] = ()) -> None:
         """Raise ConfigError unless ``spec`` names a variant and all its arguments exist (and the required ones are given).

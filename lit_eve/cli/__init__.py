@@ -13,6 +13,7 @@ from importlib import import_module
 
 from lit_eve import __version__
 from lit_eve.errors import LitEveError
+from lit_eve.imports import import_own
 
 COMMANDS = {
     "nano": ("lit_eve.nano.pipeline", "train and evaluate a miniature EVE from nothing, on any machine"),
@@ -39,8 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name in argv[:1]:
             import_module(module).add_arguments(subparser)
+            subparser.add_argument(
+                "--import",
+                action="append",
+                default=[],
+                dest="imports",
+                metavar="MODULE",
+                help="a module of your own with what it registers, by name or as a .py file; may be given several times",
+            )
     args = parser.parse_args(argv)
     try:
+        import_own(args.imports)
         import_module(COMMANDS[args.command][0]).run(args)
     except LitEveError as error:
         lines = [" ".join(line.split()) for line in str(error).splitlines()]

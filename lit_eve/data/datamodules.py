@@ -114,6 +114,7 @@ class EveDataModule(LightningDataModule):
 
     def attach(self, processor: EveProcessor, uses_teacher: bool = False) -> EveDataModule:
         """Use this processor. Under a trainer it comes from the model (``processor``, ``uses_teacher``) by itself."""
+        processor.answer_end(self.template)  # says whether the template can be written with this tokenizer
         self.processor = processor
         self.uses_teacher = uses_teacher
         return self

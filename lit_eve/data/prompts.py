@@ -30,6 +30,7 @@ class PromptBatch:
             ``image_grid_hw`` (N, 2) int64 where there are images.
         max_new_tokens: length of the longest answer.
         errors: why prompts of this batch could not be used, by their index; each begins with the key of the sample.
+        template: how they were written; None: the processor's own.
     """
 
     source: str
@@ -38,6 +39,7 @@ class PromptBatch:
     inputs: dict[str, Tensor]
     max_new_tokens: int
     errors: dict[int, str]
+    template: TemplateName | None = None
 
 
 def share_prompts(lengths: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> list[Row]:
@@ -116,7 +118,7 @@ class _Prompts(Dataset):
                     errors[indices[place]] = str(error)
                     samples[place], counts[place] = _without_images(sample), False
             inputs = self._inputs(samples)
-        return PromptBatch(self.source, indices, counts, inputs, self.max_new_tokens, errors)
+        return PromptBatch(self.source, indices, counts, inputs, self.max_new_tokens, errors, self.template)
 
     def _inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         features = self.processor(

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from lit_eve.errors import LitEveError
+from lit_eve.models.answer_ends import stop_arguments, without_end
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 
@@ -79,8 +80,9 @@ class ChatSession:
         room = getattr(self.model.config.text_config, "max_position_embeddings", None)
         if room is not None and length >= room:
             raise LitEveError(f"the conversation has {length} tokens, but the decoder reads {room}: reset it")
-        output = self.model.generate(**inputs, streamer=streamer, **self.generation)
-        answer = self.processor.decode(output[0, length:], skip_special_tokens=True).strip()
+        stop = stop_arguments(self.model, self.processor, length)
+        output = self.model.generate(**inputs, streamer=streamer, **stop | self.generation)
+        answer = without_end(self.processor.decode(output[0, length:], skip_special_tokens=True), self.processor)
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         self.waiting = []
         return answer

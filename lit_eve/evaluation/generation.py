@@ -79,7 +79,7 @@ def answer_all(
     for batch in track(loader, progress or "", disable=progress is None):
         if batch.errors:
             raise SampleError(next(iter(batch.errors.values())))
-        texts = generate_answers(model, processor, batch.inputs, max_new_tokens, **generation)
+        texts = generate_answers(model, processor, batch.inputs, max_new_tokens, template, **generation)
         for index, answer in zip(batch.indices, texts, strict=True):
             answers[index] = answer
     return answers

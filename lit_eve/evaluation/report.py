@@ -165,7 +165,7 @@ def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
         return False
     rows: dict[str, Mapping[str, float | None]] = {name: PUBLISHED[name] for name in COMPARED}
     names = [result.benchmark for result in shown]  # one may be there twice, with two splits
-    best = [max([result.score, *(row[result.benchmark] or 0.0 for row in rows.values())]) or 1.0 for result in shown]
+    best = [max([result.score, *(row.get(result.benchmark) or 0.0 for row in rows.values())]) or 1.0 for result in shown]
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     colours = dict(zip(COMPARED, (BLUE, GREEN, SOFT, ORANGE), strict=True))
     with figure(path, 1, 1, (7.2, 6.4), subplot_kw={"projection": "polar"}) as axes:
@@ -182,7 +182,9 @@ def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
             words = f"{_title(result)}\n{_shown(result, result.score)}"
             axis.text(angle, 1.09, words, ha=aligned, va="center", color=INK, fontweight="bold")
         for name, row in rows.items():
-            values = np.array([np.nan if row[name] is None else row[name] / top for name, top in zip(names, best, strict=True)])
+            values = np.array(
+                [np.nan if row.get(name) is None else row[name] / top for name, top in zip(names, best, strict=True)]
+            )
             _polygon(axis, angles, values, label=name, color=colours[name], linewidth=1.2, alpha=0.9)
         values = np.array([result.score / top for result, top in zip(shown, best, strict=True)])
         _polygon(axis, angles, values, label=model, color=RED, linewidth=2.4)

@@ -76,7 +76,7 @@ def score_task(
         raise LitEveError(
             f"{benchmark.title}: none of the {len(task.questions):,} questions has an answer that counts{reasons}"
         )
-    official = benchmark.sizes[task.split]
+    official = benchmark.sizes.get(task.split, len(task.available))
     result = Result(task.name, benchmark.name, None, {}, len(scored), len(task.questions), official, problems=found)
     notes = []
     if problems:

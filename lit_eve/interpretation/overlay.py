@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.recorder import AttentionRecorder
+from lit_eve.models.answer_ends import stop_arguments, without_end
 from lit_eve.models.splice import ImageLayout
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
@@ -94,14 +95,16 @@ def attend(
         add_generation_prompt=True,
     ).to(model.device)
     with AttentionRecorder(model, layers, heads) as recorder:
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        stop = stop_arguments(model, processor, inputs["input_ids"].shape[1])
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **stop}
+        output = model.generate(**inputs, **settings)
     written = output[0, inputs["input_ids"].shape[1] :]
     special = set(processor.tokenizer.all_special_ids)
     kept = [step for step, token in enumerate(written.tolist()) if token not in special] or [0]
     grids: dict[str, Any] = {"geometry": model.geometry, "image_token_id": model.config.image_token_id}
     per_token = [image_maps(recorder.mean(step)[:, 0], inputs["input_ids"], inputs["image_grid_hw"], **grids) for step in kept]
     return AnswerAttention(
-        answer=processor.tokenizer.decode(written, skip_special_tokens=True).strip(),
+        answer=without_end(processor.tokenizer.decode(written, skip_special_tokens=True), processor),
         tokens=[processor.tokenizer.decode(written[step]) for step in kept],
         maps=[torch.stack(maps) for maps in zip(*per_token, strict=True)],
     )

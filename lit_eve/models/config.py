@@ -24,6 +24,9 @@ class EveConfig(PreTrainedConfig):
         alignment_weight: factor of the alignment loss in the total loss.
         image_token_id: id that marks an image slot in ``input_ids``. It may lie outside the vocabulary: the row is never
             looked up. Default: the first id behind the vocabulary.
+        imports: where the parts come from that are not lit_eve's: the module of each such ``patch_embedding``, ``projector``
+            and ``aligner``; ``module:Class`` of a ``model`` class of its own, and of the ``training`` class that may have
+            changed how it answers. The model writes them down; nothing is ever imported because it stands here.
         image_mean, image_std: normalisation of pixels in 0..1, per channel.
     """
 
@@ -42,6 +45,7 @@ class EveConfig(PreTrainedConfig):
     teacher_layer: int = -2
     alignment_weight: float = 1.0
     image_token_id: int | None = None
+    imports: dict[str, str] | None = None
     image_mean: tuple[float, ...] | list[float] = CLIP_MEAN
     image_std: tuple[float, ...] | list[float] = CLIP_STD
     tie_word_embeddings: bool = False
@@ -52,6 +56,7 @@ class EveConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.patch_embedding = dict(self.patch_embedding or {"name": "eve_v1"})
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
+        self.imports = dict(self.imports or {})
         self.geometry = ImageGeometry.from_dict(self.geometry or {}).to_dict()
         self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
         if self.image_token_id is None:

@@ -28,7 +28,8 @@ from lit_eve.losses import (
 from lit_eve.models.attention import PACKED, packed_rows
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoding import ImageGenerationMixin
-from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens
+from lit_eve.models.own import note_import, note_imports
+from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens, check_image_tokens, takes_grid
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.models.splice import ImageLayout, TeacherCells, check, splice
 from lit_eve.models.taps import hidden_state_taps
@@ -81,6 +82,7 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
     def __init__(self, config: EveConfig) -> None:
         super().__init__(config)
         geometry = config.image_geometry
+        note_imports(config, type(self))
         if config.text_config._attn_implementation in (None, "sdpa"):
             config.text_config._attn_implementation = PACKED
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
@@ -166,6 +168,7 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
                     "its grid would not lie on the student's"
                 )
         self.config.aligner = dict(aligner or self.config.aligner or {"name": "layerwise"})
+        note_import(self.config, "aligner", ALIGNERS)
         text_config = self.config.text_config
         self.aligner = ALIGNERS.build(
             self.config.aligner,
@@ -201,25 +204,46 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
 
     # ---- forward
 
-    def embed_images(self, pixel_values: Tensor, image_of_token: Tensor, num_images: int) -> ImageTokens:
+    def embed_images(
+        self, pixel_values: Tensor, image_of_token: Tensor, num_images: int, grid_hw: Tensor | None = None
+    ) -> ImageTokens:
         """Patches to tokens of the decoder's width.
 
         Args:
             pixel_values: (P, 3 * p * p) uint8, or float if normalised already.
             image_of_token: (Q,) int64.
             num_images: N.
+            grid_hw: (N, 2) int64, rows and columns of each image's tokens, for patch embeddings that look at neighbours.
 
         Returns:
             tokens (Q, D), classes (N, D) or None, split (D,) or None.
+
+        Raises:
+            ConfigError: patch embedding or projector return something of another shape.
         """
         dtype = self.dtype
         if pixel_values.dtype == torch.uint8:
             patches = self._normalize(pixel_values.unflatten(1, (3, -1)), dtype).flatten(1)
         else:
             patches = pixel_values.to(dtype)
-        tokens, classes, split = self.patch_embedding(patches, image_of_token, num_images)
+        grid = {"grid_hw": grid_hw} if takes_grid(self.patch_embedding) else {}
+        tokens, classes, split = check_image_tokens(
+            self.patch_embedding(patches, image_of_token, num_images, **grid),
+            self.config.patch_embedding["name"],
+            self.patch_embedding.width,
+            len(image_of_token),
+            num_images,
+            self.geometry,
+        )
         parts = [part for part in (tokens, classes, split[None] if split is not None else None) if part is not None]
-        projected = iter(self.projector(torch.cat(parts)).split([len(part) for part in parts]))
+        rows, size = sum(map(len, parts)), self.config.text_config.hidden_size
+        embeds = self.projector(torch.cat(parts))  # (Q + N + 1, D)
+        if embeds.shape != (rows, size):
+            raise ConfigError(
+                f"projector {self.config.projector['name']!r} returned the shape {tuple(embeds.shape)} for {rows} tokens, "
+                f"but the decoder needs {(rows, size)}"
+            )
+        projected = iter(embeds.split([len(part) for part in parts]))
         return ImageTokens(
             next(projected),
             next(projected) if classes is not None else None,
@@ -347,7 +371,8 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
         if image_grid_hw is None:
             raise LitEveError("pixel_values need image_grid_hw")
         layout = ImageLayout.of(input_ids, image_grid_hw, len(pixel_values), self.geometry, self.config.image_token_id)
-        images = self.embed_images(pixel_values, layout.image_of_token, len(image_grid_hw))
+        grid = self.geometry.token_grid_of(image_grid_hw)
+        images = self.embed_images(pixel_values, layout.image_of_token, len(image_grid_hw), grid)
         return splice(self._embed_text(input_ids), layout, *images), layout
 
     def _embed_text(self, input_ids: Tensor) -> Tensor:
@@ -381,6 +406,11 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
     ) -> None:
         count = len(teacher_pixel_values)
         predictions = self.aligner(features)  # (M, K); runs without images too, so that all ranks do the same
+        if predictions.shape != (shape := (len(cells.image_of_cell), self.teacher.width)):
+            raise ConfigError(
+                f"aligner {self.config.aligner['name']!r} returned the shape {tuple(predictions.shape)}, "
+                f"but the teacher's is {shape}"
+            )
         if count:
             pixels = self._normalize(teacher_pixel_values, self.teacher.dtype)
             targets = self.teacher(pixels).flatten(0, 1)[cells.teacher_index]  # (M, K)

@@ -14,9 +14,11 @@ from transformers import AutoTokenizer
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.files import local_path
 from lit_eve.models import official
+from lit_eve.models.answer_ends import end_answers
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
 from lit_eve.models.folders import find_model_folder, read_json
+from lit_eve.models.own import model_class_of
 from lit_eve.models.sharded import read_checkpoint
 from lit_eve.models.weights import is_checkpoint, iterate_weights
 
@@ -66,6 +68,7 @@ def load(
             model.aligner.load_state_dict(aligner)
         else:
             model.load_aligner(path)
+    end_answers(model, processor)
     return model.to(device).eval(), processor
 
 
@@ -128,7 +131,8 @@ def _build(
         rest = {key: value for key, value in weights.items() if not key.startswith(prefix)}
         source = {"pretrained_model_name_or_path": None, "state_dict": rest}
     try:
-        model, info = EveForConditionalGeneration.from_pretrained(**source, config=config, output_loading_info=True, **kwargs)
+        model_class = model_class_of(config) or EveForConditionalGeneration
+        model, info = model_class.from_pretrained(**source, config=config, output_loading_info=True, **kwargs)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -6,7 +6,8 @@ Notation: P patches of p x p pixels, Q = P / pool^2 tokens, N images, E width of
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -29,7 +30,9 @@ class PatchEmbedding(nn.Module):
     """What every patch embedding has: its width, and a learned class and split token where the geometry asks for them.
 
     A variant adds ``forward(patches: (P, 3 * p * p) float, normalised, those of a window side by side, image_of_token: (Q,),
-    num_images: int) -> ImageTokens``.
+    num_images: int) -> ImageTokens``. One that looks at neighbouring tokens has a further argument ``grid_hw``: (N, 2) int64,
+    rows and columns of each image's tokens, on the device. What a variant must do besides is tried by
+    :func:`lit_eve.testing.check_patch_embedding`.
 
     Args:
         geometry: sizes of patches and pooling windows.
@@ -49,6 +52,38 @@ class PatchEmbedding(nn.Module):
         for embedding in (self.class_embedding, self.split_embedding):
             if embedding is not None:
                 nn.init.normal_(embedding)
+
+
+def takes_grid(patch_embedding: nn.Module) -> bool:
+    """Whether a patch embedding asks for ``grid_hw``."""
+    return "grid_hw" in inspect.signature(patch_embedding.forward).parameters
+
+
+def check_image_tokens(
+    found: Any, name: str, width: int, num_tokens: int, num_images: int, geometry: ImageGeometry
+) -> ImageTokens:
+    """What a patch embedding returned, if its shapes are those that it must have; shapes are known without the device.
+
+    Raises:
+        ConfigError: a part is missing, is there although the geometry has none, or has another shape.
+    """
+    if not isinstance(found, tuple) or len(found) != len(ImageTokens._fields):
+        raise ConfigError(
+            f"patch embedding {name!r} must return ImageTokens(tokens, classes, split), not {type(found).__name__}"
+        )
+    shapes = {
+        "tokens": (num_tokens, width),
+        "classes": (num_images, width) if geometry.class_token else None,
+        "split": (width,) if geometry.split_token else None,
+    }
+    for (part, expected), tensor in zip(shapes.items(), found, strict=True):
+        shape = None if tensor is None else tuple(tensor.shape)
+        if shape != expected:
+            raise ConfigError(
+                f"patch embedding {name!r} returned {part} of shape {shape}; for {num_images} images, {num_tokens} tokens, "
+                f"width {width} and this geometry it must be {expected}"
+            )
+    return ImageTokens(*found)
 
 
 PATCH_EMBEDDINGS: Registry[PatchEmbedding] = Registry("patch embedding")

@@ -75,17 +75,18 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[torch.Size, torch.dtype]]
     return {name: (m.size, m.properties.dtype) for name, m in entries if isinstance(m, TensorStorageMetadata)}
 
 
-def iterate_sharded(path: str | Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def iterate_sharded(path: str | Path, prefix: str = "", skip: str | None = None) -> Iterator[tuple[str, Tensor]]:
     """Full tensors of a sharded checkpoint, on the CPU, some 256 MiB of them at a time.
 
     Args:
         prefix: only the tensors whose names begin so; it is cut off.
+        skip: not those whose names begin so.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     shapes = tensor_shapes(path)
-    names = [name for name in shapes if name.startswith(prefix)]
+    names = [name for name in shapes if name.startswith(prefix) and not (skip and name.startswith(skip))]
     while names:
         tensors: dict[str, Tensor] = {}
         while names and sum(tensor.nbytes for tensor in tensors.values()) < _TOGETHER:

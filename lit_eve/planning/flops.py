@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_eve.errors import ConfigError
+from lit_eve.models.patch_embedding import takes_grid
 from lit_eve.training.stages import Stage, get_stage
 
 if TYPE_CHECKING:
@@ -153,7 +154,10 @@ def _images(model: EveForConditionalGeneration, workload: Workload) -> dict[str,
     tokens = workload.num_patches // model.geometry.pool_size**2  # Q
     patches = torch.empty(workload.num_patches, model.geometry.patch_dim, device="meta")
     image_of_token = torch.empty(tokens, dtype=torch.long, device="meta")
-    embedding = _measure(model.patch_embedding, patches, image_of_token, workload.num_images)
+    grid = {}
+    if takes_grid(model.patch_embedding):
+        grid["grid_hw"] = torch.empty(workload.num_images, 2, dtype=torch.long, device="meta")
+    embedding = _measure(model.patch_embedding, patches, image_of_token, workload.num_images, **grid)
     # The projector meets the tokens, the class token of each image, and the split token once.
     count = tokens + model.geometry.class_token * workload.num_images + model.geometry.split_token
     embedded = torch.empty(count, model.patch_embedding.width, device="meta").requires_grad_(_trains(model.patch_embedding))
@@ -230,10 +234,10 @@ def _check_dense(decoder: nn.Module) -> None:
             raise ConfigError(f"the FLOPs of {type(decoder).__name__} are not known: {name} is in no linear layer")
 
 
-def _measure(module: nn.Module, *inputs: Any) -> Flops:
+def _measure(module: nn.Module, *inputs: Any, **named: Any) -> Flops:
     """Run a module forward and backward under torch's counter, on the meta device."""
     with FlopCounterMode(display=False) as forward:
-        outputs = module(*inputs)
+        outputs = module(*inputs, **named)
     outputs = [outputs] if isinstance(outputs, Tensor) else [x for x in outputs if x is not None]
     outputs = [x for x in outputs if x.requires_grad]
     with FlopCounterMode(display=False) as backward:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from lit_eve.errors import SampleError
+from lit_eve.errors import ConfigError, SampleError
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import check_size, image_size, load_image, patchify, teacher_canvas
 from lit_eve.processing.inputs import image_names
@@ -24,6 +24,13 @@ from lit_eve.processing.tokenize import TextEncoder
 
 TemplateName = str | Mapping[str, Any]
 Conversation = Sequence[Mapping[str, Any]]
+
+
+class AnswerEnd(NamedTuple):
+    """What ends an answer: a special token, or else a text."""
+
+    token: int | None
+    text: str | None
 
 
 class SampleEncoder:
@@ -152,6 +159,32 @@ class SampleEncoder:
         if key not in self._templates:
             self._templates[key] = templates.build(spec)
         return self._templates[key]
+
+    def answer_end(self, template: TemplateName | None = None) -> AnswerEnd:
+        """With what a template ends an answer: what a model that was trained with it writes last.
+
+        Args:
+            template: instead of the processor's own.
+
+        Raises:
+            ConfigError: the template cannot be used with this tokenizer, or ends an answer with nothing.
+        """
+        word = "yes"
+        messages = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": word}]
+        try:
+            segments = self._render(messages, template, with_labels=True)
+        except SampleError:  # it wants other conversations than this one
+            return AnswerEnd(None, None)
+        written = [segment for segment in segments if segment.supervised]
+        last = max((i for i, segment in enumerate(written) if segment.kind == "text" and word in segment.text), default=-1)
+        tail = written[last + 1 :]
+        if special := [segment.text for segment in tail if segment.kind == "special"]:
+            return AnswerEnd(self.tokenizer.convert_tokens_to_ids(special[-1]), None)
+        text = (written[last].text.rpartition(word)[2] if last >= 0 else "") + "".join(segment.text for segment in tail)
+        if not text:
+            name = self.template if template is None else template
+            raise ConfigError(f"the template {name!r} ends an answer with nothing, so that a model could never end one")
+        return AnswerEnd(None, text)
 
     def _render(
         self,

@@ -17,7 +17,7 @@ from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, MAX_ASPECT_RATIO, MAX_PIXELS
 from lit_eve.processing.inputs import Padding, check_prompts, deal, flatten, image_names, images_of, is_single, pad_rows
 from lit_eve.processing.sample import IMAGE_PLACEHOLDER, naming
-from lit_eve.processing.templates import Segment, split_prompt, starts_with_bos
+from lit_eve.processing.templates import Segment, split_prompt, starts_with_bos, templates
 
 # Arguments of transformers' apply_chat_template that ask for nothing, or for what is always done, when they have this value.
 _NOTHING = {
@@ -46,6 +46,7 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         max_image_pixels: images of more pixels are refused.
         max_aspect_ratio: images that are narrower are refused.
         chat_template: what transformers found beside the tokenizer; the template ``chat`` asks the tokenizer itself.
+        template_module: the module that brings ``template``, where a saved processor says that it is not lit_eve's.
 
     Raises:
         ConfigError: unknown template, unusable geometry, or a tokenizer that is not fast.
@@ -63,11 +64,14 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         max_image_pixels: int = MAX_PIXELS,
         max_aspect_ratio: float = MAX_ASPECT_RATIO,
         chat_template: str | dict[str, str] | None = None,
+        template_module: str | None = None,
     ) -> None:
         ProcessorMixin.__init__(self, tokenizer, chat_template=chat_template)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if template_module is not None:
+            templates.require(_name_of(template), template_module)
         if not isinstance(geometry, ImageGeometry):
             geometry = ImageGeometry.from_dict(geometry or {})
         if image_token_id is None:
@@ -257,6 +261,7 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
             "processor_class": type(self).__name__,
             "geometry": self.geometry.to_dict(),
             "template": self.template if isinstance(self.template, str) else dict(self.template),
+            **({"template_module": module} if (module := templates.module_of(_name_of(self.template))) else {}),
             "image_token": self.image_token,
             "image_token_id": self.image_token_id,
             "image_mean": list(self.image_mean),
@@ -264,3 +269,7 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
             "max_image_pixels": self.max_image_pixels,
             "max_aspect_ratio": self.max_aspect_ratio,
         }
+
+
+def _name_of(template: TemplateName) -> str:
+    return template if isinstance(template, str) else template.get("name", "")

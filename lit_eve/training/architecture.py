@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lit_eve.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from lit_eve.models import EveForConditionalGeneration
+    from lit_eve.training.module import LitEve
 
 # Keys that say nothing about the weights.
 _IRRELEVANT = ("transformers_version", "_name_or_path", "architectures", "dtype", "teacher", "use_cache")
@@ -38,11 +38,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], same: Callable[[
 
 def is_irrelevant(line: str) -> bool:
     """Whether a line of :func:`differences` between two configs says nothing about the weights."""
-    return line.split(":")[0].split(".")[-1] in _IRRELEVANT
+    key = line.split(":")[0]
+    return key.split(".")[-1] in _IRRELEVANT or key.startswith("imports")
 
 
-def check_architecture(checkpoint: Mapping[str, Any], model: EveForConditionalGeneration) -> None:
-    """Compare the config and the weights of a Lightning checkpoint with those of ``model``.
+def check_architecture(checkpoint: Mapping[str, Any], module: LitEve) -> None:
+    """Compare the config and the weights of a Lightning checkpoint with those of ``module``, its own parts included.
 
     Raises:
         CheckpointError: they differ, or it is no checkpoint of LitEve.
@@ -52,11 +53,11 @@ def check_architecture(checkpoint: Mapping[str, Any], model: EveForConditionalGe
     if ENTRY not in checkpoint:
         raise CheckpointError(f"this is no checkpoint of LitEve: it has no entry {ENTRY!r}")
     saved = json.loads(checkpoint[ENTRY]["config"])
-    current = json.loads(model.config.to_json_string(use_diff=False))
+    current = json.loads(module.model.config.to_json_string(use_diff=False))
     if keys := [line for line in differences(saved, current) if not is_irrelevant(line)]:
         raise CheckpointError(f"the checkpoint is of another architecture (checkpoint -> this run): {_some(keys)}")
 
-    shapes = {f"model.{key}": tuple(value.shape) for key, value in model.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     weights = {key: tuple(value.shape) for key, value in checkpoint.get("state_dict", shapes).items()}
     if keys := differences(weights, shapes):
         raise CheckpointError(f"the checkpoint's weights are of another shape (checkpoint -> this run): {_some(keys)}")

@@ -8,24 +8,29 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from lit_eve.errors import CheckpointError, ConfigError, not_found
 from lit_eve.files import local_path
+from lit_eve.imports import path_of
 from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
 from lit_eve.models import PATCH_EMBEDDINGS, PROJECTORS, EveConfig, EveForConditionalGeneration
+from lit_eve.models.answer_ends import end_answers
 from lit_eve.models.catalog import known_decoder, known_teacher
 from lit_eve.models.filling import fill
 from lit_eve.models.folders import is_hub_name
 from lit_eve.models.loading import read_architecture
-from lit_eve.models.weights import iterate_weights
+from lit_eve.models.own import model_class_of
+from lit_eve.models.weights import is_checkpoint, iterate_weights
 from lit_eve.processing import EveProcessor, ImageGeometry, templates
 from lit_eve.training.architecture import differences, is_irrelevant
 
@@ -52,6 +57,7 @@ class Blueprint:
     alignment_weight: float | None = None
     template: str | Mapping[str, Any] | None = None
     attn_implementation: str | None = None
+    model_class: type[EveForConditionalGeneration] | None = None
 
     def __post_init__(self) -> None:
         for key in ("init_from", "decoder", "teacher"):
@@ -59,6 +65,8 @@ class Blueprint:
                 object.__setattr__(self, key, local_path(path, f"model.{key}"))
         if self.init_from is None and self.decoder is None:
             raise ConfigError("give model.decoder (start a new model), model.init_from (go on from a model), or both")
+        if self.model_class is not None and "<locals>" in self.model_class.__qualname__:
+            raise ConfigError(f"model_class {self.model_class.__name__} stands inside a function: it must stand in a module")
         if self.aligner is not None and self.teacher is None:
             raise ConfigError("model.aligner needs model.teacher: without a teacher there is nothing to align to")
         for key, registry, context in (
@@ -123,7 +131,7 @@ class Blueprint:
 
     def check(self) -> None:
         """Raise ConfigError or CheckpointError if something is missing or does not fit; weights are not read."""
-        _ = self.processor
+        self.processor.answer_end()  # says whether the template can be written with this tokenizer
         self.skeleton()
 
     def skeleton(self, planned: bool = False) -> EveForConditionalGeneration:
@@ -134,8 +142,10 @@ class Blueprint:
                 taken from a list, without a network (:mod:`lit_eve.models.catalog`).
         """
         config = self._planned_config if planned else self.config
+        if self.model_class is not None and (path := path_of(self.model_class)) is not None:
+            config.imports["model"] = path
         with torch.device("meta"):
-            model = EveForConditionalGeneration(config)
+            model = (self.model_class or model_class_of(config) or EveForConditionalGeneration)(config)
             if self.teacher is not None:
                 vision = CLIPVisionModel(self._teacher_config(planned))
                 config.teacher = self.teacher
@@ -175,7 +185,21 @@ class Blueprint:
         if self.teacher is not None:
             dtype = teacher_dtype or model.dtype
             model.teacher = load_teacher(self.teacher, model.config.teacher_layer, dtype=dtype).to(device)
+        end_answers(model, self.processor, self._stored_ends())
         return model
+
+    def _stored_ends(self) -> list[int | list[int] | None]:
+        """Where answers end according to the generation_config.json of the decoder and of ``init_from``."""
+        ends = []
+        for name in (self.decoder, self.init_from):
+            if name is None or is_checkpoint(name):
+                continue
+            folder = next(
+                (path for path in (Path(name), Path(name, "model")) if (path / GENERATION_CONFIG_NAME).is_file()), name
+            )
+            with suppress(OSError):  # there is none
+                ends.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+        return ends
 
     # ---- a new model around a decoder
 

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from lit_eve.errors import ConfigError
 from lit_eve.models.sharded import read_checkpoint
+from lit_eve.training.auxiliary import auxiliaries
 from lit_eve.training.sharded_checkpoint import ShardedCheckpoints, load_model, load_optimizer
 
 
@@ -117,12 +118,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         The head is in the rest, which stays gathered from the forward to the backward pass: the loss applies it in chunks, some
         of which are computed again in the backward pass.
         """
-        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32)
-        settings = {"mesh": self._fsdp_mesh, "mp_policy": policy}
         for block in model.get_decoder().layers:
-            fully_shard(block, **settings)
-        fully_shard(model, **settings)
+            self.shard_part(block)
+        self.shard_part(model)
         model._is_fsdp_managed_module = True  # transformers' generate: no process stops before the others
+
+    def shard_part(self, part: nn.Module) -> None:
+        """Shard a module in place, as a group of its own: it is gathered while its own forward runs."""
+        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32)
+        fully_shard(part, mesh=self._fsdp_mesh, mp_policy=policy)
 
     @property
     def _fsdp_mesh(self) -> Any:
@@ -166,7 +170,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             trainer = self.lightning_module.trainer
             done = batch_idx + 1
             last = done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches
-            self.lightning_module.model.set_requires_all_reduce(last)
+            for part in (self.lightning_module.model, *auxiliaries(self.lightning_module).values()):
+                part.set_requires_all_reduce(last)
 
     def wait_for_checkpoint(self) -> None:
         """Return when the checkpoint that is being written is complete."""

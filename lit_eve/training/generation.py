@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_eve.errors import SampleError
+from lit_eve.models.answer_ends import stop_arguments, without_end
 from lit_eve.processing import Sample, parse_conversation
 from lit_eve.processing.sample import Slot, naming
 
@@ -26,6 +27,7 @@ def generate_answers(
     processor: EveProcessor,
     prompts: Mapping[str, Any],
     max_new_tokens: int,
+    template: TemplateName | None = None,
     **kwargs: Any,
 ) -> list[str]:
     """Continue every row, greedily unless ``kwargs`` for ``generate`` say otherwise.
@@ -35,14 +37,18 @@ def generate_answers(
         processor: decodes the new tokens.
         prompts: left-padded ``input_ids`` and ``attention_mask`` (B, T), ``pixel_values``, ``image_grid_hw``.
         max_new_tokens: length of the longest answer.
+        template: how the prompts were written, and so with what answers end; None: the processor's own.
 
     Returns:
         B answers without special tokens and outer blanks.
     """
     inputs = {key: value.to(model.device) for key, value in prompts.items() if isinstance(value, Tensor)}
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, **{"do_sample": False, **kwargs})
-    answers = output[:, inputs["input_ids"].shape[1] :]  # (B, new)
-    return [text.strip() for text in processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    length = inputs["input_ids"].shape[1]
+    settings = {"do_sample": False, **stop_arguments(model, processor, length, template), **kwargs}
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
+    answers = output[:, length:]  # (B, new)
+    texts = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return [without_end(text, processor, template) for text in texts]
 
 
 @dataclass(frozen=True)

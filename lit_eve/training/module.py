@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn import ModuleDict
+from torch.nn import Module, ModuleDict
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from lit_eve.data import PromptBatch, model_inputs
 from lit_eve.errors import ConfigError
+from lit_eve.imports import asked_for, path_of
 from lit_eve.training.architecture import check_architecture
+from lit_eve.training.auxiliary import auxiliaries, check_as_built, fingerprint, make_auxiliaries
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
 from lit_eve.training.distributed import sum_over_ranks
@@ -30,6 +32,7 @@ from lit_eve.training.stages import Stage, get_stage, print_stage
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration, EveOutput
     from lit_eve.processing import EveProcessor, ImageGeometry, Sample
+    from lit_eve.processing.encoder import TemplateName
 
 # transformers and the model are imported where they are used: `train.py fit --help` reads this file.
 
@@ -50,8 +53,8 @@ class LitEve(LightningModule):
         teacher_layer: hidden state of the teacher that is aligned to; null: -2, or that of init_from.
         alignment_weight: factor of the alignment loss in the total loss; null: 1, or that of init_from.
         template: how the model is talked to (vicuna_v1, chat, ...); null: vicuna_v1, or that of init_from.
-        stage: what trains, at which rate: prealign, pretrain, finetune, or a stage of your own (see
-            `--model.stage.help`).
+        stage: what trains, at which rate: prealign, pretrain, finetune, or a stage of your own: its name, if a module of
+            yours adds it to STAGES, or all of it (see `--model.stage.help`).
         lr: peak learning rate; null takes the stage's.
         warmup: steps of linear warm-up, or their fraction of all steps if below 1; null takes the stage's.
         lr_floor: learning rate at the end of the cosine, as a fraction of the peak.
@@ -67,6 +70,14 @@ class LitEve(LightningModule):
         ConfigError: a key, name or value that does not exist or does not fit; raised before anything is loaded.
     """
 
+    model_class: ClassVar[type[EveForConditionalGeneration] | None] = None
+    """A subclass of EveForConditionalGeneration in a module of yours, for what changes how the model answers: another mask."""
+    stock_inference: ClassVar[bool] = False
+    """True promises that a subclass changes the training alone. Else a saved model says that it was trained by the subclass,
+    and whoever loads it without its module is told so."""
+    forward_arguments: ClassVar[Mapping[str, Any]] = {}
+    """More arguments of the model's forward in training and validation, as in {"output_hidden_states": True}."""
+
     def __init__(
         self,
         init_from: str | None = None,
@@ -79,7 +90,7 @@ class LitEve(LightningModule):
         teacher_layer: int | None = None,
         alignment_weight: float | None = None,
         template: str | dict[str, Any] | None = None,
-        stage: Literal["prealign", "pretrain", "finetune"] | Stage = "pretrain",
+        stage: str | Stage = "pretrain",
         lr: float | None = None,
         warmup: float | None = None,
         lr_floor: float = 0.0,
@@ -92,6 +103,7 @@ class LitEve(LightningModule):
         self.save_hyperparameters(ignore="stage")
         self.stage = get_stage(stage, lr, warmup)
         self.hparams["stage"] = asdict(self.stage)
+        self.hparams["imports"] = asked_for()
         from lit_eve.training.blueprint import Blueprint
 
         self.blueprint = Blueprint(
@@ -106,6 +118,7 @@ class LitEve(LightningModule):
             alignment_weight=alignment_weight,
             template=template,
             attn_implementation=attn_implementation,
+            model_class=self.model_class,
         )
         for key in ("init_from", "decoder", "teacher"):
             self.hparams[key] = getattr(self.blueprint, key)
@@ -119,6 +132,7 @@ class LitEve(LightningModule):
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         # Averages of an evaluation, over batches and ranks; float64 counts tokens exactly.
         names = ("language_loss", "alignment_loss", "token_accuracy")
+        self._own_losses: set[str] = set()
         self.metrics = ModuleDict({name: MeanMetric().set_dtype(torch.float64) for name in names})
 
     # ---- build
@@ -146,13 +160,47 @@ class LitEve(LightningModule):
             self.model = self.blueprint.build(strategy.shard, strategy.root_device, strategy.compute_dtype).train()
         else:
             self.model = self.blueprint.build().train()
+        own = make_auxiliaries(self)
+        if strategy is not None:
+            for part in own.values():
+                strategy.shard_part(part)
         if self.gradient_checkpointing:
             self.model.recompute_blocks()
-        self._rates = self.stage.apply(self.model)
+        if not self.stock_inference and (path := path_of(type(self))) is not None:
+            self.model.config.imports["training"] = path
+        self._rates = self.stage.apply(self.model, own)
+        self._built = fingerprint(self.model)
+
+    def auxiliary_parts(self) -> dict[str, Module]:
+        """Modules of your own that take part in training alone, by name: heads with losses of their own.
+
+        Called once, when the model is there (``self.model``). They train at the stage's rate unless a rule names them
+        ("pixel_head"), are in checkpoints, resume exactly, are shared out by FSDP2, and are no part of the exported model. A
+        later stage finds them beside it. What the model needs to answer belongs into a ``model_class`` instead.
+        """
+        return {}
+
+    def auxiliary_losses(
+        self, batch: Mapping[str, Any], output: EveOutput
+    ) -> Mapping[str, tuple[Tensor, Literal["images", "tokens"]]]:
+        """Losses of your own, which are added to the model's.
+
+        Args:
+            batch: as the datamodule yields it.
+            output: of the model; ``hidden_states`` are there if ``forward_arguments`` ask for them.
+
+        Returns:
+            by name, the *sum* over this batch (0-dim, times its weight), and what it is averaged over: the images or the
+            supervised tokens of the global batch. So it does not depend on how a batch was cut, as the model's do not. They are
+            logged under these names; ``train/loss`` and ``val/loss`` contain them.
+        """
+        return {}
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer over what the stage trains, warm-up and cosine over the steps of the run."""
-        trained = trained_parameters(self.model, self._rates, {name: self.stage.label(name) for name in self._rates})
+        labels = {name: self.stage.label(name) for name in self._rates}
+        trained = trained_parameters(self.model, self._rates, labels)
+        trained += trained_parameters(ModuleDict(auxiliaries(self)), self._rates, labels)
         optimizer = build_optimizer(self.optimizer, trained, fused=self.trainer.precision != "16-mixed")
         total = self.trainer.estimated_stepping_batches
         scheduler = warmup_then_cosine(optimizer, total, self.stage.warmup, self.lr_floor)
@@ -163,9 +211,11 @@ class LitEve(LightningModule):
         return [TrainingMonitor(), NonFiniteGuard()]
 
     def on_fit_start(self) -> None:
-        """Print what trains."""
+        """Refuse what could not be saved; print what trains."""
+        check_as_built(self, self._built, self._rates)
         if self.trainer.is_global_zero:
-            sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+            parameters = [*self.model.named_parameters(), *ModuleDict(auxiliaries(self)).named_parameters()]
+            sizes = {name: parameter.numel() for name, parameter in parameters}
             print_stage(self.stage, sizes, self._rates)
 
     # ---- train
@@ -183,13 +233,35 @@ class LitEve(LightningModule):
         accumulated batches, and data parallelism averages gradients over ranks: the factor takes both back.
         """
         counts = torch.stack([batch["num_targets"], batch["num_images"]])  # (2,) of this rank's accumulation window
-        output = self._forward(batch, *sum_over_ranks(counts))
-        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        counts = sum_over_ranks(counts)
+        output = self._forward(batch, *counts)
         parts = {"language_loss": output.language_loss, "alignment_loss": output.alignment_loss}
-        return {"loss": output.loss * factor, **{key: x.detach() for key, x in parts.items() if x is not None}}
+        loss = output.loss
+        for name, total, count in self._auxiliary_losses(batch, output, *counts):
+            parts[name] = total / count.clamp(min=1)
+            loss = loss + parts[name]
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return {"loss": loss * factor, **{key: x.detach() for key, x in parts.items() if x is not None}}
 
     def _forward(self, batch: dict[str, Any], num_targets: Tensor | int, num_images: Tensor | int) -> EveOutput:
-        return self.model(**model_inputs(batch), num_targets=num_targets, num_images=num_images)
+        return self.model(**model_inputs(batch), num_targets=num_targets, num_images=num_images, **self.forward_arguments)
+
+    def _auxiliary_losses(
+        self, batch: Mapping[str, Any], output: EveOutput, num_targets: Tensor, num_images: Tensor
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, sum, and what it is divided by."""
+        counts = {"tokens": num_targets, "images": num_images}
+        for name, loss in self.auxiliary_losses(batch, output).items():
+            if not isinstance(loss, tuple) or len(loss) != 2 or loss[1] not in counts or loss[0].ndim:
+                raise ConfigError(
+                    f"{type(self).__name__}.auxiliary_losses: {name!r} must be a sum (0-dim) and one of 'images' and 'tokens'"
+                )
+            if name in self.metrics and name not in self._own_losses:
+                raise ConfigError(
+                    f"{type(self).__name__}.auxiliary_losses: {name!r} is the name of a loss that is there already"
+                )
+            self._own_losses.add(name)
+            yield name, loss[0], counts[loss[1]]
 
     def configure_gradient_clipping(
         self,
@@ -246,20 +318,24 @@ class LitEve(LightningModule):
             for question, answer in zip(questions, answers, strict=True)
         ]
 
-    def _answer(self, inputs: Mapping[str, Any], max_new_tokens: int) -> list[str]:
+    def _answer(self, inputs: Mapping[str, Any], max_new_tokens: int, template: TemplateName | None = None) -> list[str]:
         """Greedy answers; ranks that share a sharded model stay in step until the last of them is done."""
         in_step = sharding_strategy(self) is not None
-        return generate_answers(self.model, self.processor, inputs, max_new_tokens, synced_gpus=in_step)
+        return generate_answers(self.model, self.processor, inputs, max_new_tokens, template, synced_gpus=in_step)
 
     def _evaluate(self, batch: dict[str, Any] | PromptBatch) -> dict[str, list[str]] | None:
         if isinstance(batch, PromptBatch):
-            return {"answers": self._answer(batch.inputs, batch.max_new_tokens)}
+            return {"answers": self._answer(batch.inputs, batch.max_new_tokens, batch.template)}
         sums = self._forward(batch, num_targets=1, num_images=1)  # divided by 1: sums
         parts = {
             "language_loss": (sums.language_loss, batch["num_targets"]),
             "token_accuracy": (sums.num_correct, batch["num_targets"]),
             "alignment_loss": (sums.alignment_loss, batch["num_images"]),
         }
+        for name, total, count in self._auxiliary_losses(batch, sums, batch["num_targets"], batch["num_images"]):
+            if name not in self.metrics:
+                self.metrics[name] = MeanMetric().set_dtype(torch.float64).to(self.device)
+            parts[name] = (total, count)
         for name, (total, count) in parts.items():
             if total is not None:
                 self.metrics[name].update(total.double() / count.clamp(min=1), weight=count)
@@ -270,6 +346,7 @@ class LitEve(LightningModule):
         if "language_loss" in values:
             weight = self.model.config.alignment_weight if "alignment_loss" in values else 0.0
             values["loss"] = values["language_loss"] + weight * values.get("alignment_loss", 0.0)
+            values["loss"] = values["loss"] + sum(values.get(name, 0.0) for name in sorted(self._own_losses))
         for name, value in values.items():
             # compute() has summed over the ranks; sync_dist only tells Lightning so.
             self.log(f"{prefix}/{name}", value, prog_bar=name in ("loss", "token_accuracy"), sync_dist=True)
@@ -286,4 +363,4 @@ class LitEve(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another architecture, naming what differs."""
-        check_architecture(checkpoint, self.model)
+        check_architecture(checkpoint, self)

@@ -77,13 +77,18 @@ class Stage:
         if self.warmup < 0:
             raise ConfigError(f"stage.warmup must not be negative, got {self.warmup}")
 
-    def rates(self, names: Iterable[str]) -> dict[str, float | None]:
+    def rates(self, names: Iterable[str], auxiliary: Iterable[str] = ()) -> dict[str, float | None]:
         """The peak learning rate of each parameter, None where it is frozen.
+
+        Args:
+            names: of the model's parameters.
+            auxiliary: of those of a subclass of LitEve; they train where no rule fits.
 
         Raises:
             ConfigError: a pattern fits no parameter at all, or nothing is left to train.
         """
-        names = list(names)
+        auxiliary = set(auxiliary)
+        names = [*names, *sorted(auxiliary)]
         for rule in self.rules:
             if not any(rule.fits(name) for name in names):
                 tops = ", ".join(sorted({name.split(".")[0] for name in names}))
@@ -91,7 +96,8 @@ class Stage:
         rates: dict[str, float | None] = {}
         for name in names:
             rule = self._rule_of(name)
-            rates[name] = (rule.lr or self.lr) if rule is not None and rule.trainable else None
+            trains = name in auxiliary if rule is None else rule.trainable
+            rates[name] = (self.lr if rule is None else rule.lr or self.lr) if trains else None
         if not any(rates.values()):
             raise ConfigError(f"stage {self.name!r} freezes every parameter: nothing is left to train")
         return rates
@@ -107,15 +113,24 @@ class Stage:
     def _rule_of(self, name: str) -> Rule | None:
         return next((rule for rule in self.rules if rule.fits(name)), None)
 
-    def apply(self, model: nn.Module) -> dict[str, float | None]:
+    def apply(self, model: nn.Module, auxiliaries: Mapping[str, nn.Module] | None = None) -> dict[str, float | None]:
         """Let the parameters of a model require gradients where they train; the teacher's never do.
+
+        Args:
+            model: the model.
+            auxiliaries: modules of a subclass of LitEve, by name.
 
         Returns:
             the rates of the others, by name.
         """
         student = {name: parameter for name, parameter in model.named_parameters() if not name.startswith("teacher.")}
-        rates = self.rates(student)
-        for name, parameter in student.items():
+        own = {
+            f"{part}.{name}": parameter
+            for part, module in (auxiliaries or {}).items()
+            for name, parameter in module.named_parameters()
+        }
+        rates = self.rates(student, own)
+        for name, parameter in (student | own).items():
             parameter.requires_grad_(rates[name] is not None)
         return rates
 

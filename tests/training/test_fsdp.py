@@ -352,3 +352,25 @@ def test_tied_weights_are_collected_once():
     names = set(_gather(model, keep=True))
     assert model.state_dict().keys() - names == {"language_model.lm_head.weight"}
     assert _gather(model, keep=False) == {}
+
+
+def test_parts_of_ones_own_are_sharded_saved_and_resumed(mixed, tmp_path):
+    """A head with a loss of its own; one of two processes has no image in a step, so that the head sees no token there."""
+    own = {"model_class": "tests.training.own_eve.PixelEve", "trainer.max_steps": 4}
+    EveCLI(args=arguments(mixed, tmp_path / "one", "1_prealign", None, False, **own))
+    train(arguments(mixed, tmp_path / "two", "1_prealign", None, True, **own))
+    again = tmp_path / "again"  # from the sharded checkpoint of step 2, in one process
+    shutil.copytree(tmp_path / "two", again, ignore=shutil.ignore_patterns("model", "step00000004.ckpt", "tensorboard"))
+    EveCLI(args=arguments(mixed, again, "1_prealign", None, False, **own))
+    checkpoint = find_checkpoint(tmp_path / "two")
+    assert checkpoint.is_dir() and not [name for name, _ in iterate_weights(checkpoint) if "pixel" in name]
+    for run, steps in (("two", 4), ("again", 2)):
+        for tag in (*TAGS, "train/pixel_loss"):
+            expected, found = scalars(tmp_path / "one", tag), scalars(tmp_path / run, tag)
+            assert len(found) == steps
+            for step, value in found.items():
+                assert value == pytest.approx(expected[step], rel=1e-4, abs=1e-5), (run, tag, step)
+        expected, found = (load_file(tmp_path / name / "model/auxiliary.safetensors") for name in ("one", run))
+        assert found.keys() == expected.keys() == {"pixel_head.weight", "pixel_head.bias"}
+        for name, value in expected.items():
+            assert_close(found[name], value, rtol=1e-3, atol=1e-5)

@@ -1,6 +1,6 @@
 """The ten benchmarks of the EVE papers, one declaration each: official files, prompts, metric, files for servers."""
 
-from lit_eve.evaluation.benchmarks.base import Benchmark, Question, Source
+from lit_eve.evaluation.benchmarks.base import Benchmark, Benchmarks, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems
 from lit_eve.evaluation.benchmarks.gqa import GQA
 from lit_eve.evaluation.benchmarks.mmbench import MMBench
@@ -13,13 +13,10 @@ from lit_eve.evaluation.benchmarks.textvqa import TextVQA
 from lit_eve.evaluation.benchmarks.vizwiz import VizWiz
 from lit_eve.evaluation.benchmarks.vqav2 import VQAv2
 
-BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark
-    for benchmark in (
-        *(VQAv2(), GQA(), VizWiz(), ScienceQA(), TextVQA()),
-        *(POPE(), MME(), MMBench(), SEEDBench(), MMVet()),
-    )
-}
-"""By name, in the order of the papers' tables."""
+BENCHMARKS = Benchmarks()
+"""By name, in the order of the papers' tables; those of your own come last, ``@BENCHMARKS.register`` adds them."""
 
-__all__ = ["BENCHMARKS", "Benchmark", "Problems", "Question", "Source"]
+for _kind in (VQAv2, GQA, VizWiz, ScienceQA, TextVQA, POPE, MME, MMBench, SEEDBench, MMVet):
+    BENCHMARKS.register(_kind)
+
+__all__ = ["BENCHMARKS", "Benchmark", "Benchmarks", "Problems", "Question", "Source"]

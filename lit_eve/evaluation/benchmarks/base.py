@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,26 @@ class Source(NamedTuple):
     size: str
     url: str
     splits: tuple[str, ...] = ()
+
+
+class Benchmarks(dict[str, "Benchmark"]):
+    """Benchmarks by name, in the order of tables; one of your own joins them by ``@BENCHMARKS.register``."""
+
+    def register(self, kind: type[Benchmark]) -> type[Benchmark]:
+        """Class decorator that adds a benchmark.
+
+        Raises:
+            ConfigError: it lacks something that every benchmark has, or another has its name.
+        """
+        needed = ("name", "title", "sources", "metric_class")
+        if missing := [attribute for attribute in needed if not hasattr(kind, attribute)]:
+            raise ConfigError(f"the benchmark {kind.__name__} has no {' and no '.join(missing)}")
+        if re.fullmatch(r"[\w.-]+", kind.name) is None or kind.name == "all":
+            raise ConfigError(f"the name of the benchmark {kind.__name__} is {kind.name!r}: it must be that of a folder")
+        if kind.name in self and type(self[kind.name]) is not kind:
+            raise ConfigError(f"a benchmark named {kind.name!r} is registered already")
+        self[kind.name] = kind()
+        return kind
 
 
 @dataclass(frozen=True)
@@ -81,7 +102,7 @@ class Benchmark(ABC):
         title: as in tables.
         sources: the official files.
         splits: the one that papers report first.
-        sizes: questions of each split in the official files.
+        sizes: questions of each split in the official files, where they are known.
         unanswered: splits whose answers only a server knows.
         server: where the files of :meth:`submit` are handed in, and in which format; None: scored here alone.
         metric_class: what scores the answers.
@@ -94,7 +115,7 @@ class Benchmark(ABC):
     title: ClassVar[str]
     sources: ClassVar[tuple[Source, ...]]
     splits: ClassVar[tuple[str, ...]] = ("test",)
-    sizes: ClassVar[Mapping[str, int]]
+    sizes: ClassVar[Mapping[str, int]] = {}
     unanswered: ClassVar[tuple[str, ...]] = ()
     server: ClassVar[str | None] = None
     metric_class: ClassVar[type[BenchmarkMetric]]

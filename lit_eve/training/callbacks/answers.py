@@ -46,7 +46,7 @@ class SampleAnswers(Callback):
             return
         processor, template = pl_module.processor, data.template
         questions, prompts = ask([self._samples[index] for index in range(len(self._samples))], processor, template)
-        answers = generate_answers(pl_module.model, processor, prompts, self.max_new_tokens)
+        answers = generate_answers(pl_module.model, processor, prompts, self.max_new_tokens, template)
         if not trainer.is_global_zero:
             return
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_eve.models.folders import replace_folder
+from lit_eve.training.auxiliary import auxiliaries, save_auxiliaries
 
 
 class ExportModel(Callback):
-    """Write ``<run>/model`` when the run ends: config, weights, processor and, with a teacher, ``aligner.safetensors``.
+    """Write ``<run>/model`` when the run ends: config, weights, processor and, with a teacher, ``aligner.safetensors``;
+    what a subclass of LitEve trains besides, in ``auxiliary.safetensors``.
 
     The folder appears as a whole: it is written beside its place and renamed.
     """
@@ -23,11 +25,13 @@ class ExportModel(Callback):
         if trainer.fast_dev_run:
             return
         weights = _gather(pl_module.model, keep=trainer.is_global_zero)
+        own = _gather(nn.ModuleDict(auxiliaries(pl_module)), keep=trainer.is_global_zero)
         target = Path(trainer.default_root_dir, "model")
         if trainer.is_global_zero:
             with replace_folder(target, overwrite=True) as folder:
                 pl_module.model.save_pretrained(folder, state_dict=weights)
                 pl_module.processor.save_pretrained(folder)
+                save_auxiliaries(own, folder)
         trainer.strategy.barrier()  # a process that ends earlier would be taken for the end of the job
         rank_zero_info(f"model exported to {target}")
 

@@ -18,9 +18,10 @@ COUNTS = ("tokens", "padding", "images")
 class TrainingMonitor(Callback):
     """Log one line of scalars per optimizer step, at the trainer's ``log_every_n_steps``.
 
-    ``train/loss``, ``train/language_loss`` and ``train/alignment_loss`` are those of the global batch, over micro-batches and
-    ranks; ``train/gradient_norm`` is the norm before clipping; ``lr/stage`` is the stage's learning rate, beside those of rules
-    that have their own, named by their patterns. ``speed/*`` and ``data/padding`` count all ranks since the last line.
+    ``train/loss`` (whatever training_step makes it of), ``train/language_loss``, ``train/alignment_loss`` and other losses that
+    it returns are those of the global batch, over micro-batches and ranks; ``train/gradient_norm`` is the norm before clipping;
+    ``lr/stage`` is the stage's learning rate, beside those of rules that have their own, named by their patterns. ``speed/*``
+    and ``data/padding`` count all ranks since the last line.
     Everything stays on the device until a line is due, so that no step waits for it.
     """
 
@@ -47,9 +48,9 @@ class TrainingMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Add up this micro-batch; log when it completes an optimizer step."""
-        for name in ("language_loss", "alignment_loss"):
-            if name in outputs:
-                self._losses[name] = self._losses.get(name, 0.0) + outputs[name]
+        for name, value in outputs.items():  # the same in all ranks, in the same order
+            if isinstance(value, Tensor) and value.ndim == 0:
+                self._losses[name] = self._losses.get(name, 0.0) + value
         padding = int(batch["num_padding"])
         self._counts["tokens"] += batch["input_ids"].numel() - padding
         self._counts["padding"] += padding
@@ -68,10 +69,9 @@ class TrainingMonitor(Callback):
         counts = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=pl_module.device)
         values = sum_over_ranks(torch.cat([torch.stack([*losses.values()]).double(), counts])).tolist()
         named = dict(zip((*losses, *COUNTS), values, strict=True))
-        weight = pl_module.model.config.alignment_weight
-        loss = named["language_loss"] + weight * named.get("alignment_loss", 0.0)
-        pl_module.log("train/loss", loss, prog_bar=True)
-        pl_module.log_dict({f"train/{name}": named[name] for name in losses})
+        # Lightning has divided what training_step returned by the accumulated batches; the factor of the ranks is still in it.
+        pl_module.log("train/loss", named["loss"] / trainer.world_size, prog_bar=True)
+        pl_module.log_dict({f"train/{name}": named[name] for name in losses if name != "loss"})
         pl_module.log("train/gradient_norm", pl_module.gradient_norm)
         pl_module.log_dict({f"lr/{group['label']}": group["lr"] for group in trainer.optimizers[0].param_groups})
         pl_module.log("speed/tokens_per_second", named["tokens"] / seconds, prog_bar=True)

@@ -28,6 +28,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 import lit_eve.data  # noqa: F401 - its datamodules can then be named without their path
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.files import local_path
+from lit_eve.imports import get_class, import_own
 from lit_eve.training.callbacks import (
     AtomicCheckpointIO,
     ExportModel,
@@ -38,8 +39,8 @@ from lit_eve.training.callbacks import (
 )
 from lit_eve.training.callbacks.checkpoint import checkpoint_at, step_of
 from lit_eve.training.callbacks.progress import progress_callback
+from lit_eve.training.cli.config_files import IMPORTS, MODEL_CLASS, config_first, own_code, with_bases
 from lit_eve.training.cli.config_files import KEY as BASE
-from lit_eve.training.cli.config_files import config_first, with_bases
 from lit_eve.training.cli.parser import RunParser
 from lit_eve.training.cli.run_folder import SaveRunConfig, is_restarted, move_aside, refuse_other_settings
 from lit_eve.training.module import LitEve
@@ -51,7 +52,11 @@ class EveCLI(LightningCLI):
     def __init__(self, model_class: type[LightningModule] = LitEve, **kwargs: Any) -> None:
         kwargs.setdefault("datamodule_class", LightningDataModule)
         args = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
-        kwargs["args"] = args = with_bases(config_first(args)) if isinstance(args, list) else args
+        if isinstance(args, list):
+            args, imports, named = own_code(with_bases(config_first(args)))
+            import_own(imports)
+            model_class = model_class if named is None else get_class(named, MODEL_CLASS)
+        kwargs["args"] = args
         self._asked = args[0] if isinstance(args, list) and args[0:1] and args[0] in self.subcommands() else None
         super().__init__(
             model_class,
@@ -90,6 +95,15 @@ class EveCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks that a YAML may set, and the file that it is laid over."""
         parser.add_argument(f"--{BASE}", type=str | None, help="In a YAML: the file that it is laid over, relative to itself.")
+        parser.add_argument(
+            f"--{IMPORTS}",
+            type=list[str] | str | None,
+            help="Modules of your own, by name or as a .py file: imported before anything else, so that what they register can "
+            "be named. --import MODULE adds one.",
+        )
+        parser.add_argument(
+            f"--{MODEL_CLASS}", type=str | None, help="A subclass of LitEve of your own, as in my_module.MyEve; null: LitEve."
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(SampleAnswers, "answers")
 

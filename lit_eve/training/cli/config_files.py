@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,6 +13,7 @@ from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
 
 KEY = "base"
+IMPORTS, MODEL_CLASS = "imports", "model_class"
 _OPTIONS = ("--config", "-c")
 
 
@@ -46,6 +49,60 @@ def with_bases(arguments: Sequence[str]) -> list[str]:
         for path in _with_bases(Path(local_path(value, "--config")), ()):
             expanded += ["--config", str(path)]
     return expanded
+
+
+def own_code(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:
+    """What the arguments, and the files that they name, say about the user's own code.
+
+    Args:
+        arguments: from :func:`with_bases`.
+
+    Returns:
+        The arguments with one ``--imports`` for all that is to be imported, in front of anything else of the kind; the names of
+        those modules, of files that lie over others after theirs; and the name of the model's class, or None.
+
+    Raises:
+        ConfigError: one of these keys holds something else than names.
+    """
+    kept: list[str] = []
+    names: list[str] = []
+    model_class = None
+    rest = iter(arguments)
+    for argument in rest:
+        option, joined, value = argument.partition("=")
+        if option in ("--import", f"--{IMPORTS}", f"--{IMPORTS}+"):
+            value = value if joined else next(rest, "")
+            names += _names(value if option == "--import" else yaml.safe_load(value), option)
+            continue
+        kept.append(argument)
+        if option not in (*_OPTIONS, f"--{MODEL_CLASS}"):
+            continue
+        if not joined:
+            kept.append(value := next(rest, ""))
+        if option == f"--{MODEL_CLASS}":
+            model_class = value
+            continue
+        content = _content(value)
+        names += _names(content.get(IMPORTS), f"{value}: {IMPORTS}")
+        model_class = content.get(MODEL_CLASS) or model_class
+    names = list(dict.fromkeys(names))
+    return kept + ([f"--{IMPORTS}={json.dumps(names)}"] if names else []), names, model_class
+
+
+def _names(value: Any, where: str) -> list[str]:
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{where} takes names of modules, as in [my_module], got {value!r}")
+    return names
+
+
+def _content(config: str) -> dict[str, Any]:
+    """What a YAML says, a file or the text itself; nothing where it cannot be read, which the parser says better."""
+    try:
+        content = yaml.safe_load(config if config.lstrip()[:1] == "{" else Path(config).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _with_bases(path: Path, above: tuple[Path, ...]) -> list[Path]:

@@ -17,6 +17,7 @@ from lit_eve.files import same_path
 from lit_eve.training.architecture import differences
 from lit_eve.training.callbacks.checkpoint import FOLDER
 from lit_eve.training.cli.config_files import KEY as BASE
+from lit_eve.training.cli.config_files import MODEL_CLASS
 
 CONFIG = "config.yaml"
 OWN = (CONFIG, FOLDER, "tensorboard", "model", "skipped.jsonl")
@@ -62,7 +63,7 @@ def refuse_other_settings(run: Path, config: str) -> None:
         return
     old, new = yaml.safe_load((run / CONFIG).read_text()), yaml.safe_load(config)
     changed = []
-    for section in ("model", "data", "seed_everything"):
+    for section in (MODEL_CLASS, "model", "data", "seed_everything"):
         before, now = old.get(section), new.get(section)
         if section == "data":
             before, now = ({"class_path": x["class_path"], **x["init_args"]} for x in (before, now))

@@ -1,0 +1,58 @@
+"""What of a model is the user's own code: written down in its config, and asked for when the config is read again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_eve.errors import ConfigError
+from lit_eve.imports import find_class, how_to_import, is_there, path_of
+from lit_eve.models.config import EveConfig
+from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS
+from lit_eve.models.projector import PROJECTORS
+from lit_eve.registry import Registry
+
+
+def note_import(config: EveConfig, key: str, registry: Registry[Any]) -> None:
+    """Write into ``config.imports`` which module brings the variant that ``config.<key>`` names.
+
+    Raises:
+        ConfigError: it is not registered, and the config says which module would register it.
+    """
+    name = getattr(config, key).get("name")
+    registry.require(name, config.imports.pop(key, None))
+    if name in registry and (module := registry.module_of(name)) is not None:
+        config.imports[key] = module
+
+
+def note_imports(config: EveConfig, model_class: type) -> None:
+    """The same for all parts of a model that is about to be built, and for its class.
+
+    Raises:
+        ConfigError: the model needs a module that was not imported, or ``model_class`` is not the class that the config names.
+    """
+    note_import(config, "patch_embedding", PATCH_EMBEDDINGS)
+    note_import(config, "projector", PROJECTORS)
+    model_class_of(config)
+    needed, found = config.imports.get("model"), path_of(model_class)
+    if needed is not None and needed != found:
+        raise ConfigError(f"this model is a {needed}, and would be built as {model_class.__name__}: load it with lit_eve.load")
+    if found is not None:
+        config.imports["model"] = found
+
+
+def model_class_of(config: EveConfig) -> type | None:
+    """The class of the user's own that a saved model is of; None for lit_eve's.
+
+    Raises:
+        ConfigError: it is of such a class, or was trained by one that may have changed how it answers, whose module was not
+            imported.
+    """
+    for key, what in (("training", "was trained by"), ("model", "is of the class")):
+        path = config.imports.get(key)
+        if path is not None and not is_there(path):
+            module, _, name = path.partition(":")
+            raise ConfigError(
+                f"this model {what} {name} of `{module}`, without which it may answer otherwise: {how_to_import(module)}"
+            )
+    path = config.imports.get("model")
+    return None if path is None else find_class(path)

@@ -1,0 +1,85 @@
+"""What a user's module holds: a subclass of LitEve with a head and a loss of its own, a model with another mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lit_eve.models import EveForConditionalGeneration
+from lit_eve.training import LitEve
+
+
+class PixelEve(LitEve):
+    """Predicts the mean colour of every image from the hidden states of its tokens."""
+
+    forward_arguments = {"output_hidden_states": True}
+    stock_inference = True
+
+    def auxiliary_parts(self):
+        return {"pixel_head": nn.Linear(self.model.config.text_config.hidden_size, 3)}
+
+    def auxiliary_losses(self, batch, output):
+        hidden = output.hidden_states[-1].flatten(0, 1)
+        slots = batch["input_ids"].flatten() == self.model.config.image_token_id
+        return {"pixel_loss": (0.1 * self.pixel_head(hidden[slots]).float().square().sum(), "images")}
+
+
+class FullAttention(EveForConditionalGeneration):
+    """Every token sees every other of its sample."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.language_model.model.layers:
+            layer.self_attn.is_causal = False
+
+
+class FullEve(LitEve):
+    model_class = FullAttention
+    stock_inference = True
+
+
+class TouchedEve(LitEve):
+    """Changes the model behind the config's back."""
+
+    def configure_model(self):
+        super().configure_model()
+        for layer in self.model.language_model.model.layers:
+            layer.self_attn.is_causal = False
+
+
+class GrownEve(LitEve):
+    """Hangs a head to the model."""
+
+    def configure_model(self):
+        super().configure_model()
+        self.model.pixel_head = nn.Linear(32, 3)
+
+
+class LateEve(LitEve):
+    """Makes a head too late."""
+
+    def configure_model(self):
+        super().configure_model()
+        self.pixel_head = nn.Linear(32, 3)
+
+
+class BareEve(LitEve):
+    """Has a parameter in no module."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+class NamesakeEve(LitEve):
+    """Has a head with the name of a part of the model."""
+
+    def auxiliary_parts(self):
+        return {"projector": nn.Linear(2, 2)}
+
+
+class MaskingEve(LitEve):
+    """Asks its model otherwise in training than anybody could later."""
+
+    def _forward(self, *args, **kwargs):
+        return super()._forward(*args, **kwargs)
