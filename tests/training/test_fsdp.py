@@ -170,6 +170,41 @@ def test_resumed_on_any_number_of_processes(runs, mixed):
     assert all(torch.equal(same[key], again[key]) for key in same)
 
 
+def test_muon(runs, mixed, tmp_path):
+    """Its matrices are whole while they are orthogonalised: one process, two, and resumed on another number of them."""
+    start = runs[1]["2_pretrain"]
+    optimizer = "{name: muon, weight_decay: 0.1, ns_dtype: float32}"  # bfloat16 would round what lies between two numbers apart
+    more = {"model.optimizer": optimizer, "trainer.max_steps": 4, "trainer.limit_val_batches": 0}
+    command = lambda run, sharded: [  # noqa: E731
+        argument
+        for argument in arguments(mixed, tmp_path / run, "2_pretrain", start, sharded, **more)
+        if "optimizer.weight_decay" not in argument
+    ]
+    EveCLI(args=command("one", False))
+    train(command("two", True))
+    for source, targets in {"one": ("1to1", "1to2"), "two": ("2to1", "2to2")}.items():
+        for target in targets:
+            cut(tmp_path / source, tmp_path / target, 2)
+    for target in ("1to1", "2to1"):
+        EveCLI(args=command(target, False))
+    train(command("1to2", True), command("2to2", True))
+
+    close = lambda value: pytest.approx(value, rel=1e-4, abs=1e-4)  # noqa: E731
+    weights = lambda run: load_file(tmp_path / run / "model" / "model.safetensors")  # noqa: E731
+    for tag in TAGS:
+        one, two = scalars(tmp_path / "one", tag), scalars(tmp_path / "two", tag)
+        assert len(one) == 4 and two == close(one), tag
+        for run, original in (("1to1", one), ("2to2", two)):
+            assert scalars(tmp_path / run, tag) == {step: value for step, value in original.items() if step >= 2}, (run, tag)
+        for run, original in (("1to2", one), ("2to1", two)):
+            assert scalars(tmp_path / run, tag) == close({step: x for step, x in original.items() if step >= 2}), (run, tag)
+    for run, original in (("1to1", "one"), ("2to2", "two")):
+        assert all(torch.equal(value, weights(run)[name]) for name, value in weights(original).items())
+    for run in ("two", "1to2", "2to1"):
+        for name, value in weights("one").items():
+            assert_close(weights(run)[name], value, rtol=1e-2, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_a_killed_process_ends_the_job_and_the_resumed_run_repeats_it(runs, mixed, tmp_path):
     folder, starts = runs
     command = arguments(mixed, tmp_path / "run", "2_pretrain", starts["2_pretrain"], True)

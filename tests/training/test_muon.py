@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel, GPT2Config, GPT2LMHeadModel
 
+from lit_eve.errors import ConfigError
 from lit_eve.training.optimizers import Muon, build_optimizer, muon, trained_parameters, warmup_then_cosine
 from lit_eve.training.optimizers.newton_schulz import orthogonalize
+from lit_eve.training.optimizers.shards import RowShards
 from tests.models import tiny
+from tests.two_processes import PROCESSES, in_two_processes
 
 LR = 1e-2
 
@@ -36,6 +44,22 @@ class Model(nn.Module):
         x = self.norm(self.embedding(tokens) + self.queries[tokens % 3])
         x = x + self.other(self.square(x)).tanh() + self.wide(self.tall(x).relu())
         return x.square().mean() + self.gate(x).mean() + self.kernel(x[None, None]).square().mean()
+
+
+class Odd(nn.Module):
+    """Matrices whose rows cannot be shared out to two processes evenly, one of two rows, and five of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 7)
+        self.alike = nn.ModuleList(nn.Linear(7, 7) for _ in range(5))
+        self.last = nn.Linear(7, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for layer in self.alike:
+            x = x + layer(x).tanh()
+        return self.last(x).square().mean()
 
 
 def trained(model: nn.Module, lr: float = LR):
@@ -104,13 +128,12 @@ def test_a_step_is_that_of_torch(arguments, monkeypatch):
     """In float32, where rounding hides nothing; torch's own Muon iterates in bfloat16 only."""
     from torch.optim import _muon
 
-    monkeypatch.setattr(muon, "working_dtype", lambda device: torch.float32)
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
     assert _muon._zeropower_via_newtonschulz(torch.eye(3), _muon.Muon.__init__.__defaults__[4], 5, 1e-7).dtype == torch.float32
     torch.manual_seed(0)
     ours, theirs = Model(), Model()
     theirs.load_state_dict(ours.state_dict())
-    optimizer = build_optimizer({"name": "muon", **arguments}, trained(ours))
+    optimizer = build_optimizer({"name": "muon", "ns_dtype": "float32", **arguments}, trained(ours))
 
     of_muon = names_of_muon(theirs)
     decays = {one.name for one in trained(theirs) if one.decays}
@@ -208,3 +231,58 @@ def test_parameters_without_gradients_are_left_alone():
     optimizer.step()
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"square.weight", "square.bias"} and len(optimizer.state) == 2
+
+
+# ---- sharded matrices
+
+
+def odd_descent(sharding: str | None, processes: int) -> dict[str, torch.Tensor]:
+    """The weights after three steps, each on two samples; sharded, a process has one of them."""
+    torch.manual_seed(0)
+    model = Odd()
+    if sharding is not None:
+        shape = (processes,) if sharding == "fsdp2" else (processes, 1)
+        names = ("shard",) if sharding == "fsdp2" else ("replicate", "shard")
+        fully_shard(model, mesh=init_device_mesh("cpu", shape, mesh_dim_names=names))
+    optimizer = build_optimizer({"name": "muon", "ns_dtype": "float32", "weight_decay": 0.1}, trained(model))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        batch = torch.randn(2, 6, generator=generator)
+        optimizer.zero_grad()
+        model(batch if sharding is None else batch[dist.get_rank() :][:1]).backward()
+        optimizer.step()
+        assert all(optimizer.state[p]["momentum_buffer"].shape == p.shape for p in model.parameters() if p.ndim == 2)
+    return {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.state_dict().items()}
+
+
+def compare_with_one_process(folder: Path, sharding: str) -> None:
+    dist.init_process_group("gloo")
+    weights = odd_descent(sharding, PROCESSES)
+    torch.save({name: value.detach() for name, value in weights.items()}, folder / f"{dist.get_rank()}.pt")
+
+
+@pytest.mark.parametrize("batch", [muon.BATCH, 1])
+@pytest.mark.parametrize("sharding", ["fsdp2", "hybrid"])
+def test_sharded_matrices_are_orthogonalised_as_a_whole(tmp_path, sharding, batch, monkeypatch):
+    monkeypatch.setattr(muon, "BATCH", batch)
+    in_two_processes(compare_with_one_process, tmp_path, sharding)
+    expected = odd_descent(None, 1)
+    for rank in range(PROCESSES):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_close(found[name], value.detach(), rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_other_ways_of_sharding_are_refused(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        columns = [distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)])]
+        mixed = [distribute_tensor(torch.zeros(4, 4), mesh, [Shard(0)]), torch.zeros(4, 4)]
+        for tensors in (columns, mixed):
+            with pytest.raises(ConfigError, match="sharded in an unknown way: trainer.strategy must be"):
+                RowShards.of(tensors)
+        assert RowShards.of(mixed[1:]) is None and RowShards.of(mixed[:1]).size == 1
+    finally:
+        dist.destroy_process_group()

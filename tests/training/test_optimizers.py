@@ -84,6 +84,7 @@ def test_one_group_per_label_and_rate():
         ({"name": "muon", "ns_steps": 2.5}, "ns_steps must be a whole number from 1 to 99, got 2.5"),
         ({"name": "muon", "ns_coefficients": [1, 2]}, r"ns_coefficients must be 3 numbers, got \[1, 2\]"),
         ({"name": "muon", "adjust_lr_fn": "rms"}, "there is no adjust_lr_fn 'rms'; known: original, match_rms_adamw"),
+        ({"name": "muon", "ns_dtype": "float16"}, "there is no ns_dtype 'float16'; known: auto, bfloat16, float32"),
         ({"name": "muon", "adamw_lr_factor": None}, "adamw_lr_factor must be a number of at least 0, got None"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from lit_eve.errors import ConfigError
-from lit_eve.training.optimizers.newton_schulz import COEFFICIENTS, orthogonalize, working_dtype
+from lit_eve.training.optimizers.newton_schulz import COEFFICIENTS, orthogonalize, quick_dtype
 from lit_eve.training.optimizers.parameters import Trained, parameter_groups
 from lit_eve.training.optimizers.registry import OPTIMIZERS
-from lit_eve.training.optimizers.values import betas_of, number, numbers
+from lit_eve.training.optimizers.shards import RowShards
+from lit_eve.training.optimizers.values import betas_of, choice, number, numbers
 
 BATCH = 2**26
 """Elements of matrices that are orthogonalised at a time, at least one matrix: a bound of the memory that a step takes for a
@@ -32,6 +34,8 @@ ADJUST_LR: dict[str, Callable[[int, int], float]] = {
     "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
 }
 """Factor of the learning rate of a matrix."""
+
+NS_DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @OPTIMIZERS.register("muon")
@@ -55,12 +59,16 @@ class Muon(Optimizer):
         nesterov: look ahead by one step.
         ns_steps: Newton-Schulz iterations.
         ns_coefficients: of the quintic of an iteration.
+        ns_dtype: type to iterate in: "bfloat16", "float32", or "auto", which is bfloat16 as upstream, but float32 on a CPU that
+            has no quick product of matrices in bfloat16.
         adjust_lr_fn: by how much the learning rate of an R x C matrix is multiplied: "match_rms_adamw" by 0.2 sqrt(max(R, C)),
             which makes the step about as long as one of AdamW, so that a recipe's rate serves both; "original" by
             sqrt(max(1, R / C)).
         weight_decay: of matrices, in both parts; vectors and embedding tables have none.
         adamw_lr_factor: learning rate of the AdamW part, as a multiple of the recipe's.
         betas, eps: of the AdamW part.
+
+    Sharded matrices (FSDP2) are put together and orthogonalised as a whole, each by one of the processes that share it.
 
     Raises:
         ConfigError: a value that cannot be.
@@ -74,6 +82,7 @@ class Muon(Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         ns_coefficients: Sequence[float] = COEFFICIENTS,
+        ns_dtype: str = "auto",
         adjust_lr_fn: str = "match_rms_adamw",
         weight_decay: float = 0.0,
         adamw_lr_factor: float = 1.0,
@@ -84,19 +93,17 @@ class Muon(Optimizer):
             raise ConfigError(f"nesterov must be true or false, got {nesterov!r}")
         if not isinstance(ns_steps, int) or not 1 <= ns_steps < 100:
             raise ConfigError(f"ns_steps must be a whole number from 1 to 99, got {ns_steps!r}")
-        if adjust_lr_fn not in ADJUST_LR:
-            raise ConfigError(f"there is no adjust_lr_fn {adjust_lr_fn!r}; known: {', '.join(ADJUST_LR)}")
         settings = {
             "momentum": number("momentum", momentum, below=1.0),
             "nesterov": nesterov,
             "ns_steps": ns_steps,
             "ns_coefficients": numbers("ns_coefficients", ns_coefficients, 3),
-            "adjust_lr_fn": adjust_lr_fn,
+            "ns_dtype": choice("ns_dtype", ns_dtype, NS_DTYPES),
+            "adjust_lr_fn": choice("adjust_lr_fn", adjust_lr_fn, ADJUST_LR),
         }
         decay, factor = number("weight_decay", weight_decay), number("adamw_lr_factor", adamw_lr_factor)
         matrices = [one for one in parameters if one.is_matrix]
-        if any(isinstance(one.parameter, DTensor) for one in matrices):
-            raise ConfigError("muon needs whole matrices: choose trainer.strategy auto or ddp, or the optimizer adamw")
+        self._shards = RowShards.of([one.parameter for one in matrices])
         rest = [replace(one, lr=one.lr * factor, label=f"{one.label}/adamw") for one in parameters if not one.is_matrix]
         adamw_groups = parameter_groups(rest, decay)
         super().__init__([*parameter_groups(matrices, decay, **settings), *adamw_groups], {})
@@ -113,7 +120,7 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             if _is_muon(group):
-                for batch in _batches(group["params"]):
+                for batch in _batches(group["params"], 1 if self._shards is None else self._shards.size):
                     self._update(batch, group)
         if self._adamw is not None:
             # Anew in every step: a loaded state is another object.
@@ -124,15 +131,19 @@ class Muon(Optimizer):
 
     def _update(self, batch: list[nn.Parameter], group: dict[str, Any]) -> None:
         """A step of matrices of one shape."""
-        gradients = [parameter.grad for parameter in batch]
-        momenta = [self._momentum(parameter) for parameter in batch]
+        total, columns = batch[0].shape  # R, C of the whole matrix
+        weights = [_own_rows(parameter) for parameter in batch]
+        gradients = [_own_rows(parameter.grad) for parameter in batch]
+        momenta = [_own_rows(self._momentum(parameter)) for parameter in batch]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        stacked = torch.stack([x.to(working_dtype(x.device.type)) for x in ahead])  # (K, R, C)
-        directions = orthogonalize(stacked, group["ns_steps"], group["ns_coefficients"])
-        factor = ADJUST_LR[group["adjust_lr_fn"]](*batch[0].shape)
-        torch._foreach_mul_(batch, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(batch, list(directions), alpha=-group["lr"] * factor)
+        dtype = NS_DTYPES[group["ns_dtype"]] or quick_dtype(weights[0].device.type)
+        rows = torch.stack([x.to(dtype) for x in ahead])  # (K, r, C), r = R on one device
+        iterate = partial(orthogonalize, steps=group["ns_steps"], coefficients=group["ns_coefficients"])
+        directions = iterate(rows) if self._shards is None else self._shards.apply(iterate, rows, total)
+        factor = ADJUST_LR[group["adjust_lr_fn"]](total, columns)
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, list(directions), alpha=-group["lr"] * factor)
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]
@@ -145,10 +156,15 @@ def _is_muon(group: dict[str, Any]) -> bool:
     return "ns_steps" in group
 
 
-def _batches(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Those that have gradients, by shape, as many at a time as may be."""
+def _own_rows(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds, in place; a whole tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _batches(parameters: Sequence[nn.Parameter], processes: int) -> Iterator[list[nn.Parameter]]:
+    """Those that have gradients, by shape, as many at a time as may be on each process."""
     shape = lambda parameter: tuple(parameter.shape)  # noqa: E731
     present = sorted((parameter for parameter in parameters if parameter.grad is not None), key=shape)
     for (rows, columns), same in groupby(present, shape):
-        alike, size = list(same), max(1, BATCH // (rows * columns))
+        alike, size = list(same), max(1, BATCH // (rows * columns)) * processes
         yield from (alike[start : start + size] for start in range(0, len(alike), size))

@@ -22,7 +22,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5, coefficients: tuple[float, f
     """About U V^T for each matrix U S V^T: (K, R, C) -> (K, R, C), in the type of ``matrices``; zeros stay zeros.
 
     Args:
-        matrices: K matrices; see :func:`working_dtype` for their type.
+        matrices: K matrices; in bfloat16 or float32.
         steps: iterations.
         coefficients: of the quintic.
     """
@@ -37,7 +37,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5, coefficients: tuple[float, f
 
 
 @cache
-def working_dtype(device: str) -> torch.dtype:
+def quick_dtype(device: str) -> torch.dtype:
     """The type to iterate in: bfloat16, as upstream; float32 on a CPU that has no quick product of matrices in bfloat16."""
     if device != "cpu":
         return torch.bfloat16

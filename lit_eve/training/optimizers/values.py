@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lit_eve.errors import ConfigError
@@ -40,3 +40,14 @@ def betas_of(values: Any) -> tuple[float, ...]:
         ConfigError: they are not two numbers from 0 to below 1.
     """
     return tuple(number("betas", value, below=1.0) for value in numbers("betas", values, 2))
+
+
+def choice(key: str, value: Any, known: Collection[str]) -> str:
+    """One of several words.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"there is no {key} {value!r}; known: {', '.join(known)}")
+    return value
