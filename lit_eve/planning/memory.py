@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.planning.gpus import GIB
+from lit_eve.training.optimizers import build_optimizer, trained_parameters
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -45,7 +46,7 @@ class Memory:
 
     weights: int  # of the student, this GPU's part
     gradients: int
-    optimizer: int  # Adam's two moments
+    optimizer: int  # its states: two moments of AdamW, one momentum of Muon
     teacher: int  # whole, on every GPU
     copies: int  # weights gathered or cast for computing, and gradients on their way to be reduced
     activations: int  # what the forward pass leaves for the backward pass, and the batch
@@ -235,13 +236,14 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def memory_of(model: EveForConditionalGeneration, layout: Layout, step: Measured) -> Memory:
+def memory_of(model: EveForConditionalGeneration, layout: Layout, step: Measured, optimizer: Mapping[str, Any]) -> Memory:
     """Everything that a GPU holds at the peak of a step, once the optimizer has made its first.
 
     Args:
-        model: what trains requires gradients.
+        model: on the meta device; what trains requires gradients.
         layout: how it is shared out.
         step: what was measured with this model.
+        optimizer: by name, with its arguments.
     """
     student = [parameter for name, parameter in model.named_parameters() if not name.startswith("teacher.")]
     trained = _size(student, trained=True)
@@ -250,12 +252,35 @@ def memory_of(model: EveForConditionalGeneration, layout: Layout, step: Measured
     return Memory(
         weights=share(_size(student)),
         gradients=share(trained),
-        optimizer=2 * share(trained),
+        optimizer=optimizer_bytes(model, layout, optimizer),
         teacher=0 if model.teacher is None else _size(model.teacher.parameters()) * layout.teacher.itemsize,
         copies=_gathered(model, layout) if layout.gathers else _replicated(student, layout),
         activations=step.activations,
         temporary=step.peak - step.activations,
     )
+
+
+def optimizer_bytes(model: EveForConditionalGeneration, layout: Layout, optimizer: Mapping[str, Any]) -> int:
+    """What an optimizer keeps from step to step on a GPU: it makes a step on the meta device, and its states are counted.
+
+    What it needs for a moment is not: at that time the activations are gone.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("teacher.")]
+    trained = trained_parameters(model, dict.fromkeys(names, 1.0))
+    made = build_optimizer(optimizer, trained, fused=False)  # kernels for whole groups are not there on the meta device
+    for one in trained:
+        one.parameter.grad = torch.empty_like(one.parameter)
+    made.step()
+    size = 0
+    for one in trained:
+        one.parameter.grad = None
+        for state in made.state[one.parameter].values():
+            if state.shape != one.parameter.shape:
+                size += state.nbytes  # a counter
+            else:
+                like = layout.stored if state.dtype == one.parameter.dtype else state.dtype
+                size += -(-state.numel() * like.itemsize // layout.shards)
+    return size
 
 
 def _size(parameters: Iterable[Tensor], trained: bool = False) -> int:

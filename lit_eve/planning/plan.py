@@ -117,7 +117,10 @@ def make_plan(
 
     batch = meta_batch(model, recipe.data.rows, recipe.data.max_tokens, epoch.heaviest_row())
     checkpointing = recipe.module.gradient_checkpointing
-    memory = {on: memory_of(model, layout, measure(model, batch, on)) for on in {checkpointing, checkpointing ^ compare}}
+    optimizer = recipe.module.optimizer
+    memory = {
+        on: memory_of(model, layout, measure(model, batch, on), optimizer) for on in {checkpointing, checkpointing ^ compare}
+    }
 
     work = total_flops(flops) * steps.samples_per_step * steps.steps
     return Plan(

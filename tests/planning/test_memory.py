@@ -17,6 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.planning.memory import Layout, LiveBytes, Memory, measure, memory_of, meta_batch
+from lit_eve.training.optimizers import build_optimizer, trained_parameters
 from tests.models import tiny
 
 DECODER = {"vocab_size": 997, "hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4}
@@ -41,7 +42,13 @@ def student(monkeypatch):
     return make
 
 
-def planned(model, row, batch, checkpointing, layout) -> Memory:
+def make_optimizer(name: str, model) -> torch.optim.Optimizer:
+    """Over what trains; the teacher does not."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("teacher.")]
+    return build_optimizer({"name": name}, trained_parameters(model, dict.fromkeys(names, 1e-3)))
+
+
+def planned(model, row, batch, checkpointing, layout, optimizer) -> Memory:
     """What the plan says, from a model on the meta device."""
     with torch.device("meta"):
         meta = EveForConditionalGeneration(copy.deepcopy(model.config))
@@ -49,21 +56,20 @@ def planned(model, row, batch, checkpointing, layout) -> Memory:
             meta.attach_teacher(tiny.teacher(), dict(model.config.aligner))
     meta = meta.to(layout.computed)
     batch = meta_batch(meta, 1, batch["input_ids"].shape[1], row)
-    return memory_of(meta, layout, measure(meta, batch, checkpointing))
+    return memory_of(meta, layout, measure(meta, batch, checkpointing), {"name": optimizer})
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_one_device(student, checkpointing):
+@pytest.mark.parametrize(("checkpointing", "optimizer"), [(True, "adamw"), (False, "adamw"), (True, "muon")])
+def test_one_device(student, checkpointing, optimizer):
     dtype = torch.bfloat16
     model, batch, row = student(2, [5, 4], with_teacher=True)
     model.to(dtype)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    plan = planned(model, row, batch, checkpointing, Layout(1, False, 1, dtype, dtype))
+    plan = planned(model, row, batch, checkpointing, Layout(1, False, 1, dtype, dtype), optimizer)
 
     if checkpointing:
         model.recompute_blocks()
     model.teacher.requires_grad_(True)  # the tracker takes no frozen weights; these get no gradient all the same
-    optimizer = torch.optim.AdamW(trained, fused=True)
+    optimizer = make_optimizer(optimizer, model)
     tracker = MemTracker()
     tracker.track_external(model, optimizer, *(value for value in batch.values() if isinstance(value, torch.Tensor)))
     with tracker:
@@ -91,16 +97,17 @@ def ranks():
     dist.destroy_process_group()
 
 
-def test_fsdp2(student, ranks):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fsdp2(student, ranks, optimizer):
     model, batch, row = student(4, [1, 0], with_teacher=False)  # a small batch: what is measured here is sharding
-    plan = planned(model, row, batch, True, Layout(RANKS, True, 1, torch.float32, torch.bfloat16))
+    plan = planned(model, row, batch, True, Layout(RANKS, True, 1, torch.float32, torch.bfloat16), optimizer)
 
     model.recompute_blocks()
     settings = {"mesh": ranks, "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)}
     for block in model.get_decoder().layers:
         fully_shard(block, **settings)
     fully_shard(model, **settings)
-    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    optimizer = make_optimizer(optimizer, model)
     tracker = FSDPMemTracker(model, optimizer)
     tracker.track_inputs(tuple(value for value in batch.values() if isinstance(value, torch.Tensor)))
     with tracker:
