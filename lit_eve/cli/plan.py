@@ -176,7 +176,7 @@ def print_plan(console: Console, path: str, plan: Plan) -> None:
 MEANINGS = {
     "weights": "this GPU's part",
     "gradients": "this GPU's part",
-    "optimizer": "two moments, this GPU's part",
+    "optimizer": "its states, this GPU's part",
     "teacher": "whole",
     "copies": "gathered weights, gradients on their way",
     "activations": "left for the backward pass, and the batch",

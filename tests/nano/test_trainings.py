@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, CLIPVisionModel
 
+from lit_eve.errors import ConfigError
 from lit_eve.losses.teacher import load_teacher
 from lit_eve.nano import fit as fit_module
 from lit_eve.nano.language_model import Documents, LanguageModelSettings, train_language_model
@@ -66,6 +67,23 @@ def test_a_killed_training_ends_with_the_same_weights(run_dir, other_run_dir, mo
     before = (folder / "model.safetensors").stat().st_mtime_ns
     train(run_dir, settings)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before, "what is done is not done again"
+
+
+@pytest.mark.parametrize(("train", "settings"), [(train_language_model, LANGUAGE_MODEL), (train_teacher, TEACHER)])
+def test_the_optimizer_is_a_choice(run_dir, other_run_dir, train, settings):
+    default = load_file(train(run_dir, settings) / "model.safetensors")
+    folder = train(other_run_dir, replace(settings, optimizer={"name": "muon"}))
+    chosen = load_file(folder / "model.safetensors")
+    states = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"].values()
+    assert {"momentum_buffer"} in [state.keys() for state in states]
+    assert not any(torch.equal(chosen[name], value) for name, value in default.items() if name.endswith("v_proj.weight"))
+
+
+@pytest.mark.parametrize("settings", [LanguageModelSettings, TeacherSettings])
+def test_a_typo_in_the_optimizer_is_named(tmp_path, settings):
+    (tmp_path / "typo.yaml").write_text("optimizer: {name: muon, momentun: 0.9}")
+    with pytest.raises(ConfigError, match="typo.yaml: optimizer 'muon' has no argument 'momentun'; it takes: momentum"):
+        read_settings(settings, tmp_path / "typo.yaml")
 
 
 def test_language_model_loads_with_transformers_and_answers(run_dir):

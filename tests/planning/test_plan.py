@@ -109,7 +109,8 @@ def test_stage_1_keeps_nothing_for_the_decoder():
     plan = make_plan(read_recipe(str(EXPERIMENTS / "eve_smollm2_360m/1_prealign.yaml")), 16, A100, compare=False)
     trained = sum(part.trainable for part in plan.parameters.values())
     assert plan.parameters["language_model"].trainable == 0
-    assert plan.memory.gradients == -(-trained * 4 // 16) and plan.memory.optimizer == 2 * plan.memory.gradients
+    assert plan.memory.gradients == -(-trained * 4 // 16)
+    assert plan.memory.optimizer == pytest.approx(2 * plan.memory.gradients, rel=1e-4)  # two moments, and counters
     assert plan.memory.teacher == 290_911_232 * 2
 
 

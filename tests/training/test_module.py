@@ -168,6 +168,21 @@ def test_scalars_that_a_run_logs(world, tmp_path):
     assert metrics["train/gradient_norm"] == pytest.approx(norm.item(), rel=1e-5), "the norm before clipping"
 
 
+def test_a_run_with_muon(world, tmp_path):
+    """The rate of each part is logged; the steps do not depend on how a batch is cut."""
+    weights = []
+    for windows in ([[joined(ROWS)]], [ROWS]):
+        module = micro.make_module(world, optimizer={"name": "muon", "adamw_lr_factor": 0.5, "ns_dtype": "float32"})
+        module.configure_model()
+        trainer = micro.trainer(tmp_path, accumulate_grad_batches=len(windows[0]), gradient_clip_val=1e-3)
+        trainer.fit(module, micro.loader(micro.make_batches(module, windows)))
+        metrics = trainer.callback_metrics
+        assert metrics["lr/stage/adamw"] == metrics["lr/stage"] / 2 > 0
+        weights.append(module.model.state_dict())
+    for name, value in weights[0].items():
+        assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
 # ---- runs that must stop
 
 
@@ -183,8 +198,9 @@ class Poison(Callback):
                 next(pl_module.model.projector.parameters()).fill_(float("nan"))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_its_samples(world, tmp_path):
-    module = micro.make_module(world)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_loss_that_is_no_number_stops_the_run_with_its_samples(world, tmp_path, optimizer):
+    module = micro.make_module(world, optimizer={"name": optimizer})
     module.configure_model()
     batches = micro.make_batches(module, [[m] for m in ROWS])
     trainer = micro.trainer(tmp_path, callbacks=[Poison(2)])
