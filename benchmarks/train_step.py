@@ -220,7 +220,8 @@ def planned_memory(options: argparse.Namespace, batches: list[dict[str, Any]], l
         model.language_model.set_attn_implementation(options.attention)
     heaviest = max(batches, key=lambda batch: len(batch["pixel_values"]))
     inputs = {key: x.to("meta") if isinstance(x, Tensor) else x for key, x in model_inputs(heaviest).items()}
-    memory = memory_of(model, Layout(1, False, 1, dtype, dtype), measure_memory(model, inputs, options.checkpointing))
+    step = measure_memory(model, inputs, options.checkpointing)
+    memory = memory_of(model, Layout(1, False, 1, dtype, dtype), step, {"name": options.optimizer})
     kinds = {key: size / 1e9 for key, size in asdict(memory).items() if isinstance(size, int)}
     return kinds | {"total": memory.total / 1e9, "without_reserved": (memory.total - RESERVED) / 1e9}
 
