@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
 import pytest
 
 from lit_eve import __version__
+from lit_eve.bars import show_long_bars_only
 from lit_eve.cli import COMMANDS, main
 
 
@@ -30,3 +32,24 @@ def test_unusable_arguments_exit_with_2(args: list[str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as exit:
         main(args)
     assert exit.value.code == 2 and "usage: lit-eve" in capsys.readouterr().err
+
+
+def test_bars_appear_for_long_work_in_a_terminal_only() -> None:
+    from transformers.utils import logging
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    before = logging.set_tqdm_hook(None)
+    try:
+        show_long_bars_only()
+        for file, options, shown in (
+            (Terminal(), {}, False),
+            (Terminal(), {"delay": 1e-9}, True),
+            (io.StringIO(), {"delay": 1e-9}, False),
+        ):
+            assert list(logging.tqdm(range(3), desc="Loading weights", file=file, **options)) == [0, 1, 2]
+            assert ("Loading weights" in file.getvalue()) == shown
+    finally:
+        logging.set_tqdm_hook(before)

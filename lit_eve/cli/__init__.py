@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lit_eve import __version__
+from lit_eve.bars import show_long_bars_only
 from lit_eve.errors import LitEveError
 from lit_eve.imports import import_own
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 help="a module of your own with what it registers, by name or as a .py file; may be given several times",
             )
     args = parser.parse_args(argv)
+    show_long_bars_only()
     try:
         import_own(args.imports)
         import_module(COMMANDS[args.command][0]).run(args)

@@ -67,9 +67,9 @@ Where there are two cores, the teacher is trained beside the language model, wit
 ## Go on
 
 ```sh
-lit-eve chat --model {run}/model --image photo.png "how many shapes are there?"
-tensorboard --logdir {run}
-python train.py fit --config {config}/2_pretrain.yaml --model.lr=1e-3 --trainer.default_root_dir=runs/my_pretrain
+.venv/bin/lit-eve chat --model {run}/model --image photo.png "how many shapes are there?"
+.venv/bin/tensorboard --logdir {run}
+.venv/bin/python train.py fit --config {config}/2_pretrain.yaml --model.lr=1e-3 --trainer.default_root_dir=runs/my_pretrain
 ```
 """
 

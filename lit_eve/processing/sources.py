@@ -6,6 +6,7 @@ Nothing here decodes an image file. No message contains one: base64 texts and by
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Mapping
 from io import BytesIO
@@ -21,7 +22,8 @@ import torch
 from PIL import Image
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
-from lit_eve.errors import SampleError
+from lit_eve.errors import ConfigError, SampleError
+from lit_eve.files import local_path
 
 ImageSource: TypeAlias = "bytes | str | PathLike[str] | Image.Image"
 """What is quick to open: the content of a file, its path, or an image that is open already."""
@@ -56,7 +58,7 @@ def fetch(source: Any, name: str) -> ImageSource:
     if isinstance(source, str):
         return _fetch_text(source, name)
     if isinstance(source, PathLike):
-        return Path(source).expanduser()
+        return _path(source, name)
     if hasattr(source, "__array__"):
         return _to_image(source, name)
     if callable(getattr(source, "read", None)):
@@ -73,7 +75,7 @@ def describe(source: Any) -> str:
         return fspath(source)
     if not isinstance(source, str) or source[:5].lower() == "data:":
         return "image"
-    if not source.lower().startswith(("http:", "https:", "file:")) and not _is_there(Path(source)) and _holds_data(source):
+    if not source.lower().startswith(("http:", "https:", "file:")) and not _is_there(source) and _holds_data(source):
         return "image"
     return _shorten(source)
 
@@ -99,20 +101,24 @@ def _fetch_text(text: str, name: str) -> ImageSource:
         return _decode_data_url(text, name)
     if scheme.startswith("file:"):
         return _path_of_url(text, name)
-    path = Path(text).expanduser()
-    if _is_there(path):
-        return path
-    content = _as_base64(text)
-    if not content and _holds_data(text):
-        raise SampleError(f"{name}: a text of {len(text)} characters is no path of a file, no URL and no image in base64")
-    return content or path
+    if not _is_there(text):
+        content = _as_base64(text)
+        if content:
+            return content
+        if _holds_data(text):
+            raise SampleError(f"{name}: a text of {len(text)} characters is no path of a file, no URL and no image in base64")
+    return _path(text, name)
 
 
-def _is_there(path: Path) -> bool:
+def _path(text: str | PathLike[str], name: str) -> Path:
     try:
-        return path.exists()
-    except (OSError, ValueError):  # longer than names can be, or with a zero byte
-        return False
+        return Path(local_path(text))
+    except (ConfigError, ValueError) as error:  # ValueError: a zero byte
+        raise SampleError(f"{name}: the image cannot be opened: {error}") from error
+
+
+def _is_there(text: str) -> bool:
+    return os.path.exists(os.path.expanduser(text))  # False also for texts that are no names
 
 
 def _holds_data(text: str) -> bool:

@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import lit_eve.data  # noqa: F401 - its datamodules can then be named without their path
+from lit_eve.bars import show_long_bars_only
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.files import local_path
 from lit_eve.imports import get_class, import_own
@@ -249,10 +250,7 @@ def quiet() -> None:
     # A run whose questions all have answers goes on to their scores.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-    if not sys.stdout.isatty():
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
+    show_long_bars_only()
 
 
 def main(args: list[str] | None = None) -> None:
