@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_eve.training.optimizers import build_optimizer, trained_parameters, warmup_then_cosine
 
 ADAMW = {"name": "adamw", "betas": [0.9, 0.98]}
+MUON = {"name": "muon", "adamw_lr_factor": 0.4, "betas": [0.9, 0.98]}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The words of the miniature world: captions, facts, and the text documents of the language model."""
+"""The words of the miniature world: captions, facts, maps of words, chats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from lit_eve.nano.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
 
 USER, ASSISTANT, END = "USER:", "ASSISTANT:", "</s>"  # the chat format
 PLACE_LAST = 0.4  # share of captions that name the place behind the thing
-FACTS = 0.65  # share of facts among the documents without questions; the others are captions
 
 
 def describe(thing: Thing) -> str:
@@ -34,11 +33,15 @@ def glyph(size: str, colour: str, shape: str) -> str:
     return f"{size}-{colour}-{shape}"
 
 
-def glyph_map(scene: Scene) -> str:
-    """The scene as text: a glyph or a dot per cell, a semicolon after each row. Words in the order of an image's tokens."""
+def glyph_rows(scene: Scene) -> list[list[str]]:
+    """A glyph or a dot per cell, row by row."""
     things = {(thing.row, thing.column): glyph(thing.size, thing.colour, thing.shape) for thing in scene.things}
-    rows = ([things.get((row, column), ".") for column in range(scene.columns)] for row in range(scene.rows))
-    return " ".join(" ".join(row) + ";" for row in rows)
+    return [[things.get((row, column), ".") for column in range(scene.columns)] for row in range(scene.rows)]
+
+
+def glyph_map(scene: Scene) -> str:
+    """The scene as text: its cells, a semicolon after each row. Words in the order of an image's tokens."""
+    return " ".join(" ".join(row) + ";" for row in glyph_rows(scene))
 
 
 def facts(scene: Scene, rng: random.Random) -> str:
@@ -56,19 +59,6 @@ def chat(view: str, turns: Sequence[Turn]) -> str:
     """Questions and answers about what stands in front of the first question, in the words of the chat template."""
     text = "".join(f"{USER} {question} {ASSISTANT} {answer}{END}" for question, answer in turns)
     return text.replace(f"{USER} ", f"{USER} {view}\n", 1)
-
-
-def document(scene: Scene, turns: Sequence[Turn], rng: random.Random) -> str:
-    """What the language model reads before it ever sees an image: a map where an image would be, then words about it.
-
-    The words are a chat where there are turns, otherwise facts or a caption. Facts are the densest lesson in which
-    attributes belong together: from the first word on, every word asks for another attribute of the same thing. Without them
-    the model keeps guessing an attribute of any thing.
-    """
-    view = glyph_map(scene)
-    if turns:
-        return chat(view, turns)
-    return f"{view}\n{facts(scene, rng)}\n" if rng.random() < FACTS else f"{view} {caption(scene, rng)}\n"
 
 
 def vocabulary() -> list[str]:

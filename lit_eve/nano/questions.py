@@ -73,7 +73,7 @@ def questions(scene: Scene, type: str) -> Iterator[Question]:
     elif type == "count":
         yield Question(type, "how many shapes are there?", str(len(things)))
     elif type == "count_by_attribute":
-        for name, count in _counts(things):
+        for name, count in counts_of(things):
             if count <= 3:
                 yield Question(type, f"how many {name} are there?", str(count))
     elif type == "relation":
@@ -124,7 +124,7 @@ def _exist_with(scene: Scene, type: str) -> Iterator[Question]:
 
 def _about_all(things: Sequence[Thing], type: str) -> Iterator[Question]:
     """Yes and no about counts: one count; two that are compared; two that must both, or either, be above zero."""
-    counts = dict(_counts(things))
+    counts = dict(counts_of(things))
     if type == "verify_count":
         for name, count in {"shapes": len(things), **counts}.items():
             for guess in range(max(2, count - 1), min(count + 1, 4) + 1):
@@ -140,8 +140,8 @@ def _about_all(things: Sequence[Thing], type: str) -> Iterator[Question]:
                 yield Question(type, f"are there {one} or {other}?", _yes(counts[one] or counts[other]))
 
 
-def _counts(things: Sequence[Thing]) -> Iterator[tuple[str, int]]:
-    """How many things have each colour, shape and size: ("red shapes", 2)."""
+def counts_of(things: Sequence[Thing]) -> Iterator[tuple[str, int]]:
+    """How many things have each colour, shape and size: ("red shapes", 2), ("crosses", 0)."""
     for attribute, values in (("colour", COLOURS), ("shape", SHAPES), ("size", SIZES)):
         present = Counter(getattr(thing, attribute) for thing in things)
         for value in values:

@@ -27,7 +27,8 @@ from lit_eve.data.shards import ShardWriter
 from lit_eve.errors import ConfigError
 from lit_eve.files import write_atomically
 from lit_eve.nano.benchmark_items import benchmark_scenes
-from lit_eve.nano.language import caption, document, glyph_map
+from lit_eve.nano.documents import SHARES, document
+from lit_eve.nano.language import caption, glyph_map
 from lit_eve.nano.progress import is_done, mark_done
 from lit_eve.nano.prompts import CONTEXT, Turn, bare, conversation
 from lit_eve.nano.questions import Ledger, Question, ask
@@ -37,7 +38,6 @@ HELD_OUT = ("test_questions", "test_captions", "validation_questions", "validati
 TRAINING = ("text", "finetune", "pretrain", "prealign")
 CAPTIONS = ("prealign", "pretrain", "validation_captions", "test_captions")
 DOCUMENTS = "documents.jsonl"
-WITHOUT_QUESTIONS = 0.6  # share of the text documents that hold a caption or facts instead of questions
 TRAINING_SLACK = 30  # how far an answer may run ahead of the others in a training set; see Ledger
 TRAINING_WEIGHTS = {"count_by_attribute": 2.0, "relation": 2.0, "place": 2.0}  # what is learnt late is asked more often
 FINETUNE_WEIGHTS = {
@@ -56,6 +56,7 @@ class WorldSettings:
         seed: another seed, another world.
         scenes: what the scenes are drawn from.
         text: documents for the language model.
+        documents: shares of their kinds; see `lit_eve.nano.documents`.
         prealign, pretrain: captioned images for the first two stages.
         finetune: images with questions for the third stage.
         turns: questions per image in ``finetune`` and per document; validation and test have one, as earlier turns would
@@ -69,6 +70,7 @@ class WorldSettings:
     seed: int = 0
     scenes: SceneSpec = field(default_factory=SceneSpec)
     text: int = 20000
+    documents: dict[str, float] = field(default_factory=lambda: dict(SHARES))
     prealign: int = 1800
     pretrain: int = 7200
     finetune: int = 14000
@@ -82,6 +84,11 @@ class WorldSettings:
         for name in ("text", "prealign", "pretrain", "finetune", "turns", "validation", "test", "benchmarks", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if unknown := self.documents.keys() - SHARES.keys():
+            raise ConfigError(f"documents: there is no kind {', '.join(sorted(unknown))}; there are {', '.join(SHARES)}")
+        object.__setattr__(self, "documents", {kind: self.documents.get(kind, 0.0) for kind in SHARES})
+        if abs(sum(self.documents.values()) - 1) > 1e-6 or min(self.documents.values()) < 0:
+            raise ConfigError(f"documents: shares are not negative and add up to 1, not {self.documents}")
 
     def size(self, name: str) -> int:
         """How many samples a data set holds."""
@@ -127,8 +134,9 @@ def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset
         return conversation(scene, asked, rng) if name == "finetune" else bare(asked)
 
     if name.endswith("text"):
-        lines = (json.dumps({"text": document(scene, turns(scene, asked), rng)}) for scene, asked in samples)
-        write_atomically(folder / DOCUMENTS, "\n".join(lines) + "\n")
+        documents = (document(scene, turns(scene, asked), rng, settings.documents) for scene, asked in samples)
+        lines = (json.dumps({"kind": kind, "text": text}) + "\n" for kind, text in documents)
+        write_atomically(folder / DOCUMENTS, "".join(lines))
     else:
         with ShardWriter(folder) as shards:
             for index, (scene, asked) in enumerate(samples):
@@ -158,7 +166,7 @@ def chosen(name: str, settings: WorldSettings, forbidden: Collection[tuple] = ()
     for scene in scenes(name, settings.seed, settings.scenes):
         if scene.layout in forbidden:
             continue
-        asks = turns and not (name == "text" and rng.random() < WITHOUT_QUESTIONS)
+        asks = turns and not (name == "text" and rng.random() >= settings.documents["chat"])
         asked = ask(scene, rng, ledger, turns) if asks else []
         if asks and not asked:
             continue
