@@ -1,4 +1,4 @@
-"""Procedural scenes: coloured shapes on a light background, as a pure function of a seed, and their pictures.
+"""Procedural scenes: coloured shapes on a background, as a pure function of a seed, and their pictures.
 
 Why the world looks as it does (each point was measured to matter for a model of half a million weights): things are dark on a
 light background, lie on cells of one visual token (16 pixels) with half a pixel of jitter, and come in two sizes, the larger
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lit_eve.errors import ConfigError
+from lit_eve.nano.textures import Texture, background, sample_texture
 
 CELL = 16  # pixels: one visual token; image sides are multiples of it
 JITTER = 4  # a thing's centre is off its cell's centre by up to this many eighths of a pixel
@@ -40,7 +41,12 @@ COLUMNS = tuple(f"column-{number}" for number in range(1, LONGEST + 1))
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape on the grid; ``shift`` is its offset from the cell's centre in eighths of a pixel (x, y)."""
+    """One shape on the grid.
+
+    Attributes:
+        shift: offset from the cell's centre in eighths of a pixel (x, y).
+        tint: what is added to the channels of its colour.
+    """
 
     shape: str
     colour: str
@@ -48,6 +54,7 @@ class Thing:
     row: int
     column: int
     shift: tuple[int, int] = (0, 0)
+    tint: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,14 @@ class Scene:
         width, height: pixels.
         background: its colour, 0..255 per channel.
         things: in reading order (row by row).
+        texture: what lies over the background's colour.
     """
 
     width: int
     height: int
     background: tuple[int, int, int]
     things: tuple[Thing, ...]
+    texture: Texture | None = None
 
     @property
     def rows(self) -> int:
@@ -75,7 +84,7 @@ class Scene:
 
     @property
     def layout(self) -> tuple:
-        """The scene without jitter and background: two scenes with the same layout deserve the same words."""
+        """The scene without jitter, tints and background: two scenes with the same layout deserve the same words."""
         things = tuple((t.shape, t.colour, t.size, t.row, t.column) for t in self.things)
         return (self.width, self.height, things)
 
@@ -99,6 +108,10 @@ class SceneSpec:
         pairs: how often two things that are alone share a row or a column and differ in colour and shape (relations are asked
             about those).
         background: lowest and highest value of the background's channels; lower it to make things harder to see.
+        textured: whether backgrounds run from one colour to another and have stripes and noise.
+        stripes: greatest amplitude of the stripes, in values of a channel.
+        noise: standard deviation of the noise, in values of a channel.
+        tint: by how much each channel of a thing's colour may be off.
     """
 
     long_side: int = 64
@@ -107,6 +120,10 @@ class SceneSpec:
     palette: tuple[int, int] = (1, 4)
     pairs: float = 0.6
     background: tuple[int, int] = (205, 255)
+    textured: bool = False
+    stripes: float = 45.0
+    noise: float = 28.0
+    tint: int = 0
 
     def __post_init__(self) -> None:
         for side in (self.long_side, *self.short_sides):
@@ -122,6 +139,8 @@ class SceneSpec:
             raise ConfigError(f"palette must be two rising values of 1..{len(SHAPES)}, not {self.palette}")
         if not 0 <= self.background[0] <= self.background[1] <= 255:
             raise ConfigError(f"background must be two rising values of 0..255, not {self.background}")
+        if min(self.stripes, self.noise, self.tint) < 0:
+            raise ConfigError("stripes, noise and tint must not be negative")
 
 
 def sample_scene(seed: str | int, spec: SceneSpec = SceneSpec()) -> Scene:
@@ -148,11 +167,13 @@ def sample_scene(seed: str | int, spec: SceneSpec = SceneSpec()) -> Scene:
             row=cell // columns,
             column=cell % columns,
             shift=(rng.randint(-JITTER, JITTER), rng.randint(-JITTER, JITTER)),
+            tint=tuple(rng.randint(-spec.tint, spec.tint) for _ in range(3)) if spec.tint else (0, 0, 0),
         )
         for cell, colour, shape in zip(sorted(cells), colours, shapes, strict=True)
     )
-    background = tuple(rng.randint(*spec.background) for _ in range(3))
-    return Scene(width, height, background, things)
+    colour = tuple(rng.randint(*spec.background) for _ in range(3))
+    texture = sample_texture(rng, spec.background, spec.stripes, spec.noise) if spec.textured else None
+    return Scene(width, height, colour, things, texture)
 
 
 def _aligned_cells(rng: random.Random, rows: int, columns: int) -> list[int]:
@@ -174,13 +195,13 @@ def scenes(name: str, seed: int, spec: SceneSpec = SceneSpec()) -> Iterator[Scen
 
 def draw(scene: Scene) -> Image.Image:
     """The scene as an RGB image with smooth edges."""
-    pixels = np.empty((scene.height, scene.width, 3), np.uint8)
-    pixels[:] = scene.background
+    pixels = background(scene.width, scene.height, scene.background, scene.texture)
     for thing in scene.things:
         x, y = CELL * thing.column, CELL * thing.row
-        cover = _coverage(thing.shape, thing.size, thing.shift)
-        pixels[y : y + CELL, x : x + CELL] = scene.background + cover * np.subtract(COLOURS[thing.colour], scene.background)
-    return Image.fromarray(pixels)
+        cell = pixels[y : y + CELL, x : x + CELL]
+        colour = np.clip(np.add(COLOURS[thing.colour], thing.tint), 0, 255)
+        cell += _coverage(thing.shape, thing.size, thing.shift) * (colour - cell)
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def png(scene: Scene) -> bytes:

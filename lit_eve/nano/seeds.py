@@ -100,7 +100,7 @@ def result_of(output: Path, seed: int) -> dict[str, Any]:
     metrics = json.loads((output / "metrics.json").read_text())
     names = ("question_accuracy", "shuffled_accuracy", "blind_accuracy", "caption_accuracy", "caption_loss")
     return {
-        "seeds": {name: seed for name in ("world", "language_model", "teacher", "stages")},
+        "seeds": dict.fromkeys(("world", "language_model", "teacher", "stages"), seed),
         **{name: metrics[name] for name in names},
         "by_type": {type: row["accuracy"] for type, row in metrics["by_type"].items()},
         "seconds": metrics["seconds"],

@@ -39,9 +39,12 @@ TRAINING = ("text", "finetune", "pretrain", "prealign")
 CAPTIONS = ("prealign", "pretrain", "validation_captions", "test_captions")
 DOCUMENTS = "documents.jsonl"
 TRAINING_SLACK = 30  # how far an answer may run ahead of the others in a training set; see Ledger
-TRAINING_WEIGHTS = {"count_by_attribute": 2.0, "relation": 2.0, "place": 2.0}  # what is learnt late is asked more often
+TRAINING_WEIGHTS = {
+    **{"exist": 1.0, "count": 0.7, "colour": 0.7, "shape": 0.7, "size": 0.7},
+    **{"count_by_attribute": 2.0, "relation": 3.0, "place": 4.0},  # what is learnt late is asked more often
+}
 FINETUNE_WEIGHTS = {
-    **{**TRAINING_WEIGHTS, "count_by_attribute": 3.0},
+    **TRAINING_WEIGHTS,
     **{"exist_size": 0.1, "exist_place": 0.15, "verify_count": 0.1, "compare": 0.06},  # what only benchmarks ask, more seldom
     **{"both": 0.06, "either": 0.06, "choose_colour": 0.06, "choose_shape": 0.06},
 }
