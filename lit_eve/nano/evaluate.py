@@ -81,7 +81,7 @@ def evaluate(run: Path, batch_size: int = 64) -> dict[str, Any]:
         | {"count": row["count"]}
         for type, row in scores["model"].by_type().items()
     }
-    captions = caption_accuracy(run)
+    captions = caption_accuracy(run / "2_pretrain", run / "data")
     results = {
         "question_accuracy": overall["model"],
         "blind_accuracy": overall[blind],
@@ -96,10 +96,15 @@ def evaluate(run: Path, batch_size: int = 64) -> dict[str, Any]:
     return results
 
 
-def caption_accuracy(run: Path) -> dict[str, float]:
-    """Token accuracy and loss of the model after stage 2, which wrote captions last, on the test captions."""
-    model, processor = lit_eve.load(run / "2_pretrain")
-    data = EveDataModule(test=str(run / "data" / "test_captions"), template="plain", max_tokens=896, rows=4, num_workers=0)
+def caption_accuracy(model_path: Path, data_path: Path) -> dict[str, float]:
+    """Token accuracy and loss of a model on the test captions of a world.
+
+    Args:
+        model_path: what `lit_eve.load` takes; the model after stage 2 wrote captions last.
+        data_path: folder of the world's data sets.
+    """
+    model, processor = lit_eve.load(model_path)
+    data = EveDataModule(test=str(data_path / "test_captions"), template="plain", max_tokens=896, rows=4, num_workers=0)
     data.attach(processor).prepare_data()
     data.setup("test")
     return token_accuracy(model, data.test_dataloader())

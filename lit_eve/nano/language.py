@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from lit_eve.nano.prompts import HINT, UNANSWERABLE, Turn
-from lit_eve.nano.questions import ALL_ANSWERS, PLURALS
+from lit_eve.nano.questions import ALL_ANSWERS
 from lit_eve.nano.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
 
 USER, ASSISTANT, END = "USER:", "ASSISTANT:", "</s>"  # the chat format
@@ -64,7 +64,7 @@ def chat(view: str, turns: Sequence[Turn]) -> str:
 def vocabulary() -> list[str]:
     """Every word of captions, questions, answers and maps, sorted."""
     texts = [word for answers in ALL_ANSWERS.values() for word in answers]
-    texts += [*PLURALS.values(), HINT.removesuffix("."), UNANSWERABLE]
+    texts += [HINT.removesuffix("."), UNANSWERABLE]
     texts += ["a the is there shape shapes how many are what colour where large seen from in and or more than"]
     texts += [glyph(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES]
     return sorted({word for text in texts for word in text.split()})

@@ -18,7 +18,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_eve.nano.fit import MUON, fit, optimize
 from lit_eve.nano.language import ASSISTANT, glyph
 from lit_eve.nano.progress import is_done, mark_done
-from lit_eve.nano.questions import PLURALS
 from lit_eve.nano.scenes import COLOURS, SHAPES, SIZES
 from lit_eve.nano.tokenizer import make_tokenizer
 from lit_eve.nano.world import DOCUMENTS
@@ -38,7 +37,7 @@ class LanguageModelSettings:
         optimizer: by name, with its arguments, as in {name: muon, weight_decay: 0.1}.
         tied: whether one matrix is both embedding and head.
         words_of_glyphs: whether the first vector of a word that is made of others is the sum of theirs: the model then knows
-            that a small-red-circle is small, red and a circle before it has read anything, and that circles are circle.
+            that a small-red-circle is small, red and a circle before it has read anything.
         matching_heads: heads of each layer that begin by looking for what is like themselves and by copying what they find
             (keys like queries, output like values), as induction heads end up.
         chats_from: fraction of the steps before which no chat is read.
@@ -110,9 +109,6 @@ def compose_embeddings(table: Tensor, id_of: Callable[[str], int]) -> None:
         table: (V, D), changed in place.
         id_of: the row of a word.
     """
-    plural = torch.randn_like(table[0]) * table.std()  # what "circles" has and "circle" has not
-    for one, many in PLURALS.items():
-        table[id_of(many)] = (table[id_of(one)] + plural) / 2**0.5
     for words in product(SIZES, COLOURS, SHAPES):
         table[id_of(glyph(*words))] = sum(table[id_of(word)] for word in words) / len(words) ** 0.5
 

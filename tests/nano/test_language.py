@@ -10,8 +10,7 @@ from itertools import islice
 import pytest
 
 from lit_eve.nano.blind import blind_accuracy
-from lit_eve.nano.language import caption, document, facts, glyph_map
-from lit_eve.nano.prompts import Turn
+from lit_eve.nano.language import caption, facts
 from lit_eve.nano.questions import ALL_ANSWERS, ANSWERS, FAMILIES, TYPES, Ledger, Question, ask, questions
 from lit_eve.nano.scenes import Scene, Thing, scenes
 
@@ -115,20 +114,6 @@ def test_weights_make_a_type_more_frequent():
 
     assert share() == pytest.approx(1 / 8, rel=0.1)
     assert share(place=2.0) == pytest.approx(2 / 9, rel=0.1)
-
-
-def test_documents_are_words_about_a_map():
-    scene = scene_of(RED_CIRCLE, BLUE_CROSS)
-    view = "small-red-circle . . large-blue-cross; . . . .;"
-    assert glyph_map(scene) == view
-    rng = random.Random(0)
-    plain = {document(scene, [], rng) for _ in range(100)}
-    assert f"{view} {caption(scene)}\n" in plain
-    assert len(plain) > 50, "facts come in any order"
-    turns = [Turn("how many shapes are there?", "2"), Turn("is there a cross?", "yes")]
-    assert document(scene, turns, rng) == (
-        f"USER: {view}\nhow many shapes are there? ASSISTANT: 2</s>USER: is there a cross? ASSISTANT: yes</s>"
-    )
 
 
 def test_blind_accuracy_is_the_best_guess_by_words_or_type():

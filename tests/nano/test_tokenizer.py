@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 from transformers import AutoTokenizer
 
-from lit_eve.nano.language import document
+from lit_eve.nano.documents import document
 from lit_eve.nano.prompts import LETTER, LETTERS, conversation, short, unsure, with_ocr, with_options
 from lit_eve.nano.questions import ALL_ANSWERS, ANSWERS, Ledger, ask
 from lit_eve.nano.scenes import scenes
@@ -31,14 +31,14 @@ def test_it_knows_every_word_of_the_world(tokenizer):
     for scene in islice(scenes("a", 0), 600):
         asked = ask(scene, rng, ledger, len(ALL_ANSWERS))
         for turns in (conversation(scene, asked, rng), []):
-            assert tokenizer.unk_token_id not in tokenizer(document(scene, turns, rng)).input_ids
+            assert tokenizer.unk_token_id not in tokenizer(document(scene, turns, rng)[1]).input_ids
     assert set(ledger.asked.values()) != {0.0}
 
 
 def test_formats_and_letters_are_one_token_each(tokenizer):
     prompt = with_options("what colour is the circle?", ["red", "blue"])
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(prompt, add_special_tokens=False).input_ids)
-    assert tokens == ["what", "colour", "is", "the", "circle", "?", "\nA.", "red", "\nB.", "blue", f"\n{LETTER}"]
+    assert tokens == ["what", "colour", "is", "the", "circle", "shape", "?", "\nA.", "red", "\nB.", "blue", f"\n{LETTER}"]
     for form in (short, unsure, lambda text: with_ocr(text, ["red", "cross"])):
         ids = tokenizer(form("where is the red shape?"), add_special_tokens=False).input_ids
         assert len(ids) <= 11 and tokenizer.unk_token_id not in ids
@@ -49,6 +49,21 @@ def test_letters_stay_capitals_and_words_stay_words(tokenizer):
         ids = tokenizer(f" {letter}</s>", add_special_tokens=False).input_ids
         assert len(ids) == 2 and tokenizer.decode(ids, skip_special_tokens=True) == letter
     assert tokenizer.tokenize("Are there a circle") == ["are", "there", "a", "circle"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [
+        ("what colour is the Circle?", "what colour is the circle shape ?"),
+        ("how large is the circle shape?", "how large is the circle shape ?"),
+        ("seen from the cross, where is the red shape?", "seen from the cross shape , where is the red shape ?"),
+        ("how many crosses are there?", "how many cross shapes are there ?"),
+        ("is there a red square?", "is there a red square ?"),
+        ("a small red triangle row-1 column-2", "a small red triangle row-1 column-2"),
+    ],
+)
+def test_things_are_named_in_one_way(tokenizer, asked, read):
+    assert tokenizer.tokenize(asked) == read.split()
 
 
 def test_answers_survive_a_round_trip(tokenizer):
@@ -70,4 +85,4 @@ def test_chat_template(tokenizer):
     assert text == ("<s>USER: <image>\nhow many circles are there? ASSISTANT: 3</s>USER: what is the red shape? ASSISTANT:")
     encoded = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
     supervised = [i for i, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark]
-    assert tokenizer.convert_ids_to_tokens(supervised) == ["3", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(supervised) == ["3", "</s>"], "words that are read as two move no mark"

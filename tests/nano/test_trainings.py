@@ -1,5 +1,6 @@
 """The language model and the teacher: trained for a few steps, saved for transformers, gone on with."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, CLIPVis
 from lit_eve.errors import ConfigError
 from lit_eve.losses.teacher import load_teacher
 from lit_eve.nano import fit as fit_module
-from lit_eve.nano.language_model import Documents, LanguageModelSettings, train_language_model
+from lit_eve.nano.language_model import (
+    Documents,
+    LanguageModelSettings,
+    LitLanguageModel,
+    compose_embeddings,
+    train_language_model,
+)
 from lit_eve.nano.progress import read_settings, results_of
 from lit_eve.nano.teacher import Pairs, TeacherSettings, train_teacher
 from lit_eve.nano.tokenizer import make_tokenizer
-from lit_eve.nano.world import WorldSettings, make_world
+from lit_eve.nano.world import DOCUMENTS, WorldSettings, make_world
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "nano"
 WORLD = WorldSettings(text=64, prealign=4, pretrain=24, finetune=4, validation=16, test=16, workers=1)
-LANGUAGE_MODEL = LanguageModelSettings(width=32, layers=1, heads=2, feed_forward=32, steps=6, batch=8, checkpoint_every=2)
+LANGUAGE_MODEL = LanguageModelSettings(width=32, layers=1, heads=2, feed_forward=32, steps=6, tokens=400, checkpoint_every=2)
 TEACHER = TeacherSettings(
     width=32, layers=2, heads=2, feed_forward=32, text_layers=1, projection=16, steps=6, batch=8, checkpoint_every=2
 )
@@ -97,13 +104,52 @@ def test_language_model_loads_with_transformers_and_answers(run_dir):
 
 
 def test_language_model_learns_from_every_token_but_padding(run_dir):
-    documents = Documents(run_dir / "data" / "text", make_tokenizer(), batch=8)
-    assert sum(len(batch) for batch in documents.batches) == WORLD.text
-    batch = documents(0)
-    padding = batch["labels"] == -100
-    assert torch.equal(batch["input_ids"][~padding], batch["labels"][~padding])
-    assert (batch["input_ids"][padding] == documents.pad_token_id).all()
-    assert torch.equal(documents(1)["input_ids"], Documents(run_dir / "data" / "text", make_tokenizer(), 8)(1)["input_ids"])
+    documents = Documents(run_dir / "data" / "text", make_tokenizer(), tokens=400)
+    assert sorted(index for batch in documents.batches for index in batch) == list(range(WORLD.text))
+    for index in range(len(documents.batches)):
+        batch = documents(index)
+        padding = batch["labels"] == -100
+        assert torch.equal(batch["input_ids"][~padding], batch["labels"][~padding])
+        assert (batch["input_ids"][padding] == documents.pad_token_id).all()
+        assert padding.numel() <= 400 or len(padding) == 1
+    again = Documents(run_dir / "data" / "text", make_tokenizer(), 400)
+    assert torch.equal(documents(1)["input_ids"], again(1)["input_ids"])
+
+
+def test_no_chat_is_read_before_its_time(run_dir):
+    folder, tokenizer, steps = run_dir / "data" / "text", make_tokenizer(), 40
+    lines = [json.loads(line) for line in (folder / DOCUMENTS).read_text().splitlines()]
+    documents = Documents(folder, tokenizer, tokens=400, seed=1, steps=steps, chats_from=0.35)
+    assert len(documents.batches) == steps
+    are_chats = [{lines[i]["kind"] == "chat" for i in batch} for batch in documents.batches]
+    assert are_chats[:14] == [{False}] * 14, "a batch is of chats or of none, and the first 35 % are of none"
+    assert all(len(kinds) == 1 for kinds in are_chats) and {True} in are_chats[14:] and {False} in are_chats[14:]
+    whole = Documents(folder, tokenizer, tokens=400, seed=1, steps=steps)
+    share = sum(kinds == {True} for kinds in are_chats) / steps
+    assert share == pytest.approx(sum(lines[batch[0]]["kind"] == "chat" for batch in whole.batches) / steps, abs=0.02)
+    others = Documents(folder, tokenizer, tokens=400, seed=2, steps=steps, chats_from=0.35)
+    assert others.batches != documents.batches
+
+
+def test_words_made_of_words_begin_as_their_sum():
+    tokenizer = make_tokenizer()
+    id_of = tokenizer.convert_tokens_to_ids
+    table = torch.randn(len(tokenizer), 64)
+    before = table.clone()
+    compose_embeddings(table, id_of)
+    expected = sum(before[id_of(word)] for word in ("small", "red", "circle")) / 3**0.5
+    assert torch.equal(table[id_of("small-red-circle")], expected)
+    kept = [id_of(word) for word in ("red", "circle", "?", "row-1")]
+    assert torch.equal(table[kept], before[kept])
+
+
+def test_matching_heads_look_for_what_is_like_themselves():
+    settings = replace(LANGUAGE_MODEL, width=32, heads=4, matching_heads=3)
+    for layer in LitLanguageModel(settings, make_tokenizer()).model.model.layers:
+        attention = layer.self_attn
+        assert torch.equal(attention.k_proj.weight[:24], attention.q_proj.weight[:24])
+        assert torch.equal(attention.o_proj.weight[:, :24], attention.v_proj.weight[:24].T)
+        assert not torch.equal(attention.k_proj.weight[24:], attention.q_proj.weight[24:])
 
 
 def test_teacher_loads_as_clip_and_as_the_models_teacher(run_dir):
