@@ -32,10 +32,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
+def write_config(folder: Path, source: Path = CONFIG, **changes: dict[str, Any]) -> Path:
     """The shipped YAML files, with everything small; ``changes`` by file."""
     folder.mkdir(parents=True)
-    for path in CONFIG.glob("*.yaml"):
+    for path in source.glob("*.yaml"):
         settings = yaml.safe_load(path.read_text())
         if path.stem in SMALL:
             settings |= SMALL[path.stem]

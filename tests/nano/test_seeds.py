@@ -1,0 +1,181 @@
+"""Runs with other seeds: configs, processes side by side, tables; the whole of both measurements in small."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from scipy.stats import ttest_1samp
+
+from lit_eve.errors import LitEveError
+from lit_eve.nano.pipeline import CONFIG
+from lit_eve.nano.questions import TYPES
+from lit_eve.nano.seeds import paired_interval, run_side_by_side, slug, spread, write_seeded
+from tests.nano.test_pipeline import write_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("config", ["nano", "nano_hard"])
+def test_every_seed_is_changed_and_nothing_else(tmp_path: Path, config: str) -> None:
+    source = CONFIG.with_name(config)
+    write_seeded(source, tmp_path, 7)
+    names = {path.name for path in source.glob("*.yaml")}
+    assert {path.name for path in tmp_path.iterdir()} == names and "3_finetune.yaml" in names
+    for name in names:
+        old, new = (yaml.safe_load((folder / name).read_text()) for folder in (source, tmp_path))
+        assert {key for key in old if old[key] != new[key]} <= {"seed", "seed_everything"}
+        assert (new.get("seed"), new.get("seed_everything")).count(7) == 1
+        assert "seed" not in (new.get("data") or {}).get("init_args", {}), "the order of the data follows seed_everything"
+
+
+def sleeper(log: Path, seconds: float, code: int = 0) -> list[str]:
+    """A process that notes when it begins and ends."""
+    program = f"""
+import sys, time
+log = open({str(log)!r}, "a")
+print(time.time(), 1, file=log, flush=True); time.sleep({seconds}); print(time.time(), -1, file=log, flush=True)
+print("said at the end"); sys.exit({code})
+"""
+    return [sys.executable, "-c", program]
+
+
+def test_so_many_run_at_a_time(tmp_path: Path) -> None:
+    commands = {str(i): sleeper(tmp_path / "log", 0.6) for i in range(5)}
+    assert sorted(run_side_by_side(commands, tmp_path / "logs", at_a_time=2)) == list("01234")
+    events = sorted(line.split() for line in (tmp_path / "log").read_text().splitlines())
+    running = peak = 0
+    for _, change in events:
+        running += int(change)
+        peak = max(peak, running)
+    assert peak == 2 and running == 0
+    assert (tmp_path / "logs" / "3.log").read_text() == "said at the end\n"
+
+
+def test_an_error_names_the_run_and_ends_the_others(tmp_path: Path) -> None:
+    commands = {"good": sleeper(tmp_path / "log", 60), "bad": sleeper(tmp_path / "other", 0.1, code=3)}
+    start = time.monotonic()
+    with pytest.raises(LitEveError, match=r"bad ended with 3: said at the end .*bad\.log"):
+        list(run_side_by_side(commands, tmp_path, at_a_time=2))
+    assert time.monotonic() - start < 30
+    assert len((tmp_path / "log").read_text().splitlines()) == 1, "the other one was ended"
+
+
+def test_statistics_agree_with_scipy() -> None:
+    gains = [0.08, 0.07, -0.01, 0.05, 0.06]
+    interval = ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert paired_interval(gains) == pytest.approx((interval.low, interval.high))
+    assert spread([1.0, 2.0, 6.0]) == {
+        "mean": 3.0,
+        "least": 1.0,
+        "median": 2.0,
+        "greatest": 6.0,
+        "deviation": pytest.approx(7**0.5),
+    }
+    assert spread([2.0])["deviation"] == 0.0
+    with pytest.raises(ValueError, match="two pairs"):
+        paired_interval([0.1])
+    assert slug("AMD EPYC 9B14 96-Core") == "amd_epyc_9b14_96_core"
+
+
+def made_up_run(seed: int, accuracy: float) -> dict[str, Any]:
+    return {
+        "seeds": {"stages": seed},
+        "question_accuracy": accuracy,
+        "shuffled_accuracy": 0.25,
+        "blind_accuracy": 0.3,
+        "caption_accuracy": 0.95,
+        "by_type": dict.fromkeys(TYPES, accuracy),
+        "benchmarks": {"gqa": 100 * accuracy, "pope": 80.0},
+        "seconds": {"data_and_training": 200.0},
+    }
+
+
+def test_the_table_of_seeds_has_mean_least_and_deviation() -> None:
+    module = script("nano_seeds")
+    runs = [made_up_run(3, 0.8), made_up_run(4, 0.9)]
+    lines = module.table(runs).splitlines()
+    assert lines[2].startswith("| 3 | 0.800 | 0.800 ") and lines[2].endswith("| 0.250 | 0.300 | 200 |")
+    assert lines[4].startswith("| **mean** | 0.850 ") and lines[5].startswith("| **least** | 0.800 ")
+    assert lines[6].startswith("| **deviation** | 0.071 ")
+    assert lines[-2:] == ["| median | 85.0 | 80.0 |", "| least | 80.0 | 80.0 |"]
+    summary = module.summary(runs)
+    assert summary["by_type/place"]["least"] == 0.8 and summary["benchmarks/gqa"]["median"] == 85.0
+
+
+def tiny(folder: Path, source: str) -> Path:
+    """A config of seconds."""
+    return write_config(folder, source=CONFIG.with_name(source), world={"test": 16, "benchmarks": 10})
+
+
+@pytest.mark.slow
+def test_seeds_are_run_once_whatever_happens(tmp_path: Path) -> None:
+    """Killed in the first run, and called again: two runs, made once each, in one file."""
+    config, output = tiny(tmp_path / "config", "nano"), tmp_path / "runs"
+    command = [sys.executable, str(ROOT / "benchmarks" / "nano_seeds.py"), "--seeds", "2", "--at-a-time", "1"]
+    command += ["--config", str(config), "--output", str(output), "--results", str(tmp_path / "results")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    first = output / "seed_0" / "steps" / "1_prealign.json"
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0 and not (output / "seed_1").exists()
+    made = (output / "seed_0" / "language_model" / "model.safetensors").stat().st_mtime_ns
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert said.returncode == 0, said.stderr
+    assert (output / "seed_0" / "language_model" / "model.safetensors").stat().st_mtime_ns == made
+    (path,) = (tmp_path / "results").glob("nano_seeds_*.json")
+    result = json.loads(path.read_text())
+    assert [run["seeds"] for run in result["runs"]] == [
+        dict.fromkeys(("world", "language_model", "teacher", "stages"), seed) for seed in (0, 1)
+    ]
+    for run in result["runs"]:
+        assert set(run["by_type"]) == set(TYPES) and len(run["benchmarks"]) == 10 and run["seconds"]["total"] > 0
+    weights = [(output / f"seed_{seed}" / "model" / "model.safetensors").read_bytes() for seed in (0, 1)]
+    assert weights[0] != weights[1]
+    assert "**deviation**" in said.stdout and (output / "table.md").read_text() in said.stdout
+    start = time.monotonic()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert time.monotonic() - start < 90, "nothing is left to do"
+
+
+@pytest.mark.slow
+def test_arms_differ_in_the_alignment_alone(tmp_path: Path) -> None:
+    config, output = tiny(tmp_path / "config", "nano_hard"), tmp_path / "runs"
+    module = script("nano_alignment")
+    options = ["--seeds", "2", "--at-a-time", "2", "--config", str(config), "--output", str(output)]
+    result = module.main([*options, "--results", str(tmp_path / "results")])
+    for run in result["runs"]:
+        assert run["with"]["2_pretrain/alignment_loss"] and "2_pretrain/alignment_loss" not in run["without"]
+        assert run["with"]["caption_loss"] > 0 and run["with"]["caption_loss"] != run["without"]["caption_loss"]
+    gains = [run["without"]["caption_loss"] - run["with"]["caption_loss"] for run in result["runs"]]
+    assert result["summary"]["gain"]["mean"] == pytest.approx(sum(gains) / 2)
+    for name in ("1_prealign", "2_pretrain"):
+        first, second = (
+            yaml.safe_load((output / "seed_0" / arm / "configs" / f"{name}.yaml").read_text()) for arm in ("with", "without")
+        )
+        assert second["model"].pop("teacher") is None and second["model"].pop("aligner") is None
+        assert first["model"].pop("teacher") and "with" in first["trainer"].pop("default_root_dir")
+        first["model"].pop("aligner", None)
+        second["trainer"].pop("default_root_dir")
+        assert (first["model"].pop("init_from", "") + "x").replace("/with/", "/without/") == (
+            second["model"].pop("init_from", "") + "x"
+        )
+        assert first == second
+    assert "95 % interval" in (output / "table.md").read_text()
