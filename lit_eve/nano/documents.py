@@ -6,7 +6,8 @@ Five kinds of documents, each a lesson of its own:
     facts       what belongs together, in any order, twice: every word asks for another attribute of the same thing, and the
                 second list says so again to a reader who missed it
     counts      how many there are of a colour, shape or size, one after the other
-    stop        a map that stops behind a thing, and where that is: what a thing's own token must know about its place
+    stop        a map that stops behind a thing, and where that is, asked for one token later: so the thing's own token must
+                know its place
     chat        questions and answers
 """
 
@@ -21,7 +22,7 @@ from lit_eve.nano.questions import counts_of
 from lit_eve.nano.scenes import Scene
 
 ZEROS = 0.5  # share of the attributes of no thing that a list of counts names
-SHARES = {"chat": 0.5, "caption": 0.12, "facts": 0.19, "counts": 0.09, "stop": 0.1}
+SHARES = {"chat": 0.52, "caption": 0.13, "facts": 0.18, "counts": 0.09, "stop": 0.08}
 """Of the documents, by kind."""
 
 
@@ -49,7 +50,7 @@ def stop_document(scene: Scene, rng: random.Random) -> str:
     rows = glyph_rows(scene)[: thing.row + 1]
     rows[-1] = rows[-1][: thing.column + 1]
     start = f"{USER} " if rng.random() < 0.5 else ""  # where a map begins in a chat
-    return f"{start}{'; '.join(map(' '.join, rows))} {scene.place(thing)}\n"
+    return f"{start}{'; '.join(map(' '.join, rows))}\n{scene.place(thing)}\n"
 
 
 KINDS: dict[str, Callable[[Scene, random.Random], str]] = {

@@ -68,7 +68,7 @@ def test_counts_are_those_that_questions_ask_for() -> None:
 
 def test_a_stopped_map_ends_with_a_thing_and_says_where_it_is() -> None:
     found = {stop_document(SCENE, random.Random(seed)) for seed in range(40)}
-    maps = {"small-red-circle row-1 column-1\n", "small-red-circle . . .; . . . large-blue-cross row-2 column-4\n"}
+    maps = {"small-red-circle\nrow-1 column-1\n", "small-red-circle . . .; . . . large-blue-cross\nrow-2 column-4\n"}
     assert found == maps | {f"USER: {text}" for text in maps}
 
 
