@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lit_eve.errors import ConfigError
 from lit_eve.nano.fit import MUON, fit, optimize
 from lit_eve.nano.language import ASSISTANT, glyph
 from lit_eve.nano.progress import is_done, mark_done
@@ -63,6 +64,10 @@ class LanguageModelSettings:
 
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer)
+        if self.width % self.heads:
+            raise ConfigError(f"width: {self.width} is no multiple of heads: {self.heads}")
+        if self.matching_heads > self.heads:
+            raise ConfigError(f"matching_heads: {self.matching_heads} are more than heads: {self.heads}")
 
 
 class LitLanguageModel(LightningModule):
@@ -129,8 +134,8 @@ class Documents:
         tokens: of a batch at most, padding included.
         seed: of the order of the documents.
         steps: how many batches there shall be; None: each document once.
-        chats_from: no chats before this fraction of the steps. There are as many of them in all as without: a model that
-            knows what belongs to what learns questions faster.
+        chats_from: no chats before this fraction of the steps, and as many of them in all as without, if there is room for
+            them: a model that knows what belongs to what learns questions faster.
     """
 
     def __init__(

@@ -27,7 +27,15 @@ STEPS += ["model", "evaluation", "report"]
 SMALL: dict[str, dict[str, Any]] = {
     "world": {"text": 64, "prealign": 16, "pretrain": 48, "finetune": 48, "validation": 16, "test": 48, "workers": 1}
     | {"benchmarks": 20},
-    "0_language_model": {"steps": 4, "width": 32, "layers": 2, "feed_forward": 48, "checkpoint_every": 1, "tokens": 400},
+    "0_language_model": {
+        "steps": 4,
+        "width": 32,
+        "layers": 2,
+        "heads": 4,
+        "feed_forward": 48,
+        "checkpoint_every": 1,
+        "tokens": 400,
+    },
     "0_teacher": {"steps": 4, "width": 32, "layers": 2, "feed_forward": 48, "checkpoint_every": 1, "batch": 8},
 }
 

@@ -119,16 +119,25 @@ def test_language_model_learns_from_every_token_but_padding(run_dir):
 def test_no_chat_is_read_before_its_time(run_dir):
     folder, tokenizer, steps = run_dir / "data" / "text", make_tokenizer(), 40
     lines = [json.loads(line) for line in (folder / DOCUMENTS).read_text().splitlines()]
-    documents = Documents(folder, tokenizer, tokens=400, seed=1, steps=steps, chats_from=0.35)
+    documents = Documents(folder, tokenizer, tokens=400, seed=1, steps=steps, chats_from=0.2)
     assert len(documents.batches) == steps
     are_chats = [{lines[i]["kind"] == "chat" for i in batch} for batch in documents.batches]
-    assert are_chats[:14] == [{False}] * 14, "a batch is of chats or of none, and the first 35 % are of none"
-    assert all(len(kinds) == 1 for kinds in are_chats) and {True} in are_chats[14:] and {False} in are_chats[14:]
+    assert are_chats[:8] == [{False}] * 8, "a batch is of chats or of none, and the first 20 % are of none"
+    assert all(len(kinds) == 1 for kinds in are_chats) and {True} in are_chats[8:] and {False} in are_chats[8:]
     whole = Documents(folder, tokenizer, tokens=400, seed=1, steps=steps)
     share = sum(kinds == {True} for kinds in are_chats) / steps
     assert share == pytest.approx(sum(lines[batch[0]]["kind"] == "chat" for batch in whole.batches) / steps, abs=0.02)
-    others = Documents(folder, tokenizer, tokens=400, seed=2, steps=steps, chats_from=0.35)
+    late = Documents(folder, tokenizer, tokens=400, seed=1, steps=steps, chats_from=0.5)
+    assert [{lines[i]["kind"] == "chat" for i in batch} for batch in late.batches[20:]] == [{True}] * 20, "all that fit"
+    others = Documents(folder, tokenizer, tokens=400, seed=2, steps=steps, chats_from=0.2)
     assert others.batches != documents.batches
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ConfigError, match="width: 32 is no multiple of heads: 6"):
+        LanguageModelSettings(width=32, heads=6)
+    with pytest.raises(ConfigError, match="matching_heads: 5 are more than heads: 4"):
+        LanguageModelSettings(width=32, heads=4, matching_heads=5)
 
 
 def test_words_made_of_words_begin_as_their_sum():
