@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 STAGES = ("1_prealign", "2_pretrain", "3_finetune")
 LARGE = sorted(str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.glob("eve_*/*.yaml"))
-ALL = [*LARGE, *(f"nano/{stage}.yaml" for stage in STAGES), "ablations/linear_patches.yaml"]
+WORLDS = ("nano", "nano_hard")
+ALL = [*LARGE, *(f"{world}/{stage}.yaml" for world in WORLDS for stage in STAGES), "ablations/linear_patches.yaml"]
 EVALUATIONS = ["evaluation/ten.yaml"]  # run by tests/evaluation/test_run.py
-SMALL_SETTINGS = [f"nano/{name}.yaml" for name in ("0_language_model", "0_teacher", "world")]  # read by tests/nano
+SMALL_SETTINGS = [f"{world}/{name}.yaml" for world in WORLDS for name in ("0_language_model", "0_teacher", "world")]
 
 # Hub name, published number of parameters, width and layers of the decoder: from the models' cards and papers.
 DECODERS = {

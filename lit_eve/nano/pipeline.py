@@ -66,7 +66,7 @@ def run_pipeline(output: Path, config: Path | None = None, redo: str | None = No
 
     Args:
         output: folder of the run.
-        config: folder of YAML files; paths in them that begin with ``runs/nano`` mean ``output``.
+        config: folder of YAML files; paths in them that are in the folder of the run, such as ``runs/nano``, mean ``output``.
         redo: first forget this step and those that depend on it.
 
     Returns:
@@ -171,17 +171,11 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
 
 
 def read_stage(path: Path, output: Path) -> dict[str, Any]:
-    """The YAML of a stage, with its paths below ``runs/nano`` moved to ``output``."""
-    import yaml
+    """The YAML of a stage, with its paths in the run's folder moved to ``output``.
 
-    def moved(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: moved(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [moved(item) for item in value]
-        if isinstance(value, str) and f"{value}/".startswith(f"{RUN}/"):
-            return f"{output}{value.removeprefix(RUN)}"
-        return value
+    The run's folder is the one that holds ``trainer.default_root_dir``: ``runs/nano`` where that is ``runs/nano/1_prealign``.
+    """
+    import yaml
 
     try:
         settings = yaml.safe_load(path.read_text())
@@ -189,7 +183,21 @@ def read_stage(path: Path, output: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds no settings")
-    return moved(settings)
+    trainer = settings.get("trainer")
+    if not isinstance(trainer, dict) or not isinstance(trainer.get("default_root_dir"), str):
+        raise ConfigError(f"{path} names no trainer.default_root_dir")
+    return _moved(settings, os.path.dirname(trainer["default_root_dir"]), str(output))
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """A value of a YAML in which paths at or below ``old`` begin with ``new``."""
+    if isinstance(value, dict):
+        return {key: _moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    if isinstance(value, str) and f"{value}/".startswith(f"{old}/"):
+        return f"{new}{value.removeprefix(old)}"
+    return value
 
 
 def _fit(*args: str) -> None:

@@ -24,7 +24,7 @@ from lit_eve.nano.teacher import Pairs, TeacherSettings, train_teacher
 from lit_eve.nano.tokenizer import make_tokenizer
 from lit_eve.nano.world import DOCUMENTS, WorldSettings, make_world
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "nano"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 WORLD = WorldSettings(text=64, prealign=4, pretrain=24, finetune=4, validation=16, test=16, workers=1)
 LANGUAGE_MODEL = LanguageModelSettings(width=32, layers=1, heads=2, feed_forward=32, steps=6, tokens=400, checkpoint_every=2)
 TEACHER = TeacherSettings(
@@ -186,5 +186,6 @@ def test_teacher_sees_every_pair_once_per_epoch(run_dir):
     ("name", "settings"),
     [("world", WorldSettings), ("0_language_model", LanguageModelSettings), ("0_teacher", TeacherSettings)],
 )
-def test_shipped_settings_can_be_read(name, settings):
-    assert isinstance(read_settings(settings, EXPERIMENTS / f"{name}.yaml"), settings)
+@pytest.mark.parametrize("world", ["nano", "nano_hard"])
+def test_shipped_settings_can_be_read(world, name, settings):
+    assert isinstance(read_settings(settings, EXPERIMENTS / world / f"{name}.yaml"), settings)
