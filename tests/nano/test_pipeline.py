@@ -19,7 +19,8 @@ import yaml
 from PIL import Image
 
 from lit_eve.cli import main
-from lit_eve.nano.pipeline import CONFIG
+from lit_eve.errors import ConfigError
+from lit_eve.nano.pipeline import CONFIG, read_stage
 from lit_eve.nano.questions import TYPES
 
 STEPS = ["world", "benchmarks", "language_model", "teacher", "1_prealign", "2_pretrain", "3_finetune"]
@@ -222,3 +223,19 @@ def test_killed_at_every_step_it_ends_with_the_same_model(finished: tuple[Path, 
         assert weights[0] == weights[1], name
     results = [json.loads((folder / "evaluation" / "results.json").read_text()) for folder in (output, run)]
     assert results[0] == results[1]
+
+
+def test_paths_of_a_run_move_with_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "1_prealign.yaml"
+    path.write_text(
+        "model: {decoder: runs/own/language_model, init_from: runs/own, teacher: runs/owner/teacher}\n"
+        "data: [runs/own/data, elsewhere/runs/own]\ntrainer: {default_root_dir: runs/own/1_prealign}\n"
+    )
+    assert read_stage(path, Path("/there")) == {
+        "model": {"decoder": "/there/language_model", "init_from": "/there", "teacher": "runs/owner/teacher"},
+        "data": ["/there/data", "elsewhere/runs/own"],
+        "trainer": {"default_root_dir": "/there/1_prealign"},
+    }
+    path.write_text("model: {}\n")
+    with pytest.raises(ConfigError, match="names no trainer.default_root_dir"):
+        read_stage(path, Path("/there"))
