@@ -296,6 +296,11 @@ def test_decoding_leaves_image_slots_out(processor):
         assert [text.split() for text in texts] == [["What?"], ["It", "is."]]
         assert processor.decode(ids[0], skip_special_tokens=True) == texts[0]
         assert processor.decode(ids, skip_special_tokens=True) == texts
+        assert processor.post_process_image_text_to_text(ids[0]) == texts[0]
+    rows = [features["input_ids"][0], features["input_ids"][1][-3:].tolist()]  # of different length
+    assert processor.batch_decode(rows, skip_special_tokens=True) == processor.post_process_image_text_to_text(rows)
+    assert processor.decode(rows[0][-1]) == processor.decode([rows[0][-1]]) == processor.tokenizer.decode([int(rows[0][-1])])
+    assert processor.decode([]) == ""
 
 
 @pytest.mark.parametrize(
