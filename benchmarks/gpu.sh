@@ -29,7 +29,7 @@ if compgen -G "$WHEELS/*.whl" >/dev/null; then
   "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
     --target "$SITE" "$WHEELS"/*.whl
 fi
-# Behind what is installed, so that its versions win where it has these packages.
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}:$PWD/$SITE"
+# The carried packages come before what is installed, this checkout before both.
+export PYTHONPATH="$PWD:$PWD/$SITE${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 exec "$PYTHON" benchmarks/gpu.py "$@"

@@ -300,8 +300,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    folder = Path(__file__).parent
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # a bare machine has no git
+        return None
     return run.stdout.strip() or None
 
 

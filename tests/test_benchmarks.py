@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,14 +15,24 @@ import pytest
 from lit_eve.planning.gpus import peak_flops
 from lit_eve.training.stages import STAGES
 
+ROOT = Path(__file__).parents[1]
 SMALL = ["--model", "tiny", "--rows", "2", "--steps", "5", "--warmup", "1", "--device", "cpu", "--quiet"]
 
 
 @pytest.fixture(scope="module")
 def train_step() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "train_step.py"
-    spec = importlib.util.spec_from_file_location("train_step", path)
+    return load("train_step")
+
+
+@pytest.fixture(scope="module")
+def gpu() -> ModuleType:
+    return load("gpu")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -53,6 +66,85 @@ def test_the_noise_of_eve_7b_is_packed_as_captions_are(train_step):
     assert 50 < sum(load.num_targets for load in loads) / samples < 130
     grids = {tuple(grid) for load in loads for grid in load.image_grid_hw.tolist()}
     assert len(grids) > 3, "photos of several shapes"
+
+
+def test_what_the_plan_says_stands_beside_what_was_measured(train_step, capsys):
+    train_step.main([*SMALL, "--stage", "pretrain", "--layers", "fit", "--compile", "--backend", "aot_eager"])
+    result = json.loads(capsys.readouterr().out)
+    planned = result["planned_memory_gb"]
+    kinds = sum(size for kind, size in planned.items() if kind not in ("total", "without_reserved"))
+    assert planned["total"] == pytest.approx(kinds)
+    assert planned["optimizer"] == pytest.approx(2 * planned["gradients"], rel=0.01) and planned["gradients"] > 0
+    assert result["settings"]["layers"] == 8 and result["waits"] is None and result["compiled_graphs"] > 0
+
+
+def test_memory_that_fits_decides_about_the_depth(train_step, monkeypatch):
+    options = train_step.parse([*SMALL[:-3], "--layers", "fit", "--device", "cuda"])
+    planned = {4: 10.0, 8: 14.0}
+    monkeypatch.setattr(train_step, "planned_memory", lambda options, batches, layers: {"total": planned[layers]})
+    for free, layers in ((9e9, 4), (13.9e9, 4), (14e9, 8), (100e9, 8)):
+        monkeypatch.setattr(train_step.torch.cuda, "mem_get_info", lambda free=free: (free, free))
+        assert train_step.fitting_layers(options, []) == layers
+
+
+# ---- benchmarks/gpu.sh
+
+
+def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | environment
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=570)
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    run = start("--results", str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("There is no GPU here") and run.stdout.count("|---|---|---|") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_rehearsal_on_the_cpu(tmp_path):
+    """Every part runs with tiny shapes; results are written after each, and copied."""
+    out = tmp_path / "out"
+    out.mkdir()
+    run = start("--device", "cpu", "--tiny", "--budget", "560", "--results", str(tmp_path / "results"), OUT=str(out))
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "results" / "gpu_rehearsal.json").read_text())
+    assert {name: part["status"] for name, part in report["parts"].items()} == dict.fromkeys(report["parts"], "ok")
+    assert set(report["parts"]) >= {"device", "tests", "attention", "prealign", "pretrain", "decoding", "pretrain_compiled"}
+    tests = report["parts"]["tests"]["result"]
+    assert tests["tests"] == tests["skipped"] > 50 and tests["failed"] == {}
+    text = (tmp_path / "results" / "gpu_rehearsal.md").read_text()
+    assert text in run.stdout and text.count("| prealign |") == 2 and "NO" not in text
+    assert {path.name for path in out.iterdir()} == {"gpu_rehearsal.json", "gpu_rehearsal.md", "gpu_logs.txt"}
+
+
+def test_a_part_that_fails_or_hangs_leaves_its_last_lines(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "WORK", tmp_path)
+    code = "import pathlib, sys; print('before'); {}; pathlib.Path(sys.argv[1]).write_text('[1]'); {}"
+    run = lambda first, then, limit=60.0: gpu.run(  # noqa: E731
+        gpu.Part("part", ["-uc", code.format(first, then), str(tmp_path / "part.out")], limit, gpu._read_json), 60
+    )
+    fine = run("pass", "pass")
+    assert fine["status"] == "ok" and fine["result"] == [1] and "last_lines" not in fine
+    raised = run("1 / 0", "pass")
+    assert raised["status"] == "failed with exit code 1" and raised["result"] is None
+    assert raised["last_lines"][0] == "before" and "ZeroDivisionError" in raised["last_lines"][-1]
+    late = run("pass", "sys.exit(3)")
+    assert late["status"] == "failed with exit code 3" and late["result"] == [1], "what it wrote is kept"
+    hung = run("import time; time.sleep(60)", "pass", limit=2.0)
+    assert hung["status"] == "ended after its limit of 2 s" and hung["seconds"] < 30 and hung["last_lines"] == ["before"]
+
+
+def test_what_is_carried_has_a_version(gpu):
+    packages = next(
+        line.split('"')[1].split()
+        for line in (ROOT / "benchmarks/gpu.sh").read_text().splitlines()
+        if line.startswith("PACKAGES")
+    )
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert set(packages) <= pinned
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "packed_varlen"])

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from lit_eve.errors import ConfigError
 from lit_eve.losses import LayerwiseAligner, next_token, next_token_loss, patch_alignment_loss, target_positions_of
 from lit_eve.models.splice import ImageLayout, TeacherCells
+from lit_eve.planning.memory import LiveBytes
 from tests.models import tiny
 
 
@@ -31,6 +32,17 @@ def test_chunks_do_not_change_the_loss_or_its_gradients(monkeypatch, chunk):
     assert ours.num_correct == (logits.argmax(-1) == targets).sum()
     for ours_, naive_ in zip(grads, torch.autograd.grad(naive, [hidden, head.weight]), strict=True):
         assert_close(ours_, naive_)
+
+
+def test_no_more_logits_exist_than_those_of_a_chunk():
+    """In both passes, on the meta device: 16 chunks at a vocabulary of 128k take some copies of one chunk, not of all."""
+    head = torch.nn.Linear(64, 128_000, device="meta", dtype=torch.bfloat16).requires_grad_(False)
+    tokens = 16 * next_token.CHUNK_TOKENS
+    hidden = torch.empty(tokens, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    with LiveBytes([hidden, *head.parameters()]) as live:
+        next_token_loss(hidden, torch.empty(tokens, dtype=torch.long, device="meta"), head).total.backward()
+    chunk = next_token.CHUNK_TOKENS * 128_000 * 4  # float32
+    assert chunk < live.peak < 4 * chunk
 
 
 def test_alignment_is_a_mean_over_tokens_then_a_sum_over_images():

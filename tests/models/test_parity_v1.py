@@ -186,3 +186,76 @@ def test_teacher_cells_stand_in_the_middle_of_the_canvas(model):
     cells = TeacherCells.of(layout, batch["image_grid_hw"], model.geometry)
     mask = reference.tensors("pixels")["clip_mask"][:, 0, ::14, ::14].bool()  # (4, 6, 6) teacher patches with image
     assert cells.teacher_index.tolist() == mask.flatten().nonzero().flatten().tolist()
+
+
+# ---- on a GPU, and in bfloat16
+
+HALF_LOSS, HALF_GRADIENT = 0.005, 0.1  # relative: what rounding to 8 bits may move
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+ATTENTIONS = {"packed": reference.packed_batch, "packed_sdpa": reference.packed_batch, "sdpa": reference.padded_batch}
+
+
+@pytest.fixture
+def exact_products():
+    """Float32 means float32: no TF32, which convolutions on a GPU use by default."""
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
+
+
+def differences(model, name: str, attention: str) -> dict[str, float]:
+    """How far losses (absolute) and gradients (relative to the norm of the official ones) are from the official ones."""
+    model.set_attn_implementation(attention)
+    batch = ATTENTIONS[attention](name, *ids(model))
+    output = model(**{key: value.to(model.device) for key, value in batch.items()})
+    output.loss.backward()
+    expected, gradients = reference.results()["batches"][name], {}
+    for key, value in reference.tensors(name).items():
+        if key.startswith("grad.") and "[:" not in key:
+            ours = model.get_parameter(official.rename(key.removeprefix("grad."))).grad.cpu().float()
+            gradients[key] = float((ours.view_as(value) - value).norm() / value.norm())
+    return {
+        "language_loss": abs(output.language_loss.item() - expected["llm_loss"]["value"]),
+        "alignment_loss": abs(output.alignment_loss.item() - expected["clip_loss"]["value"]),
+        "gradient": max(gradients.values()),
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("name", ["b1_image", "b4_mixed"])
+def test_a_gpu_computes_the_official_numbers(model, name, attention, exact_products, record_property):
+    found = differences(model.cuda(), name, attention)
+    for key, value in found.items():
+        record_property(key, value)
+    assert found["language_loss"] < 5 * LOSS and found["alignment_loss"] < 5 * LOSS and found["gradient"] < 10 * GRADIENT
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["b1_image", "b4_mixed"])
+def test_bfloat16_stays_near_the_official_numbers(model, name, device, record_property):
+    found = differences(model.to(device, torch.bfloat16), name, "packed")
+    for key, value in found.items():
+        record_property(key, value)
+    expected = reference.results()["batches"][name]
+    assert found["language_loss"] < HALF_LOSS * expected["llm_loss"]["value"]
+    assert found["alignment_loss"] < HALF_LOSS * expected["clip_loss"]["value"]
+    assert found["gradient"] < HALF_GRADIENT
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("image", ["wide", "extreme"])
+def test_a_gpu_answers_as_the_official_code(model, image, exact_products):
+    model.cuda().eval()
+    case = reference.results()["generate"][image]
+    fields = reference.image_fields([image])
+    del fields["teacher_pixel_values"]
+    count = int(model.geometry.num_tokens_of_grid(fields["image_grid_hw"])[0])
+    prompt, _ = reference.expand(*[torch.tensor(case["input_ids"])] * 2, count, model.config.image_token_id)
+    inputs = {key: value.cuda() for key, value in fields.items()}
+    tokens = model.generate(prompt[None].cuda(), **inputs, max_new_tokens=16, min_new_tokens=16, do_sample=False)
+    assert tokens[0, len(prompt) :].tolist() == case["new_tokens"]
