@@ -26,8 +26,8 @@ from transformers import AutoTokenizer
 from lit_eve.data import EveDataModule, ShardWriter
 from lit_eve.data.index import ensure_indices
 from lit_eve.data.lengths import prepare_shards
+from lit_eve.data.paths import list_shards
 from lit_eve.data.plan import plan_epoch
-from lit_eve.data.shards import list_shards
 from lit_eve.processing import EveProcessor, ImageGeometry
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "data" / "eve_v1" / "tokenizer"

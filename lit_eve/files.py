@@ -21,7 +21,7 @@ def local_path(text: str | os.PathLike[str], key: str | None = None, folder: str
     - A slash at the end says nothing.
     - Variables (``$HOME``) are the shell's: a YAML has none. Where there is no such file, they are refused.
 
-    A name on the hub, ``owner/name``, and a URL come back as they are.
+    A name on the hub, ``owner/name``, and a URL come back as they are. A union, ``one::two``, is as many paths.
 
     Args:
         text: the path.
@@ -34,6 +34,8 @@ def local_path(text: str | os.PathLike[str], key: str | None = None, folder: str
     path, where = os.fspath(text), "" if key is None else f"{key}: "
     if _URL.match(path):
         return path
+    if "::" in path and not os.path.lexists(path):
+        return "::".join(local_path(piece, key, folder) for piece in path.split("::"))
     if not path.strip():
         raise ConfigError(f"{where}the path is empty")
     if path.startswith("~"):

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=path_argument,
         metavar="PATH",
-        help="a JSON array or JSONL of LLaVA records, captions or messages; or shards, such as img2dataset's: a folder, a tar, "
-        "or a pattern of tars in quotes",
+        help="a JSON array or JSONL of LLaVA records, captions or messages; a table of captions (.csv, .tsv); or shards, such "
+        "as img2dataset's: a folder, a tar, or a pattern of tars in quotes",
     )
     parser.add_argument(
         "--images", type=path_argument, metavar="DIR", help="what names of images are relative to (the annotations' folder)"
@@ -81,12 +81,14 @@ def _pack(
 ) -> None:
     from lit_eve.data.annotations import ShardedAnnotations
     from lit_eve.data.pack import REPORT, PackJob, pack
+    from lit_eve.data.tar import printable
 
     images = None if isinstance(annotations, ShardedAnnotations) else Path(args.images or annotations.path.parent)
     job = PackJob(annotations, Path(args.output), images, args.samples_per_shard, args.verify)
     packed = pack(job, processor, template, processes, progress=True)
-    print(f"packed      {packed.samples:,} samples into {job.output}")
-    print(f"rejected    {packed.rejected:,}" + (f", listed with reasons in {job.output / REPORT}" if packed.rejected else ""))
+    print(f"packed      {packed.samples:,} samples into {printable(args.output)}")
+    listed = f", listed with reasons in {printable(str(job.output / REPORT))}" if packed.rejected else ""
+    print(f"rejected    {packed.rejected:,}{listed}")
     if packed.renamed:
         print(f"same id     {packed.renamed:,} samples whose id their shard had already: kept, with a number behind their key")
     if packed.new:
@@ -107,7 +109,8 @@ def _index(source: str, processor: EveProcessor | None, template: TemplateName |
     """Index what is not indexed yet; with a processor, count its tokens and say how many samples it cannot use."""
     from lit_eve.data.index import ensure_indices
     from lit_eve.data.lengths import load_table, prepare_shards
-    from lit_eve.data.shards import list_shards
+    from lit_eve.data.paths import list_shards
+    from lit_eve.data.tar import printable
 
     shards = list_shards(source)
     if processor is None:
@@ -117,8 +120,10 @@ def _index(source: str, processor: EveProcessor | None, template: TemplateName |
     prepare_shards([source], processor, template, processes, progress=True)
     table = load_table([source], processor, template)
     print(f"tokens      {int(table.length.sum(dtype='int64')):,} of {len(table):,} samples in {len(shards):,} shards")
+    if table.unknown.unknown:
+        print(f"unknown     {printable(str(table.unknown))}")
     if table.unusable:
-        print(f"unusable    {len(table.unusable):,} samples with this recipe; the first: {table.unusable[0].reason}")
+        print(f"unusable    {len(table.unusable):,} samples with this recipe; the first: {printable(table.unusable[0].reason)}")
 
 
 def _cores() -> int:

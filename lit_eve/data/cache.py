@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 
 
 def _state(shard: Path) -> np.ndarray:
@@ -29,7 +29,7 @@ def _state(shard: Path) -> np.ndarray:
 def _places(shard: Path, name: str) -> list[Path]:
     """Where the file may lie, the best place first."""
     user = Path(os.environ.get("LIT_EVE_CACHE") or Path.home() / ".cache" / "lit_eve")
-    folder = hashlib.sha256(str(shard.parent).encode()).hexdigest()[:16]
+    folder = hashlib.sha256(os.fsencode(shard.parent)).hexdigest()[:16]
     return [place / f"{shard.stem}.{name}.npz" for place in (shard.parent / ".lit_eve", user / folder)]
 
 

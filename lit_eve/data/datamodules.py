@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from lit_eve.data.dataset import Collate, PackedDataset, StoredSamples
 from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
 from lit_eve.data.loader import ExactResume, FitProgress, PackedLoader
+from lit_eve.data.paths import list_shards
 from lit_eve.data.plan import RowPlan, plan_epoch
-from lit_eve.data.shards import ShardReader, list_shards
+from lit_eve.data.shards import ShardReader
 from lit_eve.data.skips import SkipLog
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
@@ -28,7 +29,7 @@ class Source:
     """One part of a training mixture.
 
     Args:
-        path: a folder of shards (``*.tar``), a pattern, or a single shard.
+        path: a folder of shards (``*.tar``), a single shard, or names with wildcards, braces or unions (``list_shards``).
         weight: how often each of its samples is seen per epoch: 1 once, 2 twice, 0.5 every second epoch (half of the samples
             in each). The share of a source is its weight times its number of samples.
     """
@@ -142,6 +143,8 @@ class EveDataModule(LightningDataModule):
                 if self.trainer is None or self.trainer.is_global_zero:
                     skips.list(table.unusable)
                 skips.judge()
+            if table.unknown.unknown:
+                rank_zero_warn(f"data.{split}: {table.unknown}")
             cut = int((table.length > self.max_tokens).sum())
             if cut:
                 rank_zero_warn(

@@ -6,16 +6,16 @@ An index is made once and kept beside its shard (see cache.py); it is made again
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from lit_eve.data.cache import is_kept, load_arrays, save_arrays
+from lit_eve.data.cache import array_to_strings, is_kept, load_arrays, save_arrays, strings_to_array
 from lit_eve.data.parallel import for_each_shard
-from lit_eve.data.shards import TEXT_EXTENSIONS, image_place, is_whole, split_name
+from lit_eve.data.tar import TEXT_EXTENSIONS, Group, groups_of, image_place
 from lit_eve.errors import ConfigError, SampleError
 from lit_eve.processing.images import image_size
 
@@ -34,6 +34,8 @@ class ShardIndex:
         kind: (m,) uint8; 0 something else, 1 JSON, 2 caption, 3 image.
         data_offset, data_size: (m,) int64; the bytes of the tar that hold the member's contents.
         image_wh: (m, 2) int32 width and height of the upright image; 0 where it cannot be read, and for other members.
+        faulty: (f,) int64; the samples that cannot be read, whatever their text is.
+        faults: uint8, the JSON of a list of f texts; why.
     """
 
     path: Path
@@ -45,12 +47,18 @@ class ShardIndex:
     data_offset: np.ndarray
     data_size: np.ndarray
     image_wh: np.ndarray
+    faulty: np.ndarray
+    faults: np.ndarray
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def key(self, sample: int) -> str:
         return self.keys[sample].decode()
+
+    def reasons(self) -> dict[int, str]:
+        """Why samples cannot be read, by their number."""
+        return dict(zip(self.faulty.tolist(), array_to_strings(self.faults), strict=True))
 
     def texts(self) -> Iterator[dict[str, bytes]]:
         """The contents of each sample's text members, by extension."""
@@ -74,63 +82,60 @@ def scan_shard(path: Path) -> ShardIndex:
     """Index a tar from its headers.
 
     Raises:
-        ConfigError: it is no tar, it is cut off, or the members of a sample are apart.
+        ConfigError: it is no tar, it is compressed or cut off, or the members of a sample are apart.
     """
     keys: list[bytes] = []
     offsets: list[int] = []
     ends: list[int] = []
     counts: list[int] = []
-    members: list[tuple[int, int, int, int, int]] = []  # kind, offset, size, width, height
-    images: list[tuple[int, tuple[int, int, int, int, int]]] = []  # place, member
+    faults: dict[int, str] = {}
+    table: list[tuple[int, int, int, int, int]] = []  # kind, offset, size, width, height
     seen: set[str] = set()
-    current = None
-    try:
-        with tarfile.open(path, mode="r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                key, extension = split_name(member.name)
-                if key != current:
-                    if key in seen:
-                        raise ConfigError(f"shard {path}: the members of sample {key!r} do not stand next to each other")
-                    members += [image for _, image in sorted(images)]
-                    images = []
-                    seen.add(key)
-                    keys.append(key.encode())
-                    offsets.append(member.offset)
-                    ends.append(0)
-                    counts.append(0)
-                    current = key
-                ends[-1] = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                counts[-1] += 1
-                place = image_place(extension)
-                if place is None:
-                    members.append((_KINDS.get(extension, 0), member.offset_data, member.size, 0, 0))
-                else:
-                    try:
-                        width, height = image_size(tar.extractfile(member), member.name)
-                    except SampleError:  # listed with its reason when it is decoded or counted
-                        width = height = 0
-                    images.append((place, (_KINDS["image"], member.offset_data, member.size, width, height)))
-            end = tar.offset
-    except (OSError, tarfile.TarError) as error:
-        raise ConfigError(f"shard {path} cannot be read: {error}") from error
-    members += [image for _, image in sorted(images)]
-    if not is_whole(path, end):
-        raise ConfigError(f"shard {path} is cut off or damaged after {len(keys)} samples")
-    table = np.array(members, np.int64).reshape(-1, 5)
+    for group in groups_of(path):
+        if group.key in seen:
+            raise ConfigError(
+                f"shard {path}: the members of sample {group.key!r} do not stand next to each other, or it is there twice; "
+                "a tar made with --sort=name has them side by side"
+            )
+        if group.fault_in_place is not None:
+            faults[len(keys)] = group.fault_in_place
+        seen.add(group.key)
+        keys.append(group.key.encode())
+        offsets.append(group.members[0].info.offset)
+        ends.append(max(member.end for member in group.members))
+        counts.append(len(group.members))
+        table += _rows(group)
     start = np.array(offsets, np.int64)
+    rows = np.array(table, np.int64).reshape(-1, 5)
     return ShardIndex(
         path=path,
         keys=np.array(keys, dtype=np.bytes_) if keys else np.empty(0, "S1"),
         offset=start,
         size=np.array(ends, np.int64) - start,
         first_member=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
-        kind=table[:, 0].astype(np.uint8),
-        data_offset=table[:, 1],
-        data_size=table[:, 2],
-        image_wh=table[:, 3:].astype(np.int32),
+        kind=rows[:, 0].astype(np.uint8),
+        data_offset=rows[:, 1],
+        data_size=rows[:, 2],
+        image_wh=rows[:, 3:].astype(np.int32),
+        faulty=np.array(list(faults), np.int64),
+        faults=strings_to_array(list(faults.values())),
     )
+
+
+def _rows(group: Group) -> list[tuple[int, int, int, int, int]]:
+    """Kind, offset, size, width and height of the members of a sample, its images in their order at the end."""
+    others, images = [], []
+    for member in group.members:
+        info, place = member.info, image_place(member.extension)
+        if place is None:
+            others.append((_KINDS.get(member.extension, 0), info.offset_data, info.size, 0, 0))
+            continue
+        width = height = 0
+        with suppress(SampleError, OSError):  # listed with its reason when it is decoded or counted
+            if not member.is_link:
+                width, height = image_size(member.open(), member.name)
+        images.append((place, member.extension, (_KINDS["image"], info.offset_data, info.size, width, height)))
+    return others + [row for *_, row in sorted(images)]
 
 
 def load_index(path: Path) -> ShardIndex | None:

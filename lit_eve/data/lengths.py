@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,13 +20,16 @@ import numpy as np
 from lit_eve.data.cache import array_to_strings, is_kept, load_arrays, save_arrays, strings_to_array
 from lit_eve.data.index import ShardIndex, ensure_indices, index_shard
 from lit_eve.data.parallel import for_each_shard
-from lit_eve.data.shards import ShardReader, check_images, list_shards, parse_text
+from lit_eve.data.paths import list_shards
+from lit_eve.data.shards import ShardReader, check_images, parse_text
 from lit_eve.errors import SampleError
 from lit_eve.processing import EveProcessor
 from lit_eve.processing.processor import TemplateName
 from lit_eve.processing.sample import Sample
+from lit_eve.processing.tokenize import UnknownWords
 
 _BATCH = 2048  # samples that are tokenised at once
+_WORDS = 100  # unknown words that are kept of a shard
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class SampleTable:
         length: (samples,) int32; tokens, 0 where the sample cannot be used.
         source_sizes: samples per source.
         unusable: the samples of length 0 and why.
+        unknown: what the tokenizer does not know of the others' texts.
     """
 
     paths: list[Path]
@@ -58,6 +63,7 @@ class SampleTable:
     length: np.ndarray
     source_sizes: list[int]
     unusable: list[Skipped]
+    unknown: UnknownWords = field(default_factory=UnknownWords)
 
     def __len__(self) -> int:
         return len(self.length)
@@ -94,8 +100,8 @@ def _source(kind: type) -> str:
 
 def shard_lengths(
     path: Path, processor: EveProcessor, template: TemplateName | None = None, mark: str | None = None
-) -> tuple[np.ndarray, list[Skipped]]:
-    """Tokens of each sample of a shard (int32; 0 = cannot be used), and why some cannot be used.
+) -> tuple[np.ndarray, list[Skipped], UnknownWords]:
+    """Tokens of each sample of a shard (int32; 0 = cannot be used), why some cannot be used, and unknown words of the others.
 
     Args:
         mark: the fingerprint, where the caller has it already.
@@ -104,28 +110,36 @@ def shard_lengths(
     arrays = load_arrays(path, name)
     if arrays is None:
         index = index_shard(path)
-        lengths, reasons = _count(index, processor, template)
+        unknown = UnknownWords()
+        lengths, reasons = _count(index, processor, template, unknown)
         bad = np.flatnonzero(lengths == 0)
         arrays = {
             "length": lengths,
             "keys": strings_to_array([index.key(i) for i in bad]),
             "reasons": strings_to_array([reasons[i] for i in bad]),
+            "unknown": np.array([unknown.tokens, unknown.unknown], np.int64),
+            "words": strings_to_array([word for word, _ in unknown.words.most_common(_WORDS)]),
+            "word_counts": np.array([count for _, count in unknown.words.most_common(_WORDS)], np.int64),
         }
         save_arrays(path, name, arrays)
     bad_ones = zip(array_to_strings(arrays["keys"]), array_to_strings(arrays["reasons"]), strict=True)
-    return arrays["length"], [Skipped(str(path), key, reason) for key, reason in bad_ones]
+    words = zip(array_to_strings(arrays["words"]), arrays["word_counts"].tolist(), strict=True)
+    unknown = UnknownWords(*arrays["unknown"].tolist(), Counter(dict(words)))
+    return arrays["length"], [Skipped(str(path), key, reason) for key, reason in bad_ones], unknown
 
 
-def _count(index: ShardIndex, processor: EveProcessor, template: TemplateName | None) -> tuple[np.ndarray, dict[int, str]]:
+def _count(
+    index: ShardIndex, processor: EveProcessor, template: TemplateName | None, unknown: UnknownWords
+) -> tuple[np.ndarray, dict[int, str]]:
     lengths = np.zeros(len(index), np.int32)
-    reasons: dict[int, str] = {}
+    reasons = {number: f"{index.key(number)}: {reason}" for number, reason in index.reasons().items()}
     reader = ShardReader([index.path])
     samples: list[Sample] = []
     sizes: list[Sequence[tuple[int, int]] | None] = []
     numbers: list[int] = []
 
     def flush() -> None:
-        counts = processor.count_tokens_batch(samples, sizes, template)
+        counts = processor.count_tokens_batch(samples, sizes, template, unknown=unknown)
         for number, count in zip(numbers, counts, strict=True):
             if isinstance(count, SampleError):
                 reasons[number] = str(count)
@@ -135,6 +149,8 @@ def _count(index: ShardIndex, processor: EveProcessor, template: TemplateName | 
             batch.clear()
 
     for number, texts in enumerate(index.texts()):
+        if number in reasons:
+            continue
         try:
             image_sizes = index.image_sizes(number)
             if (0, 0) in image_sizes:  # rare; the image itself says what is wrong, or that these limits let it pass
@@ -197,14 +213,15 @@ def load_table(sources: Sequence[str | Path], processor: EveProcessor, template:
     shards = [list_shards(source) for source in sources]
     paths = [path for source in shards for path in source]
     mark = fingerprint(processor, template)
-    offsets, sizes, lengths, unusable = [], [], [], []
+    offsets, sizes, lengths, unusable, unknown = [], [], [], [], UnknownWords()
     for path in paths:
         index = load_arrays(path, "index", "offset", "size") or vars(index_shard(path))
-        length, skipped = shard_lengths(path, processor, template, mark)
+        length, skipped, words = shard_lengths(path, processor, template, mark)
         offsets.append(index["offset"])
         sizes.append(index["size"].astype(np.int32))
         lengths.append(length)
         unusable += skipped
+        unknown.add(words)
     first_sample = np.cumsum([0, *map(len, lengths)])
     ends = np.cumsum([0, *map(len, shards)])
     return SampleTable(
@@ -215,4 +232,5 @@ def load_table(sources: Sequence[str | Path], processor: EveProcessor, template:
         length=np.concatenate(lengths),
         source_sizes=np.diff(first_sample[ends]).tolist(),
         unusable=unusable,
+        unknown=unknown,
     )

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lit_eve.data.annotations import Annotations, Block, Entry, ShardedAnnotations, shard_record
+from lit_eve.data.annotations import Annotations, Block, Entry, ShardedAnnotations, image_labels, read_image, shard_record
 from lit_eve.data.index import index_shard
 from lit_eve.data.lengths import fingerprint, shard_lengths
 from lit_eve.data.parallel import in_any_order
@@ -136,7 +136,9 @@ def pack(
         packed.seconds = time.monotonic() - start
         _report(job)
         if fault:
-            raise ConfigError(f"{fault[0]}; the {packed.samples} samples before it are packed")
+            done = f"the {packed.samples} samples before it are packed" if packed.samples else "nothing is packed"
+            again = f"; remove {job.output} before the repaired file is packed into it" if packed.samples else ""
+            raise ConfigError(f"{fault[0]}; {done}{again}")
         if not packed.samples:
             raise ConfigError(
                 f"none of the {packed.rejected} records of {job.annotations.path} can be used{_first_reason(job)}"
@@ -159,11 +161,13 @@ def pack_block(
     with _stopping(f"writing {shard}"):
         with ShardWriter(job.output, samples_per_shard=2**62, bytes_per_shard=float("inf"), first_shard=block.number) as writer:
             for entry in job.annotations.entries(block):
+                names: list[str] = []
                 try:
-                    record, images = _usable(entry, job)
+                    record, images = _usable(entry, job, names)
                     writer.write(record, images)
                 except SampleError as error:
-                    rejected.append({**entry.place, "id": entry.record.get("id"), "reason": str(error)})
+                    about = {"image": names[0] if len(names) == 1 else names} if names else {}
+                    rejected.append({**entry.place, "id": entry.record.get("id"), **about, "reason": str(error)})
                     continue
                 samples += 1
                 ids.add(str(record.get("id", (samples,))))
@@ -178,37 +182,27 @@ def pack_block(
     return note
 
 
-def _usable(entry: Entry, job: PackJob) -> tuple[dict[str, Any], list[bytes]]:
-    """The record of a shard and the contents of its images.
+def _usable(entry: Entry, job: PackJob, labels: list[str]) -> tuple[dict[str, Any], list[bytes]]:
+    """The record of a shard and the contents of its images; ``labels`` receives what the images are called.
 
     Raises:
         SampleError: training could not use it.
     """
     if entry.fault is not None:
         raise SampleError(entry.fault)
-    record, names = shard_record(entry.record)
+    record, sources = (entry.record, entry.images) if entry.images is not None else shard_record(entry.record)
+    labels += image_labels(sources)
     messages = parse_conversation(record["conversations"])
     check_answers(messages)
     places = sum(part is Slot.IMAGE for message in messages for part in message.parts)
-    count = len(names) if entry.images is None else len(entry.images)
-    if places != count:
+    if places != len(labels):
         raise SampleError(
-            f"the conversation has {places} places for images ({IMAGE_PLACEHOLDER}), but there are {count} images"
+            f"the conversation has {places} places for images ({IMAGE_PLACEHOLDER}), but there are {len(labels)} images"
         )
-    images = [_read(job.images / name, name) for name in names] if entry.images is None else entry.images
-    for number, image in enumerate(images):
-        name = names[number] if entry.images is None else f"image {number + 1} of {count}"
-        (load_image if job.verify else image_size)(image, name, **_NO_LIMITS)
+    images = [read_image(source, job.images, label) for source, label in zip(sources, labels, strict=True)]
+    for image, label in zip(images, labels, strict=True):
+        (load_image if job.verify else image_size)(image, label, **_NO_LIMITS)
     return record, images
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise SampleError(f"{name}: there is no such image file") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise SampleError(f"{name}: the image file cannot be read: {error}") from error
 
 
 # ---- the state of a job
@@ -255,19 +249,32 @@ def _stopping(what: str) -> Iterator[None]:
 
 
 def _remember(job: PackJob) -> None:
-    """Write the settings, or compare with those that the folder was begun with."""
+    """Write the settings, or compare with those that the folder was begun with.
+
+    A folder without a shard has nothing to lose: it is begun again with any settings, such as those of a repaired file.
+    """
     path = job.output / _STATE / "settings.json"
     settings = job.settings()
-    if not path.exists():
+    begun = _read_settings(path)
+    if begun is not None and begun != settings and any(job.output.glob("shard-*.tar")):
+        key = next(key for key in begun | settings if begun.get(key) != settings.get(key))
+        raise ConfigError(
+            f"{job.output} was begun with {key} = {begun.get(key)}, now it is {settings.get(key)}; "
+            f"choose another folder, or remove this one to begin again"
+        )
+    if begun != settings:
+        for note in (job.output / _STATE).glob("[0-9]*.json"):
+            note.unlink()
         _write_whole(path, json.dumps(settings, indent=2, ensure_ascii=False))
-        return
-    begun = json.loads(path.read_text("utf-8"))
-    for key in begun | settings:
-        if begun.get(key) != settings.get(key):
-            raise ConfigError(
-                f"{job.output} was begun with {key} = {begun.get(key)}, now it is {settings.get(key)}; "
-                f"choose another folder, or remove this one to begin again"
-            )
+
+
+def _read_settings(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # written by hand
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _clean(job: PackJob) -> None:
@@ -324,7 +331,10 @@ def _report(job: PackJob) -> None:
 
 def _first_reason(job: PackJob) -> str:
     first = next(_rejected(job), None)
-    return "" if first is None else f"; the first: {first['reason']}"
+    if first is None:
+        return ""
+    place = ", ".join(f"{key} {first[key]}" for key in ("record", "line", "row", "shard", "key") if key in first)
+    return f"; the first ({place}): {first['reason']}"
 
 
 def _open(path: Path) -> IO[str]:

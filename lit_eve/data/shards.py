@@ -18,55 +18,22 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from glob import glob
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from lit_eve.errors import ConfigError, SampleError
-from lit_eve.files import local_path
-from lit_eve.processing.sample import Sample
+from lit_eve.data.records import CONVERSATION_KEYS, conversation_of, images_named
+from lit_eve.data.tar import groups_in, image_place
+from lit_eve.errors import SampleError
+from lit_eve.processing.formats import FORMATS
+from lit_eve.processing.images import image_format
+from lit_eve.processing.sample import Sample, naming
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"})
-TEXT_EXTENSIONS = frozenset({"json", "txt"})
-
+# The usual kinds need no look at more than their first bytes.
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
 _MAX_KEY = 80  # a name in a plain tar header has 100 bytes
-
-
-def list_shards(path: str | os.PathLike[str]) -> list[Path]:
-    """The tar files of a folder, of a pattern (``shards/part-*.tar``), or the one that is named; sorted.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    path = Path(local_path(path))
-    if path.is_dir():
-        shards = sorted(path.glob("*.tar"))
-        problem = f"{path} holds no shards (*.tar)"
-    else:
-        shards = sorted(Path(name) for name in glob(str(path)))
-        problem = f"{path} does not exist"
-    if not shards:
-        raise ConfigError(problem)
-    return [shard.absolute() for shard in shards]
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member as WebDataset sees them: the key ends at the first dot after the last slash."""
-    folder, _, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), extension.lower()
-
-
-def image_place(extension: str) -> int | None:
-    """The place of an image among those of its sample ("2.jpg" -> 2, "jpg" -> 0); None for what is no image."""
-    number, _, kind = extension.rpartition(".")
-    if kind not in IMAGE_EXTENSIONS:
-        return None
-    return int(number) if number.isdecimal() else 0
 
 
 def parse_sample(key: str, members: Mapping[str, bytes]) -> Sample:
@@ -92,37 +59,26 @@ def parse_text(key: str, members: Mapping[str, bytes]) -> Sample:
     if "json" in members:
         try:
             record = json.loads(members["json"])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SampleError(f"{key}: its JSON cannot be read: {error}") from error
         if not isinstance(record, dict):
             raise SampleError(f"{key}: its JSON is no object with a conversation")
-    conversation = record.pop("conversations", None) or record.pop("messages", None)
-    if conversation is None:
-        caption = members["txt"].decode("utf-8", "replace") if "txt" in members else record.get("caption")
-        if not isinstance(caption, str):
-            raise SampleError(f"{key}: it has neither a conversation (JSON key 'conversations') nor a caption")
-        conversation = caption_conversation(caption)
+    try:
+        caption = members["txt"].decode("utf-8-sig") if "txt" in members else None
+    except UnicodeDecodeError as error:
+        raise SampleError(f"{key}: its caption is no UTF-8: {error.reason} at byte {error.start}") from error
+    with naming(key):
+        conversation, used = conversation_of(record, caption)
+    if used in CONVERSATION_KEYS:
+        del record[used]
     return Sample(key, conversation, metadata=record)
-
-
-def caption_conversation(caption: str) -> list[dict[str, str]]:
-    """A caption as the conversation that training takes it for."""
-    return [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption.strip()}]
-
-
-def is_whole(path: Path, end: int) -> bool:
-    """Whether a tar ends at this byte, behind its last member: a block of zeros stands there. tarfile itself does not ask."""
-    with open(path, "rb") as file:
-        file.seek(end)
-        return file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
 
 
 def check_images(sample: Sample, found: int) -> None:
     """Raise SampleError when the JSON names another number of images than the shard holds."""
-    names = sample.metadata.get("image")
-    named = len(names) if isinstance(names, list) else int(bool(names))
-    if "image" in sample.metadata and named != found:
-        raise SampleError(f"{sample.key}: its JSON names {named} images, but the shard holds {found}")
+    for key, names in images_named(sample.metadata).items():
+        if len(names) != found:
+            raise SampleError(f"{sample.key}: its JSON names {len(names)} images, but the shard holds {found} (key {key!r})")
 
 
 class ShardReader:
@@ -147,14 +103,17 @@ class ShardReader:
         path = self.paths[shard]
         try:
             data = os.pread(self._open(shard).fileno(), size, offset)
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-                members = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
-        except (OSError, tarfile.TarError, AttributeError) as error:
+            tar = tarfile.open(fileobj=io.BytesIO(data), mode="r:")  # noqa: SIM115 - closes nothing
+            groups = list(groups_in(tar))
+            if len(groups) != 1:
+                raise SampleError(f"{path}: bytes {offset} to {offset + size} hold no sample; was the shard replaced?")
+            (group,) = groups
+            if group.fault_in_place is not None:
+                raise SampleError(f"{group.key}: {group.fault_in_place}")
+            members = {member.extension: member.read() for member in group.members}
+        except (OSError, tarfile.TarError) as error:
             raise SampleError(f"{path}: bytes {offset} to {offset + size} hold no sample: {error}") from error
-        keys = {split_name(name)[0] for name in members}
-        if len(keys) != 1:
-            raise SampleError(f"{path}: bytes {offset} to {offset + size} hold no sample; was the shard replaced?")
-        return parse_sample(keys.pop(), {split_name(name)[1]: data for name, data in members.items()})
+        return parse_sample(group.key, members)
 
     def _open(self, shard: int) -> BinaryIO:
         if shard in self._files:
@@ -214,17 +173,17 @@ class ShardWriter:
 
         Args:
             record: ``conversations`` in LLaVA's format, ``id``, and whatever else shall be kept.
-            images: contents or paths of image files (copied as they are), or PIL images (written as PNG).
+            images: contents or paths of image files (copied as they are), or PIL images (written upright, as PNG).
 
         Returns:
             The sample's key in the shard: its id, without characters that tar and WebDataset give a meaning to.
 
         Raises:
-            SampleError: no conversation, text that is no Unicode, or an image that is no image file.
+            SampleError: no conversation, text that is no Unicode, or an image that is no image file of a known kind.
         """
-        if not record.get("conversations"):
-            raise SampleError(f"{record.get('id', 'sample')}: there is no conversation (key 'conversations')")
         name = str(record.get("id", self._writer.total))
+        if not record.get("conversations"):
+            raise SampleError(f"{name}: there is no conversation (key 'conversations')")
         encoded = [_image_bytes(image, name) for image in images]
         if self._writer.count >= self._writer.maxcount or self._writer.size >= self._writer.maxsize:
             self._writer.next_stream()
@@ -235,10 +194,7 @@ class ShardWriter:
         if encoded:
             files = [f"{key}.{ext}" for ext in extensions]
             record.setdefault("image", files[0] if len(files) == 1 else files)
-        try:
-            members["json"] = json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:  # half of a pair, as "\ud83d" in a file that was cut by characters
-            raise SampleError(f"{key}: its text is no Unicode: {error.reason}") from error
+        members["json"] = _json_bytes(record, key)
         self._writer.write({"__key__": key, **members})
         return key
 
@@ -290,22 +246,45 @@ class ShardWriter:
         os.unlink(name)
 
 
+def _json_bytes(record: Mapping[str, Any], name: str) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False).encode()
+    except (
+        UnicodeEncodeError
+    ):  # half of a surrogate pair in what is no text of the conversation: kept as the escape that it was
+        return json.dumps(record).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SampleError(f"{name}: it cannot be written as JSON: {error}") from error
+
+
 def _image_bytes(image: bytes | str | os.PathLike[str] | Image.Image, name: str) -> tuple[bytes, str]:
     """Contents and extension of an image file."""
     if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return buffer.getvalue(), "png"
+        return _written(image, name)
     if isinstance(image, str | os.PathLike):
         try:
             data = Path(image).read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise SampleError(f"{name}: its image cannot be read: {error}") from error
     else:
         data = bytes(image)
-    for magic, extension in _MAGIC.items():
-        if data.startswith(magic):
-            return data, extension
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return data, "webp"
-    raise SampleError(f"{name}: its image is no image file of a known kind")
+    extension = next((extension for magic, extension in _MAGIC.items() if data.startswith(magic)), None)
+    return data, extension or FORMATS[image_format(data, name)][0]
+
+
+def _written(image: Image.Image, name: str) -> tuple[bytes, str]:
+    """An open image as a file, without loss: PNG, or TIFF for the modes that PNG does not know. It stands upright."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        for kind in ("PNG", "TIFF"):
+            buffer = io.BytesIO()
+            try:
+                upright.save(buffer, format=kind)
+            except (OSError, ValueError):  # of this mode
+                continue
+            return buffer.getvalue(), FORMATS[kind][0]
+    except Exception as error:  # of Pillow's decoders, which raise errors of all kinds
+        raise SampleError(f"{name}: its image cannot be decoded: {error}") from error
+    raise SampleError(f"{name}: its image cannot be written: no format keeps the mode {image.mode}")

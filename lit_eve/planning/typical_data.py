@@ -25,8 +25,8 @@ import numpy as np
 
 from lit_eve.data.index import index_shard
 from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
+from lit_eve.data.paths import list_shards
 from lit_eve.data.plan import permutation, plan_epoch
-from lit_eve.data.shards import list_shards
 from lit_eve.errors import ConfigError
 from lit_eve.planning.flops import Workload
 from lit_eve.processing import ImageGeometry

@@ -20,7 +20,7 @@ from lit_eve.processing.images import check_size, image_size, load_image, patchi
 from lit_eve.processing.inputs import image_names
 from lit_eve.processing.sample import Sample, check_answers, naming, parse_conversation
 from lit_eve.processing.templates import Segment, Template, templates
-from lit_eve.processing.tokenize import TextEncoder
+from lit_eve.processing.tokenize import TextEncoder, UnknownWords
 
 TemplateName = str | Mapping[str, Any]
 Conversation = Sequence[Mapping[str, Any]]
@@ -118,8 +118,12 @@ class SampleEncoder:
         image_sizes: Sequence[Sequence[tuple[int, int]] | None] | None = None,
         template: TemplateName | None = None,
         with_labels: bool = True,
+        unknown: UnknownWords | None = None,
     ) -> list[int | SampleError]:
         """``count_tokens`` of many samples, tokenised at once and in parallel.
+
+        Args:
+            unknown: what the tokenizer does not know of their texts is added to it.
 
         Returns:
             for each sample its length, or the SampleError that says why it cannot be used.
@@ -138,7 +142,7 @@ class SampleEncoder:
             prompts.append(segments)
             image_lengths.append([self.geometry.num_tokens(*size) for size in measured])
             positions.append(position)
-        counts = self.encoder.count(prompts, image_lengths, self.template_of(template).add_bos)
+        counts = self.encoder.count(prompts, image_lengths, self.template_of(template).add_bos, unknown)
         for position, count in zip(positions, counts, strict=True):
             is_error = isinstance(count, SampleError)
             lengths[position] = SampleError(f"{samples[position].key}: {count}") if is_error else count

@@ -11,6 +11,7 @@ is always put, as there. After a special token it is put for ``legacy=True`` onl
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
+_LONGEST_WORD = 40  # characters of an unknown word that are kept
 
 
 @dataclass
@@ -61,6 +63,35 @@ class Tokens:
         return Tokens(self.input_ids[:kept], labels, self.images)
 
 
+@dataclass
+class UnknownWords:
+    """What a tokenizer does not know of texts.
+
+    Args:
+        tokens: of all the texts.
+        unknown: how many of them stand for what the vocabulary does not have (``<unk>``).
+        words: those, and how often each.
+    """
+
+    tokens: int = 0
+    unknown: int = 0
+    words: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: UnknownWords) -> None:
+        """Count the texts of another as well."""
+        self.tokens += other.tokens
+        self.unknown += other.unknown
+        self.words.update(other.words)
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{word!r} ({count})" for word, count in self.words.most_common(8))
+        rest = f" and {len(self.words) - 8} more" if len(self.words) > 8 else ""
+        return (
+            f"{self.unknown / max(self.tokens, 1):.2%} of the tokens of its texts ({self.unknown}) stand for words that the "
+            f"tokenizer does not know: {named}{rest}"
+        )
+
+
 class TextEncoder:
     """The tokenizer's vocabulary and rules for plain text: what looks like a special token is text like any other.
 
@@ -90,6 +121,7 @@ class TextEncoder:
         self.image_token_id = image_token_id
         self._special_ids = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
         self.begin = _begin(tokenizer)
+        self._unknown_id = _unknown_id(state, self._tokenizer)
 
     def encode(self, segments: Iterable[Segment], image_lengths: Sequence[int], bos: bool) -> Tokens:
         """Ids and labels of a prompt.
@@ -124,9 +156,17 @@ class TextEncoder:
         return Tokens(input_ids, labels, images)
 
     def count(
-        self, prompts: Sequence[Sequence[Segment]], image_lengths: Sequence[Sequence[int]], bos: bool
+        self,
+        prompts: Sequence[Sequence[Segment]],
+        image_lengths: Sequence[Sequence[int]],
+        bos: bool,
+        unknown: UnknownWords | None = None,
     ) -> list[int | SampleError]:
-        """The lengths that ``encode`` would give, all prompts at once; a SampleError stands where it would be raised."""
+        """The lengths that ``encode`` would give, all prompts at once; a SampleError stands where it would be raised.
+
+        Args:
+            unknown: what the vocabulary does not have of these texts is added to it.
+        """
         totals: list[int | SampleError] = []
         texts: list[str] = []
         owners: list[int] = []
@@ -146,9 +186,20 @@ class TextEncoder:
                     owners.append(index)
                 previous = chunk.kind
             totals.append(total)
-        for owner, encoding in zip(owners, self._tokenizer.encode_batch_fast(texts), strict=True):
+        for owner, text, encoding in zip(owners, texts, self._tokenizer.encode_batch_fast(texts), strict=True):
             totals[owner] += len(encoding)
+            if unknown is not None:
+                unknown.tokens += len(encoding)
+                if self._unknown_id is not None and self._unknown_id in encoding.ids:
+                    self._note_unknown(text, unknown)
         return totals
+
+    def _note_unknown(self, text: str, unknown: UnknownWords) -> None:
+        encoding = self._tokenizer.encode(text)
+        for id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if id == self._unknown_id:
+                unknown.unknown += 1
+                unknown.words[text[start:end].strip()[:_LONGEST_WORD]] += 1
 
     def _prefix_of(self, previous: str) -> str:
         """The space that is not there, in front of a text that follows a chunk of kind ``previous``."""
@@ -174,6 +225,16 @@ def _dummy_prefix(state: dict[str, Any]) -> str | None:
     if rule.get("type") != "Metaspace" or rule.get("split", True) or rule.get("prepend_scheme") == "never":
         return None
     return rule["prepend_scheme"]
+
+
+def _unknown_id(state: dict[str, Any], tokenizer: Tokenizer) -> int | None:
+    """The id that stands for what a vocabulary does not have; None where it has everything, byte by byte."""
+    model = state["model"]
+    if model.get("byte_fallback") or "ByteLevel" in json.dumps([state.get("pre_tokenizer"), state.get("normalizer")]):
+        return None
+    if model["type"] == "Unigram":
+        return model.get("unk_id")
+    return None if model.get("unk_token") is None else tokenizer.token_to_id(model["unk_token"])
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -17,7 +17,7 @@ from lit_eve.data import ShardReader
 from lit_eve.data.annotations import open_annotations
 from lit_eve.data.index import index_shard
 from lit_eve.data.pack import PackJob
-from lit_eve.data.shards import list_shards
+from lit_eve.data.paths import list_shards
 from lit_eve.processing.sample import Sample
 
 BAD = {  # what is wrong -> the reason in the report
@@ -77,7 +77,7 @@ def samples_of(output: Path) -> list[Sample]:
 
 
 def report_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "rejected.jsonl").read_text("utf-8").split("\n")[:-1]]
 
 
 def contents_of(output: Path) -> dict[str, Any]:

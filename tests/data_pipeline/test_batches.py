@@ -21,7 +21,8 @@ from recorder import Recorder, train
 from lit_eve.data import EveDataModule, ShardWriter
 from lit_eve.data.dataset import Collate
 from lit_eve.data.lengths import fingerprint, load_table, shard_lengths
-from lit_eve.data.shards import ShardReader, list_shards
+from lit_eve.data.paths import list_shards
+from lit_eve.data.shards import ShardReader
 from lit_eve.errors import LitEveError
 from lit_eve.processing import EveProcessor
 
@@ -144,7 +145,7 @@ def test_lengths_are_counted_once_per_fingerprint(
     write_shards(tmp_path, 6)
     (path,) = list_shards(tmp_path)
     shard_lengths(path, processor, "plain")
-    monkeypatch.setattr(EveProcessor, "count_tokens_batch", lambda *_: pytest.fail("counted twice"))
+    monkeypatch.setattr(EveProcessor, "count_tokens_batch", lambda *_, **__: pytest.fail("counted twice"))
     shard_lengths(path, processor, "plain")
     with pytest.raises(pytest.fail.Exception):
         shard_lengths(path, processor, "vicuna_v1")
@@ -314,5 +315,26 @@ def test_tar_of_foreign_files_is_an_error_and_not_an_empty_epoch(tmp_path: Path,
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name in ("a.csv", "b.csv"):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-    with pytest.raises(LitEveError, match="data.train: none of its 2 samples can be used: a: it has neither"):
+    with pytest.raises(LitEveError, match="data.train: none of its 2 samples can be used: a: there is no conversation"):
         make(tmp_path, processor)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_named(tmp_path: Path) -> None:
+    """Once for each split, also where lengths are counted already; a vocabulary with bytes knows everything."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "cat": 2, "</s>": 3, "\n": 4}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    few = EveProcessor(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>"), template="plain")
+    with ShardWriter(tmp_path) as writer:
+        for index, caption in enumerate(["a cat", "a zebra", "a zebra cat", "a 日本"]):
+            talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": caption}]
+            writer.write({"id": str(index), "conversations": talk})
+    for _ in range(2):
+        data = EveDataModule(train=str(tmp_path), template="plain", num_workers=0).attach(few)
+        with pytest.warns(UserWarning, match=r"data.train: 33.33% of .* \(3\) .*not know: 'zebra' \(2\), '日本' \(1\)$"):
+            data.setup("fit")
+    from made_shards import make_processor
+
+    assert load_table([tmp_path], make_processor(), "plain").unknown.unknown == 0

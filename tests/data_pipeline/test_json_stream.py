@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_eve.data import json_stream
-from lit_eve.data.json_stream import ArrayReader, LineReader
+from lit_eve.data.annotations import json_stream
+from lit_eve.data.annotations.json_stream import ArrayReader, LineReader
 from lit_eve.errors import ConfigError
 
 ELEMENTS = [

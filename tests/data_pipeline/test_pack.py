@@ -19,7 +19,7 @@ from lit_eve.data.annotations import open_annotations
 from lit_eve.data.index import index_shard
 from lit_eve.data.lengths import fingerprint, load_table
 from lit_eve.data.pack import PackJob, pack
-from lit_eve.data.shards import list_shards
+from lit_eve.data.paths import list_shards
 from lit_eve.errors import ConfigError
 from lit_eve.processing import EveProcessor
 from lit_eve.processing.sample import Sample
@@ -230,7 +230,7 @@ def test_bad_arguments_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
         (("--annotations", tmp_path / "shards", "--output", tmp_path / "shards"), "holds the shards that are to be packed"),
         (
             ("--annotations", tmp_path / "bad.json", "--output", tmp_path / "bad"),
-            "none of the 3 records .* the first: there is no",
+            "none of the 3 records .* the first .record 0.: there is no",
         ),
     ]:
         code, text = run_command(capsys, *arguments)

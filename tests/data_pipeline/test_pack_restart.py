@@ -17,7 +17,7 @@ from made_annotations import contents_of, in_process, job_of, make_files, notes_
 
 from lit_eve.cli import main
 from lit_eve.data.annotations import AnnotationFile, Block, Entry, open_annotations
-from lit_eve.data.json_stream import ArrayReader
+from lit_eve.data.annotations.json_stream import ArrayReader
 from lit_eve.data.pack import PackJob, pack
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.processing import EveProcessor

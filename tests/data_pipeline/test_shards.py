@@ -16,7 +16,7 @@ from PIL import Image
 from lit_eve.data import ShardReader, ShardWriter
 from lit_eve.data import index as index_module
 from lit_eve.data.index import ensure_indices, index_shard, load_index, scan_shard
-from lit_eve.data.shards import list_shards
+from lit_eve.data.paths import list_shards
 from lit_eve.errors import ConfigError, SampleError
 
 RNG = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def test_same_samples_same_bytes(tmp_path: Path) -> None:
 
 def test_an_unfinished_shard_never_appears(tmp_path: Path) -> None:
     with (
-        pytest.raises(SampleError, match="bad: its image is no image file"),
+        pytest.raises(SampleError, match="bad: the image cannot be opened: it is no image"),
         ShardWriter(tmp_path, samples_per_shard=2) as writer,
     ):
         for i in range(3):
@@ -173,7 +173,7 @@ def test_damage_in_the_middle_is_no_short_shard(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[index.offset[3] : index.offset[3] + 512] = b"\xff" * 512
     path.write_bytes(data)
-    with pytest.raises(ConfigError, match="is cut off or damaged after 3 samples"):
+    with pytest.raises(ConfigError, match="is cut off or damaged after 2 samples"):
         scan_shard(path)
 
 
@@ -235,8 +235,11 @@ def test_reader_names_what_is_wrong(tmp_path: Path) -> None:
     [
         (b"{", "its JSON cannot be read"),
         (b"[]", "its JSON is no object"),
-        (b"{}", "neither a conversation"),
-        (b'{"conversations": [{"from": "gpt", "value": "x"}], "image": "a.jpg"}', "names 1 images, but the shard holds 0"),
+        (b"{}", "there is no conversation"),
+        (
+            b'{"conversations": [{"from": "gpt", "value": "x"}], "image": "a.jpg"}',
+            "names 1 images, but the shard holds 0",
+        ),
     ],
 )
 def test_broken_records(tmp_path: Path, text: bytes, message: str) -> None:

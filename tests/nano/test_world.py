@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lit_eve.data.shards import ShardReader, list_shards
+from lit_eve.data.paths import list_shards
+from lit_eve.data.shards import ShardReader
 from lit_eve.errors import ConfigError
 from lit_eve.nano.blind import blind_accuracy
 from lit_eve.nano.language import caption
