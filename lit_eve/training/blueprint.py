@@ -33,6 +33,7 @@ from lit_eve.models.own import model_class_of
 from lit_eve.models.weights import is_checkpoint, iterate_weights
 from lit_eve.processing import EveProcessor, ImageGeometry, templates
 from lit_eve.training.architecture import differences, is_irrelevant
+from lit_eve.training.teachers import check_teacher
 
 PARTS = ("patch_embedding", "projector", "geometry", "teacher_layer", "alignment_weight")
 """Keys that stand in the model's config under the same name."""
@@ -132,6 +133,11 @@ class Blueprint:
     def check(self) -> None:
         """Raise ConfigError or CheckpointError if something is missing or does not fit; weights are not read."""
         self.processor.answer_end()  # says whether the template can be written with this tokenizer
+        if self.teacher is not None:
+            check_teacher(self.teacher)
+        source = self.init_from or self.decoder
+        if Path(source).exists():
+            iterate_weights(source)  # maps the files, and reads no weight
         self.skeleton()
 
     def skeleton(self, planned: bool = False) -> EveForConditionalGeneration:

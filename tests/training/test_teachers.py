@@ -1,0 +1,140 @@
+"""Teachers that are no CLIP, and files that are damaged or not there, are named in one sentence before data is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    SiglipConfig,
+    SiglipVisionConfig,
+)
+
+from lit_eve.errors import CheckpointError
+from lit_eve.training.cli import main
+from tests.training import world as micro
+
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 8,
+}
+TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 50}
+
+
+def refused(world: Path, **overrides) -> str:
+    """What `train.py fit` says, before anything of the data was indexed."""
+    data = world / "unindexed"
+    shutil.rmtree(data, ignore_errors=True)
+    shutil.copytree(world / "train", data, ignore=shutil.ignore_patterns(".lit_eve"))
+    with pytest.raises(SystemExit) as stopped:
+        main(micro.arguments(world, world / "refused", **{"data.train": data, "data.validation": "null"} | overrides))
+    assert not (data / ".lit_eve").exists()
+    message = str(stopped.value.code)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def teacher(folder: Path, kind: str) -> Path:
+    torch.manual_seed(0)
+    if kind == "siglip":
+        AutoModel.from_config(SiglipVisionConfig(**VISION)).save_pretrained(folder)
+    elif kind == "whole siglip":
+        AutoModel.from_config(SiglipConfig(text_config=TEXT, vision_config=VISION)).save_pretrained(folder)
+    elif kind == "dinov2":
+        sizes = {
+            key: VISION[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+        }
+        AutoModel.from_config(Dinov2Config(**sizes)).save_pretrained(folder)
+    elif kind == "empty":
+        folder.mkdir()
+    elif kind == "other sizes":
+        CLIPVisionModel(CLIPVisionConfig(**VISION | {"patch_size": 16})).save_pretrained(folder)
+    else:
+        CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(folder)
+        weights = folder / "model.safetensors"
+        if kind == "cut":
+            weights.write_bytes(weights.read_bytes()[:5000])
+        elif kind == "no weights":
+            weights.unlink()
+        elif kind == "config of another":
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+        elif kind == "deeper config":
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+        elif kind == "broken config":
+            (folder / "config.json").write_text("{")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("siglip", "is of the type 'siglip_vision_model'; a teacher must be a CLIP"),
+        ("whole siglip", "is of the type 'siglip'; a teacher must be a CLIP"),
+        ("dinov2", "is of the type 'dinov2'; a teacher must be a CLIP"),
+        ("empty", "holds no config.json: it is no CLIP"),
+        ("cut", "cannot be read, it may be truncated"),
+        ("no weights", "has a config.json but no weights"),
+        ("config of another", "where its config.json says"),
+        ("deeper config", "lacks "),
+        ("other sizes", "geometry.teacher_patch_size is 8, but the teacher was made for 16"),
+        ("broken config", "is no valid JSON"),
+    ],
+)
+def test_what_is_no_teacher(world, tmp_path, kind, message):
+    folder = teacher(tmp_path / "a teacher", kind)
+    said = refused(world, **{"model.teacher": folder})
+    assert message in said
+    assert kind == "other sizes" or str(folder) in said
+
+
+@pytest.mark.parametrize("form", ["vision half", "whole CLIP", "several files", "bin"])
+def test_teachers_of_all_forms_are_taken(world, tmp_path, form):
+    torch.manual_seed(0)
+    if form == "whole CLIP":
+        CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION)).save_pretrained(tmp_path)
+    else:
+        model = CLIPVisionModel(CLIPVisionConfig(**VISION))
+        model.save_pretrained(tmp_path, max_shard_size="10KB" if form == "several files" else "5GB")
+        if form == "bin":
+            (tmp_path / "model.safetensors").unlink()
+            torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    module = micro.make_module(world, teacher=str(tmp_path))
+    module.blueprint.check()
+    module.configure_model()
+    if form == "several files":
+        next(tmp_path.glob("model-00002*")).unlink()
+        with pytest.raises(CheckpointError, match="which is not there"):
+            micro.make_module(world, teacher=str(tmp_path)).blueprint.check()
+
+
+@pytest.mark.parametrize("key", ["model.decoder", "model.init_from"])
+def test_damaged_weights_of_the_others_are_found_as_early(world, tmp_path, key):
+    if key == "model.decoder":
+        source, more = shutil.copytree(world / "decoder", tmp_path / "decoder"), {}
+    else:
+        module = micro.make_module(world)
+        module.configure_model()
+        source = tmp_path / "earlier"
+        module.model.save_pretrained(source)
+        module.processor.save_pretrained(source)
+        more = {"stage": "2_pretrain"}
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert f"{weights} cannot be read, it may be truncated" in refused(world, **{key: source}, **more)
+    weights.unlink()
+    assert "no weights" in refused(world, **{key: source}, **more)
