@@ -1,0 +1,97 @@
+"""docs/extending.md, run as it stands there: one module, outside of the repository."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.testing import assert_close
+
+import lit_eve
+from lit_eve.cli import main as lit_eve_command
+from lit_eve.testing import check_patch_embedding
+from lit_eve.training.cli import EveCLI
+from tests.models import tiny
+from tests.training import world as micro
+
+PAGE = (micro.ROOT / "docs/extending.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with the page's module and YAML, and what its first command leaves there."""
+    place = tmp_path_factory.mktemp("mine")
+    (place / "my_eve.py").write_text("\n\n".join(blocks("python")))
+    recipe = yaml.safe_load(blocks("yaml")[0])
+    micro.make_decoder(place / "decoder")
+    recipe["model"] |= {"decoder": "decoder", "geometry": tiny.GEOMETRY}
+    recipe["trainer"] = {"max_steps": 4, "accelerator": "cpu", "devices": 1, "default_root_dir": "run", "log_every_n_steps": 1}
+    (place / "my.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(sys, "path", [*sys.path])
+        EveCLI(args=["fit", "--config", "my.yaml"])
+        yield place
+
+
+def test_all_of_it_trains(place):
+    assert len(micro.scalars(place / "run", "train/colour_loss")) == 4
+    rates = {tag: micro.scalars(place / "run", f"lr/{tag}")[3] for tag in ("stage", "language_model.model.layers.1")}
+    assert rates["stage"] == pytest.approx(10 * rates["language_model.model.layers.1"])
+    assert json.loads((place / "run/model/config.json").read_text())["imports"] == {"patch_embedding": "my_eve"}
+    before = torch.load(next((place / "run/checkpoints").glob("*.ckpt")), weights_only=True)
+    assert "colour_head.weight" in before["state_dict"] and before["hyper_parameters"]["imports"] == ["my_eve"]
+
+
+def test_the_part_keeps_the_contract(place):
+    import_module("my_eve")
+    check_patch_embedding({"name": "strided", "width": 16})
+
+
+def test_the_benchmark_scores(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    (place / "benchmarks/colours/images").mkdir(parents=True)
+    for name, colour in import_module("my_eve").COLOURS.items():
+        import_module("my_eve").Image.new("RGB", (64, 64), colour).save(place / f"benchmarks/colours/images/{name}.png")
+    quick = ["--output", "eval", "--accelerator", "cpu", "--devices", "1", "--max-new-tokens", "2", "--num-workers", "0"]
+    command = blocks("sh")[0].splitlines()[1].replace("runs/mine", "run").split()[1:]
+    assert lit_eve_command([*command, *quick]) == 0
+    assert "Colours" in capsys.readouterr().out
+
+
+def test_the_mask_lets_images_see_both_ways(place, tmp_path):
+    own = import_module("my_eve")
+    torch.manual_seed(0)
+    model = own.TwoWayImages(tiny.config(patch_embedding={"name": "linear", "width": 16})).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    stock = lit_eve.EveForConditionalGeneration(tiny.config(patch_embedding={"name": "linear", "width": 16})).eval()
+    stock.load_state_dict(model.state_dict())
+    rows = tiny.samples(model, [1, 2])
+    plain = {key: value for key, value in tiny.padded(rows).items() if key != "teacher_pixel_values"}
+    packed = {key: value for key, value in tiny.packed([rows]).items() if key != "teacher_pixel_values"}
+    with torch.no_grad():
+        assert_close(model(**plain).loss, model(**packed).loss, rtol=1e-4, atol=1e-4)
+        one = {key: value for key, value in tiny.padded(rows[:1]).items() if key not in ("labels", "teacher_pixel_values")}
+        changed = one | {"pixel_values": one["pixel_values"].clone()}
+        changed["pixel_values"][-1] = 255 - changed["pixel_values"][-1]
+        first = int((one["input_ids"][0] == model.config.image_token_id).nonzero()[0])
+        for kind, moves in ((model, True), (stock, False)):
+            difference = (kind(**one).logits - kind(**changed).logits)[0].abs().amax(-1)
+            assert bool(difference[first] > 1e-4) is moves
+            assert float(difference[:first].max()) == 0
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["imports"] == {"model": "my_eve:TwoWayImages"}
+    loaded = own.TwoWayImages.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert_close(loaded(**plain).loss, model(**plain).loss)
