@@ -15,6 +15,9 @@ from torch.testing import assert_close
 
 import lit_eve
 from lit_eve.cli import main as lit_eve_command
+from lit_eve.errors import ConfigError
+from lit_eve.evaluation.benchmarks import BENCHMARKS
+from lit_eve.evaluation.tasks import find_tasks
 from lit_eve.testing import check_patch_embedding
 from lit_eve.training.cli import EveCLI
 from tests.models import tiny
@@ -42,6 +45,7 @@ def place(tmp_path_factory) -> Path:
         patch.setattr(sys, "path", [*sys.path])
         EveCLI(args=["fit", "--config", "my.yaml"])
         yield place
+    BENCHMARKS.pop("colours")
 
 
 def test_all_of_it_trains(place):
@@ -67,6 +71,9 @@ def test_the_benchmark_scores(place, monkeypatch, capsys):
     command = blocks("sh")[0].splitlines()[1].replace("runs/mine", "run").split()[1:]
     assert lit_eve_command([*command, *quick]) == 0
     assert "Colours" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="files are missing") as refused:
+        find_tasks("all", place / "benchmarks")
+    assert "Colours" not in str(refused.value)  # all are those of the papers
 
 
 def test_the_mask_lets_images_see_both_ways(place, tmp_path):

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from lit_eve.errors import ConfigError
 from lit_eve.evaluation.benchmarks import BENCHMARKS, Benchmark, Problems, Question
+from lit_eve.imports import module_of
 from lit_eve.processing import Sample
 
 ALL = "all"
@@ -73,7 +74,7 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
     """The benchmarks and splits that are asked for, in the order of the papers' tables; their files are there.
 
     Args:
-        names: ``all``, names such as ``pope`` or ``vqav2:val``, or a text of names with commas between them. Without a split,
+        names: ``all`` (those of the papers), names such as ``pope`` or ``vqav2:val``, or a text of names with commas between them. Without a split,
             the first is meant whose files are there and whose answers are too; then the first for a server.
         data: holds a folder for each benchmark, named like it.
         while_training: refuse what cannot be scored while a model is trained, for want of answers or a judge.
@@ -86,7 +87,7 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
     if ALL in asked:
         if len(asked) > 1:
             raise ConfigError(f"all benchmarks are named, and {', '.join(name for name in asked if name != ALL)} beside them")
-        asked = list(BENCHMARKS)
+        asked = [name for name, benchmark in BENCHMARKS.items() if module_of(type(benchmark)) is None]  # your own are named
     if not Path(data).is_dir():
         raise ConfigError(f"there is no folder {data}; it should hold one for each benchmark: {', '.join(BENCHMARKS)}")
     tasks = [_find_split(name, Path(data)) for name in asked]

@@ -42,7 +42,8 @@ class Source(NamedTuple):
 
 
 class Benchmarks(dict[str, "Benchmark"]):
-    """Benchmarks by name, in the order of tables; one of your own joins them by ``@BENCHMARKS.register``."""
+    """Benchmarks by name, in the order of tables; one of your own joins them by ``@BENCHMARKS.register``, to be asked by name:
+    "all" are those of the papers."""
 
     def register(self, kind: type[Benchmark]) -> type[Benchmark]:
         """Class decorator that adds a benchmark.
