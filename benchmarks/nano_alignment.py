@@ -16,13 +16,15 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
+
+from scipy.stats import t
 
 from lit_eve.errors import LitEveError
 from lit_eve.files import write_atomically
 from lit_eve.nano.pipeline import CONFIG, environment, make_steps, read_stage, train_stage
-from lit_eve.nano.seeds import cores, paired_interval, run_side_by_side, slug, spread, write_seeded
+from lit_eve.nano.seeds import cores, run_side_by_side, slug, spread, write_seeded
 from lit_eve.nano.steps import Journal, Step
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,6 +102,19 @@ def measure(folder: Path, seed: int, journal: Journal, steps: Sequence[Step]) ->
                 if (curve := curves.get(f"val/{loss}")) is not None:
                     result[arm][f"{name}/{loss}"] = curve[1].tolist()
     return result
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of paired differences.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    if len(differences) < 2:
+        raise ValueError("an interval takes at least two pairs")
+    reach = t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
+    mean = fmean(differences)
+    return mean - reach, mean + reach
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

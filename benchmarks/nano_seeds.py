@@ -19,8 +19,8 @@ from typing import Any
 from lit_eve.errors import LitEveError
 from lit_eve.files import write_atomically
 from lit_eve.nano.pipeline import CONFIG, environment, run_pipeline
-from lit_eve.nano.questions import TYPES
 from lit_eve.nano.seeds import cores, result_of, run_side_by_side, slug, spread, write_seeded
+from lit_eve.nano.world.questions import TYPES
 
 RESULTS = Path(__file__).parent / "results"
 SCORES = "benchmarks.json"

@@ -48,7 +48,7 @@ def commands() -> list[list[str]]:
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     """A folder like the repository's after `make nano`, with a model of random weights in runs/nano/model."""
-    from lit_eve.nano.benchmarks import write_benchmarks
+    from lit_eve.nano.world.benchmarks import write_benchmarks
     from tests.tiny_model import make_tiny
 
     for part in make_tiny():

@@ -7,8 +7,8 @@ from PIL import Image
 from transformers import AutoConfig
 
 from lit_eve.models import EveConfig, EveForConditionalGeneration
-from lit_eve.nano.scenes import draw, sample_scene
-from lit_eve.nano.tokenizer import make_tokenizer
+from lit_eve.nano.world.scenes import draw, sample_scene
+from lit_eve.nano.world.tokenizer import make_tokenizer
 from lit_eve.processing import EveProcessor
 from tests.models.tiny import GEOMETRY
 

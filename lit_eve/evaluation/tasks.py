@@ -74,7 +74,7 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
     """The benchmarks and splits that are asked for, in the order of the papers' tables; their files are there.
 
     Args:
-        names: ``all`` (those of the papers), names such as ``pope`` or ``vqav2:val``, or a text of names with commas between them.
+        names: ``all`` (those of the papers), names such as ``pope`` or ``vqav2:val``, or names with commas between them.
             Without a split, the first is meant whose files are there and whose answers are too; then the first for a server.
         data: holds a folder for each benchmark, named like it.
         while_training: refuse what cannot be scored while a model is trained, for want of answers or a judge.

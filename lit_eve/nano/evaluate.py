@@ -14,7 +14,7 @@ import lit_eve
 from lit_eve.data import EveDataModule
 from lit_eve.evaluation import AnswerAccuracy, answer_all, token_accuracy
 from lit_eve.files import write_atomically
-from lit_eve.nano.questions import TYPES
+from lit_eve.nano.world.questions import TYPES
 from lit_eve.processing import EveProcessor, Sample, load_image
 from lit_eve.processing.sample import IMAGE_PLACEHOLDER
 

@@ -110,13 +110,13 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
     Raises:
         ConfigError: a file is missing, or holds a key or value that the world, language model or teacher does not know.
     """
-    from lit_eve.nano.benchmarks import make_benchmarks
-    from lit_eve.nano.beside import beside
-    from lit_eve.nano.language_model import LanguageModelSettings, train_language_model
+    from lit_eve.nano.pretrained.beside import beside
+    from lit_eve.nano.pretrained.language_model import LanguageModelSettings, train_language_model
+    from lit_eve.nano.pretrained.teacher import TeacherSettings, train_teacher
     from lit_eve.nano.progress import read_settings
     from lit_eve.nano.steps import Step
-    from lit_eve.nano.teacher import TeacherSettings, train_teacher
-    from lit_eve.nano.world import WorldSettings, make_world
+    from lit_eve.nano.world.benchmarks import make_benchmarks
+    from lit_eve.nano.world.datasets import WorldSettings, make_world
 
     files = ("world", "0_language_model", "0_teacher", *STAGES)
     if missing := [f"{name}.yaml" for name in files if not (config / f"{name}.yaml").is_file()]:
@@ -230,7 +230,7 @@ def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:
     Leaves the settings in ``output/configs``, so that the stage can be run by hand where its paths are not those of the YAML.
     """
     from lit_eve.files import write_atomically
-    from lit_eve.nano.fit import one_core
+    from lit_eve.nano.pretrained.fit import one_core
 
     path = output / "configs" / f"{name}.yaml"
     write_atomically(path, json.dumps(settings, indent=2) + "\n")  # JSON is YAML

@@ -95,21 +95,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of paired differences.
-
-    Raises:
-        ValueError: fewer than two.
-    """
-    from scipy.stats import t
-
-    if len(differences) < 2:
-        raise ValueError("an interval takes at least two pairs")
-    reach = t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
-    mean = fmean(differences)
-    return mean - reach, mean + reach
-
-
 def result_of(output: Path, seed: int) -> dict[str, Any]:
     """What counts of a run's ``metrics.json``."""
     metrics = json.loads((output / "metrics.json").read_text())

@@ -163,8 +163,8 @@ sys.exit(code)
 @pytest.mark.slow
 def test_twenty_thousand_files_of_the_miniature_world(tmp_path: Path) -> None:
     """The real command, killed in the middle: the same folder as by a run without a break, and every scene in it."""
-    from lit_eve.nano.language import caption
-    from lit_eve.nano.scenes import draw, scenes
+    from lit_eve.nano.world.language import caption
+    from lit_eve.nano.world.scenes import draw, scenes
 
     (tmp_path / "images").mkdir()
     records = []

@@ -12,7 +12,7 @@ from transformers import Pipeline, TextStreamer, pipeline
 
 import lit_eve.models  # noqa: F401 - registers the model
 from lit_eve.evaluation import answer_all
-from lit_eve.nano.tokenizer import make_tokenizer
+from lit_eve.nano.world.tokenizer import make_tokenizer
 from lit_eve.processing import EveProcessor
 from lit_eve.processing.inputs import images_of
 from tests.tiny_model import make_tiny

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lit_eve.nano.questions import questions
-from lit_eve.nano.scenes import draw, sample_scene
+from lit_eve.nano.world.questions import questions
+from lit_eve.nano.world.scenes import draw, sample_scene
 from tests.tiny_model import make_tiny
 
 PARTS = ("random", "popular", "adversarial")

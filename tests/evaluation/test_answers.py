@@ -8,7 +8,7 @@ import pytest
 from lit_eve.evaluation.answers import AnswerStore, read_answers, record
 from lit_eve.evaluation.benchmarks import BENCHMARKS, Problems
 from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks
-from lit_eve.nano.benchmarks import write_benchmarks
+from lit_eve.nano.world.benchmarks import write_benchmarks
 from tests.evaluation.micro import lines_of, make_pope
 
 

@@ -7,8 +7,8 @@ import torch
 
 from lit_eve.data import EveDataModule, ShardWriter
 from lit_eve.evaluation import token_accuracy
-from lit_eve.nano.language import caption
-from lit_eve.nano.scenes import png, sample_scene
+from lit_eve.nano.world.language import caption
+from lit_eve.nano.world.scenes import png, sample_scene
 from lit_eve.processing import Sample
 from tests.models import tiny
 from tests.tiny_model import make_tiny

@@ -26,7 +26,7 @@ from lit_eve.evaluation.callbacks import KeepAnswers
 from lit_eve.evaluation.results import rate_answers
 from lit_eve.evaluation.run import fingerprint
 from lit_eve.evaluation.tasks import find_tasks, load_tasks
-from lit_eve.nano.benchmarks import write_benchmarks
+from lit_eve.nano.world.benchmarks import write_benchmarks
 from lit_eve.training import LitEve
 from lit_eve.training.cli import EveCLI
 from tests.evaluation.micro import lines_of, make_model, make_pope

@@ -11,7 +11,7 @@ from lit_eve.evaluation.benchmarks import BENCHMARKS, Problems, Question
 from lit_eve.evaluation.metrics.mmbench import PASS
 from lit_eve.evaluation.results import score_task
 from lit_eve.evaluation.tasks import Task, find_tasks, load_tasks, subset
-from lit_eve.nano.benchmarks import write_benchmarks
+from lit_eve.nano.world.benchmarks import write_benchmarks
 from lit_eve.processing import Sample, parse_conversation
 from lit_eve.processing.sample import Slot
 from tests.evaluation.micro import make_pope

@@ -11,7 +11,7 @@ import pytest
 
 from lit_eve.cli import main
 from lit_eve.evaluation.benchmarks import BENCHMARKS
-from lit_eve.nano.benchmarks import write_benchmarks
+from lit_eve.nano.world.benchmarks import write_benchmarks
 from tests.evaluation.micro import best_score, lines_of, make_model
 from tests.evaluation.stub_judge import stub_server
 

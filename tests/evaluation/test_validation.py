@@ -15,7 +15,7 @@ from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.evaluation import BenchmarkData, callbacks
 from lit_eve.evaluation.callbacks import ScoreAnswers, counted
 from lit_eve.evaluation.tasks import find_tasks
-from lit_eve.nano.benchmarks import write_benchmarks
+from lit_eve.nano.world.benchmarks import write_benchmarks
 from lit_eve.training import LitEve
 from lit_eve.training.cli import EveCLI
 from tests.evaluation.micro import PARTS, make_model, make_pope

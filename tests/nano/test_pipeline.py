@@ -21,7 +21,7 @@ from PIL import Image
 from lit_eve.cli import main
 from lit_eve.errors import ConfigError
 from lit_eve.nano.pipeline import CONFIG, read_stage
-from lit_eve.nano.questions import TYPES
+from lit_eve.nano.world.questions import TYPES
 
 STEPS = ["world", "benchmarks", "language_model", "teacher", "1_prealign", "2_pretrain", "3_finetune"]
 STEPS += ["model", "evaluation", "report"]

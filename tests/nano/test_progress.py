@@ -3,9 +3,9 @@
 import pytest
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.language_model import LanguageModelSettings
+from lit_eve.nano.pretrained.language_model import LanguageModelSettings
 from lit_eve.nano.progress import is_done, mark_done, read_settings, results_of
-from lit_eve.nano.world import WorldSettings
+from lit_eve.nano.world.datasets import WorldSettings
 
 
 def test_settings_come_from_yaml_and_overrides(tmp_path):

@@ -18,8 +18,8 @@ from scipy.stats import ttest_1samp
 
 from lit_eve.errors import LitEveError
 from lit_eve.nano.pipeline import CONFIG
-from lit_eve.nano.questions import TYPES
-from lit_eve.nano.seeds import paired_interval, run_side_by_side, slug, spread, write_seeded
+from lit_eve.nano.seeds import run_side_by_side, slug, spread, write_seeded
+from lit_eve.nano.world.questions import TYPES
 from tests.nano.test_pipeline import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +78,7 @@ def test_an_error_names_the_run_and_ends_the_others(tmp_path: Path) -> None:
 
 
 def test_statistics_agree_with_scipy() -> None:
+    paired_interval = script("nano_alignment").paired_interval
     gains = [0.08, 0.07, -0.01, 0.05, 0.06]
     interval = ttest_1samp(gains, 0).confidence_interval(0.95)
     assert paired_interval(gains) == pytest.approx((interval.low, interval.high))

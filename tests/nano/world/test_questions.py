@@ -6,9 +6,9 @@ from itertools import islice
 
 import pytest
 
-from lit_eve.nano.blind import blind_accuracy
-from lit_eve.nano.questions import MORE_ANSWERS, TYPES, YES_NO, Ledger, ask, questions
-from lit_eve.nano.scenes import Scene, Thing, scenes
+from lit_eve.nano.world.blind import blind_accuracy
+from lit_eve.nano.world.questions import MORE_ANSWERS, TYPES, YES_NO, Ledger, ask, questions
+from lit_eve.nano.world.scenes import Scene, Thing, scenes
 
 THINGS = (
     Thing("circle", "red", "small", row=0, column=0),

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.fit import MUON, fit, optimize
-from lit_eve.nano.language import ASSISTANT, glyph
+from lit_eve.nano.pretrained.fit import MUON, fit, optimize
 from lit_eve.nano.progress import is_done, mark_done
-from lit_eve.nano.scenes import COLOURS, SHAPES, SIZES
-from lit_eve.nano.tokenizer import make_tokenizer
-from lit_eve.nano.world import DOCUMENTS
+from lit_eve.nano.world.datasets import DOCUMENTS
+from lit_eve.nano.world.language import ASSISTANT, glyph
+from lit_eve.nano.world.scenes import COLOURS, SHAPES, SIZES
+from lit_eve.nano.world.tokenizer import make_tokenizer
 from lit_eve.training.optimizers import check_optimizer
 
 SORTED_DOCUMENTS = 600  # are sorted by length together: little padding, yet any length at any time

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.scenes import COLOURS, SceneSpec, draw, sample_scene
-from lit_eve.nano.textures import Texture, background, sample_texture
+from lit_eve.nano.world.scenes import COLOURS, SceneSpec, draw, sample_scene
+from lit_eve.nano.world.textures import Texture, background, sample_texture
 
 FLAT = Texture((200, 100, 50), angle=0.0, stripes=0.0, stripe_angle=0.0, wavelength=8.0, phase=0.0, noise=0.0, seed=1)
 HARD = SceneSpec(background=(40, 255), textured=True, tint=25)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.textures import Texture, background, sample_texture
+from lit_eve.nano.world.textures import Texture, background, sample_texture
 
 CELL = 16  # pixels: one visual token; image sides are multiples of it
 JITTER = 4  # a thing's centre is off its cell's centre by up to this many eighths of a pixel

@@ -9,12 +9,12 @@ import pytest
 from lit_eve.data.paths import list_shards
 from lit_eve.data.shards import ShardReader
 from lit_eve.errors import ConfigError
-from lit_eve.nano.blind import blind_accuracy
-from lit_eve.nano.language import caption
-from lit_eve.nano.prompts import CONTEXT
-from lit_eve.nano.questions import ANSWERS, TYPES, Question
-from lit_eve.nano.scenes import SceneSpec, draw
-from lit_eve.nano.world import HELD_OUT, TRAINING, WorldSettings, chosen, held_out_layouts, make_world
+from lit_eve.nano.world.blind import blind_accuracy
+from lit_eve.nano.world.datasets import HELD_OUT, TRAINING, WorldSettings, chosen, held_out_layouts, make_world
+from lit_eve.nano.world.language import caption
+from lit_eve.nano.world.prompts import CONTEXT
+from lit_eve.nano.world.questions import ANSWERS, TYPES, Question
+from lit_eve.nano.world.scenes import SceneSpec, draw
 from lit_eve.processing.images import load_image
 
 SMALL = WorldSettings(text=40, prealign=10, pretrain=30, finetune=30, validation=8, test=24, workers=1)

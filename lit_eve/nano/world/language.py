@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from lit_eve.nano.prompts import HINT, UNANSWERABLE, Turn
-from lit_eve.nano.questions import ALL_ANSWERS
-from lit_eve.nano.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
+from lit_eve.nano.world.prompts import HINT, UNANSWERABLE, Turn
+from lit_eve.nano.world.questions import ALL_ANSWERS
+from lit_eve.nano.world.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
 
 USER, ASSISTANT, END = "USER:", "ASSISTANT:", "</s>"  # the chat format
 PLACE_LAST = 0.4  # share of captions that name the place behind the thing

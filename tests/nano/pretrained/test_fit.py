@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from lit_eve.nano.fit import Steps, fit, optimize
+from lit_eve.nano.pretrained.fit import Steps, fit, optimize
 
 
 class Line(LightningModule):

@@ -18,12 +18,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from lit_eve.nano.benchmark_items import Draft, Item, benchmark_scenes, encoded, gqa_program
-from lit_eve.nano.language import glyph_map
-from lit_eve.nano.prompts import HINT, LETTERS, UNANSWERABLE, options_of, random_words, turned, unanswerable, with_ocr
-from lit_eve.nano.questions import ALL_ANSWERS, Question
-from lit_eve.nano.scenes import Scene, SceneSpec
-from lit_eve.nano.world import WorldSettings
+from lit_eve.nano.world.benchmark_items import Draft, Item, benchmark_scenes, encoded, gqa_program
+from lit_eve.nano.world.datasets import WorldSettings
+from lit_eve.nano.world.language import glyph_map
+from lit_eve.nano.world.prompts import HINT, LETTERS, UNANSWERABLE, options_of, random_words, turned, unanswerable, with_ocr
+from lit_eve.nano.world.questions import ALL_ANSWERS, Question
+from lit_eve.nano.world.scenes import Scene, SceneSpec
 
 BENCHMARKS: dict[str, Callable[[Draft], None]] = {}
 NUMBERS = ("zero", "one", "two", "three", "four")

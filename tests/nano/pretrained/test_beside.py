@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_eve.nano.beside import beside
+from lit_eve.nano.pretrained.beside import beside
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 
@@ -62,14 +62,14 @@ def test_a_failure_of_the_work_is_left_to_the_next_call(tmp_path):
 def test_the_work_dies_with_a_killed_process(tmp_path):
     program = (
         "from pathlib import Path; import time\n"
-        "from lit_eve.nano.beside import beside\n"
-        "from tests.nano.test_beside import write_pid_and_sleep\n"
+        "from lit_eve.nano.pretrained.beside import beside\n"
+        "from tests.nano.pretrained.test_beside import write_pid_and_sleep\n"
         "if __name__ == '__main__':\n"
         f"    with beside(Path({str(tmp_path)!r}) / 'log.txt', write_pid_and_sleep, Path({str(tmp_path)!r}) / 'pid'):\n"
         "        time.sleep(60)\n"
     )
     (tmp_path / "program.py").write_text(program)
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     process = subprocess.Popen([sys.executable, tmp_path / "program.py"], env={**os.environ, "PYTHONPATH": str(root)})
     try:
         wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())

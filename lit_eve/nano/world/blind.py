@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from lit_eve.nano.questions import Question
+from lit_eve.nano.world.questions import Question
 
 
 def blind_accuracy(questions: Iterable[Question]) -> dict[str, float]:

@@ -9,10 +9,10 @@ from itertools import islice
 
 import pytest
 
-from lit_eve.nano.blind import blind_accuracy
-from lit_eve.nano.language import caption, facts
-from lit_eve.nano.questions import ALL_ANSWERS, ANSWERS, FAMILIES, TYPES, Ledger, Question, ask, questions
-from lit_eve.nano.scenes import Scene, Thing, scenes
+from lit_eve.nano.world.blind import blind_accuracy
+from lit_eve.nano.world.language import caption, facts
+from lit_eve.nano.world.questions import ALL_ANSWERS, ANSWERS, FAMILIES, TYPES, Ledger, Question, ask, questions
+from lit_eve.nano.world.scenes import Scene, Thing, scenes
 
 RED_CIRCLE = Thing("circle", "red", "small", row=0, column=0)
 BLUE_CROSS = Thing("cross", "blue", "large", row=0, column=3)
@@ -127,7 +127,7 @@ def test_blind_accuracy_is_the_best_guess_by_words_or_type():
 
 def test_questions_do_not_depend_on_the_process():
     """Python shuffles sets of strings anew in every process; a world must be the same in all of them."""
-    code = "from lit_eve.nano.questions import *; from lit_eve.nano.scenes import sample_scene\n"
+    code = "from lit_eve.nano.world.questions import *; from lit_eve.nano.world.scenes import sample_scene\n"
     code += "print([[q.text for q in questions(sample_scene(str(i)), type)] for i in range(30) for type in ALL_ANSWERS])"
     lists = {
         subprocess.run(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.questions import PLURALS, TYPES, YES_NO, Ledger, Question, ask, questions
-from lit_eve.nano.scenes import COLOURS, SHAPES, Scene, SceneSpec, draw, scenes
+from lit_eve.nano.world.questions import PLURALS, TYPES, YES_NO, Ledger, Question, ask, questions
+from lit_eve.nano.world.scenes import COLOURS, SHAPES, Scene, SceneSpec, draw, scenes
 
 POOL = 2000  # scenes
 

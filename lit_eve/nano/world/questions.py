@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from lit_eve.nano.scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
+from lit_eve.nano.world.scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZES, Scene, Thing
 
 PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
 YES_NO = ("yes", "no")

@@ -26,13 +26,13 @@ from pathlib import Path
 from lit_eve.data.shards import ShardWriter
 from lit_eve.errors import ConfigError
 from lit_eve.files import write_atomically
-from lit_eve.nano.benchmark_items import benchmark_scenes
-from lit_eve.nano.documents import SHARES, document
-from lit_eve.nano.language import caption, glyph_map
 from lit_eve.nano.progress import is_done, mark_done
-from lit_eve.nano.prompts import CONTEXT, Turn, bare, conversation
-from lit_eve.nano.questions import Ledger, Question, ask
-from lit_eve.nano.scenes import Scene, SceneSpec, png, scenes
+from lit_eve.nano.world.benchmark_items import benchmark_scenes
+from lit_eve.nano.world.documents import SHARES, document
+from lit_eve.nano.world.language import caption, glyph_map
+from lit_eve.nano.world.prompts import CONTEXT, Turn, bare, conversation
+from lit_eve.nano.world.questions import Ledger, Question, ask
+from lit_eve.nano.world.scenes import Scene, SceneSpec, png, scenes
 
 HELD_OUT = ("test_questions", "test_captions", "validation_questions", "validation_captions", "validation_text")
 TRAINING = ("text", "finetune", "pretrain", "prealign")
@@ -59,7 +59,7 @@ class WorldSettings:
         seed: another seed, another world.
         scenes: what the scenes are drawn from.
         text: documents for the language model.
-        documents: shares of their kinds; see `lit_eve.nano.documents`.
+        documents: shares of their kinds; see `lit_eve.nano.world.documents`.
         prealign, pretrain: captioned images for the first two stages.
         finetune: images with questions for the third stage.
         turns: questions per image in ``finetune`` and per document; validation and test have one, as earlier turns would

@@ -16,10 +16,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from lit_eve.nano.language import USER, caption, chat, facts, glyph_map, glyph_rows
-from lit_eve.nano.prompts import Turn
-from lit_eve.nano.questions import counts_of
-from lit_eve.nano.scenes import Scene
+from lit_eve.nano.world.language import USER, caption, chat, facts, glyph_map, glyph_rows
+from lit_eve.nano.world.prompts import Turn
+from lit_eve.nano.world.questions import counts_of
+from lit_eve.nano.world.scenes import Scene
 
 ZEROS = 0.5  # share of the attributes of no thing that a list of counts names
 SHARES = {"chat": 0.52, "caption": 0.13, "facts": 0.18, "counts": 0.09, "stop": 0.08}

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.benchmark_items import benchmark_scenes
-from lit_eve.nano.benchmarks import BENCHMARKS, MME_NESTED, MME_TASKS, write_benchmarks
-from lit_eve.nano.prompts import LETTERS, with_ocr
-from lit_eve.nano.questions import PLURALS
-from lit_eve.nano.scenes import SceneSpec, draw
-from lit_eve.nano.world import WorldSettings, chosen, held_out_layouts
+from lit_eve.nano.world.benchmark_items import benchmark_scenes
+from lit_eve.nano.world.benchmarks import BENCHMARKS, MME_NESTED, MME_TASKS, write_benchmarks
+from lit_eve.nano.world.datasets import WorldSettings, chosen, held_out_layouts
+from lit_eve.nano.world.prompts import LETTERS, with_ocr
+from lit_eve.nano.world.questions import PLURALS
+from lit_eve.nano.world.scenes import SceneSpec, draw
 
 POOL = benchmark_scenes(0, SceneSpec())
 

@@ -6,11 +6,11 @@ from itertools import islice
 import pytest
 from transformers import AutoTokenizer
 
-from lit_eve.nano.documents import document
-from lit_eve.nano.prompts import LETTER, LETTERS, conversation, short, unsure, with_ocr, with_options
-from lit_eve.nano.questions import ALL_ANSWERS, ANSWERS, Ledger, ask
-from lit_eve.nano.scenes import scenes
-from lit_eve.nano.tokenizer import make_tokenizer
+from lit_eve.nano.world.documents import document
+from lit_eve.nano.world.prompts import LETTER, LETTERS, conversation, short, unsure, with_ocr, with_options
+from lit_eve.nano.world.questions import ALL_ANSWERS, ANSWERS, Ledger, ask
+from lit_eve.nano.world.scenes import scenes
+from lit_eve.nano.world.tokenizer import make_tokenizer
 
 CHAT = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many circles are there?"}]},

@@ -9,13 +9,13 @@ from itertools import islice
 import pytest
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.documents import KINDS, SHARES, counts_document, document, facts_document, stop_document
-from lit_eve.nano.language import caption, glyph_map
-from lit_eve.nano.prompts import Turn
-from lit_eve.nano.questions import questions
-from lit_eve.nano.scenes import Scene, Thing, scenes
-from lit_eve.nano.tokenizer import make_tokenizer
-from lit_eve.nano.world import WorldSettings
+from lit_eve.nano.world.datasets import WorldSettings
+from lit_eve.nano.world.documents import KINDS, SHARES, counts_document, document, facts_document, stop_document
+from lit_eve.nano.world.language import caption, glyph_map
+from lit_eve.nano.world.prompts import Turn
+from lit_eve.nano.world.questions import questions
+from lit_eve.nano.world.scenes import Scene, Thing, scenes
+from lit_eve.nano.world.tokenizer import make_tokenizer
 
 RED_CIRCLE = Thing("circle", "red", "small", row=0, column=0)
 BLUE_CROSS = Thing("cross", "blue", "large", row=1, column=3)

@@ -10,8 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lit_eve.nano.questions import ALL_ANSWERS, FAMILIES, Question
-from lit_eve.nano.scenes import COLOURS, SHAPES, SIZES, Scene
+from lit_eve.nano.world.questions import ALL_ANSWERS, FAMILIES, Question
+from lit_eve.nano.world.scenes import COLOURS, SHAPES, SIZES, Scene
 
 SHORT = "Answer the question using a single word or phrase."
 UNSURE = "When the provided information is insufficient, respond with 'Unanswerable'."

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lit_eve.nano.language import ASSISTANT, USER, vocabulary
-from lit_eve.nano.prompts import FORMATS, LETTERS
-from lit_eve.nano.questions import PLURALS
-from lit_eve.nano.scenes import SHAPES
+from lit_eve.nano.world.language import ASSISTANT, USER, vocabulary
+from lit_eve.nano.world.prompts import FORMATS, LETTERS
+from lit_eve.nano.world.questions import PLURALS
+from lit_eve.nano.world.scenes import SHAPES
 
 SPECIAL = ("<unk>", "<s>", "<pad>", "</s>", "<image>")  # CLIP takes the id 2 of an end token for a known mistake: </s> is 3
 CHAT_TEMPLATE = """\

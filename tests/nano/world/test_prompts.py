@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from lit_eve.nano.prompts import (
+from lit_eve.nano.world.prompts import (
     FORMS,
     LETTER,
     LETTER_TYPES,
@@ -25,8 +25,8 @@ from lit_eve.nano.prompts import (
     with_ocr,
     with_options,
 )
-from lit_eve.nano.questions import ALL_ANSWERS, FAMILIES, Ledger, Question, ask
-from lit_eve.nano.scenes import SHAPES, Scene, Thing, scenes
+from lit_eve.nano.world.questions import ALL_ANSWERS, FAMILIES, Ledger, Question, ask
+from lit_eve.nano.world.scenes import SHAPES, Scene, Thing, scenes
 
 SCENE = Scene(64, 32, (255, 255, 255), (Thing("circle", "red", "small", row=0, column=0),))
 COLOUR = Question("colour", "what colour is the circle?", "red")

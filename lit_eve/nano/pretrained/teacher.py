@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from lit_eve.files import write_atomically
-from lit_eve.nano.fit import ADAMW, fit, optimize
+from lit_eve.nano.pretrained.fit import ADAMW, fit, optimize
 from lit_eve.nano.progress import is_done, mark_done
-from lit_eve.nano.tokenizer import make_tokenizer
+from lit_eve.nano.world.tokenizer import make_tokenizer
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, teacher_canvas
 from lit_eve.training.optimizers import check_optimizer

@@ -11,20 +11,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, CLIPVis
 
 from lit_eve.errors import ConfigError
 from lit_eve.losses.teacher import load_teacher
-from lit_eve.nano import fit as fit_module
-from lit_eve.nano.language_model import (
+from lit_eve.nano.pretrained import fit as fit_module
+from lit_eve.nano.pretrained.language_model import (
     Documents,
     LanguageModelSettings,
     LitLanguageModel,
     compose_embeddings,
     train_language_model,
 )
+from lit_eve.nano.pretrained.teacher import Pairs, TeacherSettings, train_teacher
 from lit_eve.nano.progress import read_settings, results_of
-from lit_eve.nano.teacher import Pairs, TeacherSettings, train_teacher
-from lit_eve.nano.tokenizer import make_tokenizer
-from lit_eve.nano.world import DOCUMENTS, WorldSettings, make_world
+from lit_eve.nano.world.datasets import DOCUMENTS, WorldSettings, make_world
+from lit_eve.nano.world.tokenizer import make_tokenizer
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 WORLD = WorldSettings(text=64, prealign=4, pretrain=24, finetune=4, validation=16, test=16, workers=1)
 LANGUAGE_MODEL = LanguageModelSettings(width=32, layers=1, heads=2, feed_forward=32, steps=6, tokens=400, checkpoint_every=2)
 TEACHER = TeacherSettings(

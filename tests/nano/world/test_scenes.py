@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.scenes import CELL, COLOURS, Scene, SceneSpec, Thing, draw, png, sample_scene, scenes
+from lit_eve.nano.world.scenes import CELL, COLOURS, Scene, SceneSpec, Thing, draw, png, sample_scene, scenes
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import load_image
 
