@@ -108,16 +108,33 @@ class EveDataModule(LightningDataModule):
         self.prepare_data_per_node = False  # one process indexes, into the folder that all of them read
         self.processor: EveProcessor | None = None
         self.uses_teacher = False
+        self.longest_sample: int | None = None
+        self.reads_longer_samples = True
         self._tables: dict[str, SampleTable] = {}
         self._loaders: list[PackedLoader] = []
         self._resumed: PackedLoader | None = None
         self._check_values()
 
-    def attach(self, processor: EveProcessor, uses_teacher: bool = False) -> EveDataModule:
-        """Use this processor. Under a trainer it comes from the model (``processor``, ``uses_teacher``) by itself."""
+    def attach(
+        self,
+        processor: EveProcessor,
+        uses_teacher: bool = False,
+        longest_sample: int | None = None,
+        reads_longer_samples: bool = True,
+    ) -> EveDataModule:
+        """Use this processor. Under a trainer all of these come from the model's attributes of these names.
+
+        Args:
+            processor: turns samples into tokens.
+            uses_teacher: whether batches need the teacher's pixels.
+            longest_sample: how many tokens the decoder was made for; None: any number.
+            reads_longer_samples: longer samples are warned of; otherwise they are refused.
+        """
         processor.answer_end(self.template)  # says whether the template can be written with this tokenizer
         self.processor = processor
         self.uses_teacher = uses_teacher
+        self.longest_sample = longest_sample
+        self.reads_longer_samples = reads_longer_samples
         return self
 
     # ---- Lightning's hooks
@@ -151,6 +168,7 @@ class EveDataModule(LightningDataModule):
                     f"data.{split}: {cut} of {len(table)} samples are longer than data.max_tokens = {self.max_tokens} and "
                     f"are cut (the longest has {table.length.max()})"
                 )
+            self._check_positions(split, table)
         if stage in ("fit", "validate") and self.benchmarks is not None:
             self.benchmarks.trainer = self.trainer
             self.benchmarks.setup(stage)
@@ -317,9 +335,26 @@ class EveDataModule(LightningDataModule):
     def _attach_model(self) -> None:
         if self.trainer is not None:
             model = self.trainer.lightning_module
-            self.attach(model.processor, model.uses_teacher)
+            names = ("processor", "uses_teacher", "longest_sample", "reads_longer_samples")
+            self.attach(**{name: getattr(model, name) for name in names if hasattr(model, name)})
         if self.processor is None:
             raise ConfigError("the data needs a processor: give the datamodule to a trainer, or call attach(processor)")
+
+    def _check_positions(self, split: str, table: SampleTable) -> None:
+        """Say at the start that samples are longer than what the decoder was made for."""
+        limit = self.longest_sample
+        if limit is None or self.max_tokens <= limit:
+            return
+        lengths = table.length.clip(max=self.max_tokens)
+        if not (longer := int((lengths > limit).sum())):
+            return
+        message = (
+            f"data.{split}: {longer} of {len(table)} samples have more tokens (up to {lengths.max()}) than the decoder was "
+            f"made for: its max_position_embeddings is {limit}; data.max_tokens = {limit} cuts them"
+        )
+        if not self.reads_longer_samples:
+            raise ConfigError(message)
+        rank_zero_warn(message)
 
     def _set_accumulation(self) -> None:
         """Tell the trainer how many micro-batches make a global batch."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, configuration_utils
 
+from lit_eve.models.decoders.families import check_decoder
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
@@ -54,6 +55,7 @@ class EveConfig(PreTrainedConfig):
         if not isinstance(self.text_config, PreTrainedConfig):  # before the base class, which hands settings on to it
             self.text_config = AutoConfig.for_model(**{"model_type": "llama", **(self.text_config or {})})
         super().__post_init__(**kwargs)
+        check_decoder(self.text_config)
         self.patch_embedding = dict(self.patch_embedding or {"name": "eve_v1"})
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
         self.imports = dict(self.imports or {})

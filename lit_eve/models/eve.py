@@ -25,14 +25,17 @@ from lit_eve.losses import (
     patch_alignment_loss,
     target_positions_of,
 )
-from lit_eve.models.attention import PACKED, packed_rows
+from lit_eve.models.attention import PACKED
 from lit_eve.models.config import EveConfig
+from lit_eve.models.decoders import FamilyHead, blocks_of, decoder_of, embed_tokens, keeps_samples_apart, packed_inputs
 from lit_eve.models.decoding import ImageGenerationMixin
 from lit_eve.models.own import note_import, note_imports
 from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens, check_image_tokens, takes_grid
 from lit_eve.models.projector import PROJECTORS
+from lit_eve.models.skeletons import check_buffers, restore_buffers
 from lit_eve.models.splice import ImageLayout, TeacherCells, check, splice
 from lit_eve.models.taps import hidden_state_taps
+from lit_eve.registry import Registry
 
 ALIGNER_FILE = "aligner.safetensors"
 
@@ -48,7 +51,7 @@ class EveOutput(ModelOutput):
     num_correct: Tensor | None = None  # 0-dim int64: targets predicted right; in eval mode with labels
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None  # as the decoder ran: where samples lay side by side, one row each
 
 
 def normalize_pixels(pixels: Tensor, mean: list[float], std: list[float], dtype: torch.dtype) -> Tensor:
@@ -83,19 +86,35 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
         super().__init__(config)
         geometry = config.image_geometry
         note_imports(config, type(self))
-        if config.text_config._attn_implementation in (None, "sdpa"):
+        if keeps_samples_apart(config.text_config) and config.text_config._attn_implementation in (None, "sdpa"):
             config.text_config._attn_implementation = PACKED
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.patch_embedding = PATCH_EMBEDDINGS.build(config.patch_embedding, geometry=geometry)
-        self.projector = PROJECTORS.build(
-            config.projector, input_size=self.patch_embedding.width, output_size=config.text_config.hidden_size
-        )
+        dtype = config.text_config.dtype
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
+        config.text_config.dtype = dtype  # of no meaning inside a larger model
+        self._head = FamilyHead(self.language_model, self.get_decoder())
+        self.patch_embedding = self._part("patch_embedding", PATCH_EMBEDDINGS, geometry=geometry)
+        sizes = {"input_size": self.patch_embedding.width, "output_size": config.text_config.hidden_size}
+        self.projector = self._part("projector", PROJECTORS, **sizes)
         self.geometry = geometry
         self.aligner: nn.Module | None = None
         self.teacher: FrozenTeacher | None = None
         if config.image_token_id < config.text_config.vocab_size:  # it marks the place of an image: nothing to be written
             self.generation_config.suppress_tokens = [config.image_token_id]
         self.post_init()
+
+    def _part(self, key: str, registry: Registry, **context: Any) -> Any:
+        spec = getattr(self.config, key)
+        build = lambda: registry.build(spec, **context)  # noqa: E731
+        part = build()
+        check_buffers(part, build, f"{key} {spec['name']!r}")
+        return part
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, whose loader does not know what the constructors of our parts computed."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        restore_buffers(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EveForConditionalGeneration:
         # Moves and casts. A cast to bfloat16 would round the rotary frequencies too, and turn far positions by a radian.
@@ -134,7 +153,7 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
 
     def get_decoder(self) -> nn.Module:
         """The language model without its head."""
-        return self.language_model.get_decoder()
+        return decoder_of(self.language_model)
 
     def recompute_blocks(self, on: bool = True) -> None:
         """Compute the decoder's blocks again in the backward pass, for less memory, or keep what is inside them."""
@@ -170,12 +189,9 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
         self.config.aligner = dict(aligner or self.config.aligner or {"name": "layerwise"})
         note_import(self.config, "aligner", ALIGNERS)
         text_config = self.config.text_config
-        self.aligner = ALIGNERS.build(
-            self.config.aligner,
-            hidden_size=text_config.hidden_size,
-            num_layers=text_config.num_hidden_layers,
-            teacher_width=teacher.width,
-        ).to(device=self.device, dtype=self.dtype)
+        sizes = {"hidden_size": text_config.hidden_size, "num_layers": text_config.num_hidden_layers}
+        aligner = self._part("aligner", ALIGNERS, **sizes, teacher_width=teacher.width)
+        self.aligner = aligner.to(device=self.device, dtype=self.dtype)
         self.teacher = teacher.to(self.device)
 
     def save_pretrained(self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
@@ -323,26 +339,21 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
             return chosen.unflatten(0, cells.positions.shape).mean(1)
 
         decoder = self.get_decoder()
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+        as_rows = lambda hidden: hidden  # noqa: E731
         if cu_seqlens is not None:
             if past_key_values is not None or attention_mask is not None:
                 raise LitEveError("packed rows (cu_seqlens) have neither an attention_mask nor a KV cache")
             use_cache = False
-            name = decoder.config._attn_implementation  # a decoder that was loaded on its own has a config of its own
-            attention_mask, boundaries = packed_rows(name, cu_seqlens, max_seqlen, *inputs_embeds.shape[:2])
-            kwargs |= boundaries
-        with hidden_state_taps(decoder.layers if taps else (), taps, at_cells) as states:
-            outputs = decoder(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **kwargs,
-            )
-        hidden = outputs.last_hidden_state  # (B, T, D)
+            inputs, as_rows = packed_inputs(decoder, inputs_embeds, position_ids, cu_seqlens, max_seqlen)
+        with hidden_state_taps(blocks_of(decoder) if taps else (), taps, lambda hidden: at_cells(as_rows(hidden))) as states:
+            outputs = decoder(**inputs, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
+        hidden = as_rows(outputs.last_hidden_state)  # (B, T, D)
 
         result = EveOutput(
-            past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states and tuple(map(as_rows, outputs.hidden_states)),
+            attentions=outputs.attentions,
         )
         if labels is not None:
             self._add_language_loss(result, hidden, labels, target_positions, num_targets)
@@ -355,7 +366,7 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
             logits_to_keep = 0 if labels is None else None
         if logits_to_keep is not None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result.logits = self.get_output_embeddings()(hidden[:, keep])
+            result.logits = self._head(hidden[:, keep])
         return result
 
     def _normalize(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -377,8 +388,7 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
 
     def _embed_text(self, input_ids: Tensor) -> Tensor:
         # Image slots may carry an id outside the vocabulary; their rows are overwritten.
-        embedding = self.get_input_embeddings()
-        return embedding(input_ids.masked_fill(input_ids == self.config.image_token_id, 0))
+        return embed_tokens(self.language_model, input_ids.masked_fill(input_ids == self.config.image_token_id, 0))
 
     def _add_language_loss(
         self,
@@ -391,8 +401,8 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
         if positions is None:
             positions = target_positions_of(labels)  # (M,)
         targets = labels.flatten()[positions + 1]  # (M,)
-        head = self.get_output_embeddings()
-        loss = next_token_loss(hidden.flatten(0, 1).index_select(0, positions), targets, head, count_correct=not self.training)
+        states = hidden.flatten(0, 1).index_select(0, positions)  # (M, D)
+        loss = next_token_loss(states, targets, self._head, count_correct=not self.training)
         result.language_loss = loss.total / _at_least_one(len(positions) if num_targets is None else num_targets)
         result.num_correct = loss.num_correct
 

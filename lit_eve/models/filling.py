@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from lit_eve.errors import CheckpointError
+from lit_eve.models.skeletons import restore_buffers, unsaved_buffers
 
 _SHOWN = 5
 
@@ -29,8 +30,7 @@ def fill(
         model: on the meta device; its parameters may be sharded (DTensor). No process ever holds more than its own part and
             the tensor that is being read.
         stored: names and full tensors, in any order.
-        parts: the small parts around the language model, on the CPU with random weights, the same in every process. Buffers
-            that are in no state dict are taken from here.
+        parts: the small parts around the language model, on the CPU with random weights, the same in every process.
         may_be_new: names of the parts whose weights are taken from here too, where ``stored`` has none of them.
         device: where the weights go.
         source: where the stored weights come from, for error messages.
@@ -40,7 +40,10 @@ def fill(
     """
     model.to_empty(device=device)
     model.tie_weights()
-    _restore_buffers(model, parts)
+    restore_buffers(model)
+    for name, part in parts.items():  # the aligner, which is no part of the config's model
+        for key, buffer in unsaved_buffers(part).items():
+            model.get_submodule(name).get_buffer(key).copy_(buffer)
     places = _places(model)
     filled: set[str] = set()
     for name, tensor in stored:
@@ -76,13 +79,3 @@ def copy_into(place: Tensor, tensor: Tensor) -> None:
         tensor = tensor.to(place.device, place.dtype)
         tensor = distribute_tensor(tensor, place.device_mesh, place.placements, src_data_rank=None)
     place.copy_(tensor)
-
-
-def _restore_buffers(model: PreTrainedModel, parts: Mapping[str, nn.Module]) -> None:
-    """Give values to the buffers that are in no state dict."""
-    for module in model.language_model.modules():
-        if module._non_persistent_buffers_set:  # rotary frequencies, which follow from the config; transformers knows how
-            model.language_model._init_weights(module)
-    for name, part in parts.items():
-        for key, buffer in part.named_buffers():
-            model.get_submodule(name).get_buffer(key).copy_(buffer)

@@ -10,6 +10,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -17,12 +18,14 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lit_eve.errors import CheckpointError, ConfigError
+from lit_eve.errors import CheckpointError, ConfigError, LitEveError
 from lit_eve.models import official
 from lit_eve.models.config import EveConfig
-from lit_eve.models.eve import ALIGNER_FILE
+from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
 from lit_eve.models.folders import find_model_folder, read_json
+from lit_eve.models.renaming import as_in_memory
 from lit_eve.models.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
 
 # In the order in which transformers looks for them.
@@ -49,8 +52,9 @@ class StoredWeight:
 def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     """Every weight under the name that it has in :class:`~lit_eve.models.EveForConditionalGeneration`.
 
-    Files are read one after the other, and names are unique. What official checkpoints hold besides (the teacher, rotary
-    frequencies) is left out. A tied ``lm_head`` that was not saved does not come.
+    Tensors come one after the other, and names are unique; what has another form in files than in memory is converted. What
+    official checkpoints hold besides (the teacher, rotary frequencies) is left out. A tied ``lm_head`` that was not saved does
+    not come.
 
     Args:
         path: a folder saved by ``save_pretrained`` (its aligner comes last, as ``aligner.*``), a run folder whose ``model/``
@@ -68,27 +72,45 @@ def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
         return _iterate_checkpoint(Path(path))
     folder = find_model_folder(path)
     config = read_json(folder / "config.json")
-    prefix = "" if config.get("model_type") == EveConfig.model_type else "language_model."
-    is_official = official.is_official(config)
     files = weight_files(folder)
-    for name in file_of_each_weight(files):
-        if is_official:
+    file_of = file_of_each_weight(files)
+    if official.is_official(config):
+        for name in file_of:
             official.rename(name)
+        return _iterate_official(files)
+    prefix = "" if config.get("model_type") == EveConfig.model_type else "language_model."
     aligner = folder / ALIGNER_FILE
     has_aligner = not prefix and aligner.exists() and bool(read_file(aligner))
+    model = _empty_model(folder, is_eve=not prefix)
+    open_file = lru_cache(maxsize=2)(read_file)  # a tensor may be made of parts that lie in two files
 
     def read() -> Iterator[tuple[str, Tensor]]:
-        for file in files:
-            for name, value in read_file(file).items():
-                if is_official:
-                    yield from official.import_weight(name, value)
-                elif not name.endswith("rotary_emb.inv_freq"):  # old LLaMAs hold them; they follow from the config
-                    yield prefix + name, value
+        for name, value in as_in_memory(model, file_of, lambda name: open_file(file_of[name])[name], str(folder)):
+            yield prefix + name, value
         if has_aligner:
             for name, value in read_file(aligner).items():
                 yield f"aligner.{name}", value
 
     return read()
+
+
+def _empty_model(folder: Path, is_eve: bool) -> PreTrainedModel:
+    """What ``folder`` holds, without memory for its weights."""
+    kind, config_kind = (EveForConditionalGeneration, EveConfig) if is_eve else (AutoModelForCausalLM.from_config, AutoConfig)
+    try:
+        config = config_kind.from_pretrained(folder)
+        with torch.device("meta"):
+            return kind(config)
+    except LitEveError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # what configs of another kind raise
+        raise CheckpointError(f"{folder / 'config.json'} describes no causal language model: {error}") from error
+
+
+def _iterate_official(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for file in files:
+        for name, value in read_file(file).items():
+            yield from official.import_weight(name, value)
 
 
 def is_checkpoint(path: str | Path) -> bool:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_eve.errors import ConfigError
+from lit_eve.models.decoders import blocks_of, keeps_samples_apart
 from lit_eve.models.patch_embedding import takes_grid
 from lit_eve.training.stages import Stage, get_stage
 
@@ -171,7 +172,7 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # d
     carries = _carries_gradient(model)
     linear, attention = Flops(0), Flops(0)
-    for layer, reached in zip(decoder.layers, carries[1:], strict=True):
+    for layer, reached in zip(blocks_of(decoder), carries[1:], strict=True):
         for module in layer.modules():
             if isinstance(module, nn.Linear):
                 linear = _add(linear, _linear(module, workload.num_tokens, needs_input=reached))
@@ -185,7 +186,7 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
 def _carries_gradient(model: EveForConditionalGeneration) -> list[bool]:
     """Whether something in front of each hidden state trains, from the embeddings (0) to the output of the last layer (L)."""
     carries = [_trains(model.patch_embedding, model.projector, model.get_input_embeddings())]
-    for layer in model.get_decoder().layers:
+    for layer in blocks_of(model.get_decoder()):
         carries.append(carries[-1] or _trains(layer))
     carries[-1] |= _trains(model.get_decoder().norm)
     return carries
@@ -228,6 +229,8 @@ def _linear(module: nn.Linear, rows: int, needs_input: bool = False) -> Flops:
 
 
 def _check_dense(decoder: nn.Module) -> None:
+    if not keeps_samples_apart(decoder.config):
+        raise ConfigError(f"the FLOPs of {type(decoder).__name__} are not known: its layers mix tokens in a way of their own")
     known = {id(module.weight) for module in decoder.modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     for name, parameter in decoder.named_parameters():
         if parameter.ndim > 1 and id(parameter) not in known:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveForConditionalGeneration
+from lit_eve.models.decoders import blocks_of
 from lit_eve.planning.gpus import GIB
 from lit_eve.training.optimizers import build_optimizer, trained_parameters
 
@@ -294,7 +295,7 @@ def _gathered(model: EveForConditionalGeneration, layout: Layout) -> int:
     root wait until the end; those of the block at work are being made while those of the block before are reduced, from a copy
     in float32.
     """
-    blocks = list(model.get_decoder().layers)
+    blocks = list(blocks_of(model.get_decoder()))
     of_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
     root = [p for name, p in model.named_parameters() if id(p) not in of_blocks and not name.startswith("teacher.")]
     block = max(_size(block.parameters()) for block in blocks)

@@ -23,9 +23,18 @@ from lit_eve.errors import CheckpointError, ConfigError, not_found
 from lit_eve.files import local_path
 from lit_eve.imports import path_of
 from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
-from lit_eve.models import PATCH_EMBEDDINGS, PROJECTORS, EveConfig, EveForConditionalGeneration
+from lit_eve.models import (
+    PACKED,
+    PACKED_SDPA,
+    PACKED_VARLEN,
+    PATCH_EMBEDDINGS,
+    PROJECTORS,
+    EveConfig,
+    EveForConditionalGeneration,
+)
 from lit_eve.models.answer_ends import end_answers
 from lit_eve.models.catalog import known_decoder, known_teacher
+from lit_eve.models.decoders import check_decoder, keeps_samples_apart
 from lit_eve.models.filling import fill
 from lit_eve.models.folders import is_hub_name
 from lit_eve.models.loading import read_architecture
@@ -148,6 +157,11 @@ class Blueprint:
                 taken from a list, without a network (:mod:`lit_eve.models.catalog`).
         """
         config = self._planned_config if planned else self.config
+        if self.attn_implementation in (PACKED, PACKED_SDPA, PACKED_VARLEN) and not keeps_samples_apart(config.text_config):
+            raise ConfigError(
+                f"model.attn_implementation: {self.attn_implementation!r} is not for decoders of the family "
+                f"{config.text_config.model_type!r}; leave it out, or choose one of transformers'"
+            )
         if self.model_class is not None and (path := path_of(self.model_class)) is not None:
             config.imports["model"] = path
         with torch.device("meta"):
@@ -226,9 +240,13 @@ class Blueprint:
             raise not_found(f"model.{key}", name, what, error) from error
 
     def _around(self, text_config: PreTrainedConfig) -> EveConfig:
+        try:
+            check_decoder(text_config)
+        except ConfigError as error:
+            raise ConfigError(f"model.decoder: {self.decoder!r}: {error}") from error
         config = EveConfig(
             text_config=copy.deepcopy(text_config),  # models write into their config
-            tie_word_embeddings=text_config.tie_word_embeddings,
+            tie_word_embeddings=getattr(text_config, "tie_word_embeddings", False),
             **{key: value for key in PARTS if (value := getattr(self, key)) is not None},
         )
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from lit_eve.errors import ConfigError
+from lit_eve.models.decoders import blocks_of
 from lit_eve.models.sharded import read_checkpoint
 from lit_eve.training.auxiliary import auxiliaries
 from lit_eve.training.sharded_checkpoint import ShardedCheckpoints, load_model, load_optimizer
@@ -118,7 +119,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         The head is in the rest, which stays gathered from the forward to the backward pass: the loss applies it in chunks, some
         of which are computed again in the backward pass.
         """
-        for block in model.get_decoder().layers:
+        for block in blocks_of(model.get_decoder()):
             self.shard_part(block)
         self.shard_part(model)
         model._is_fsdp_managed_module = True  # transformers' generate: no process stops before the others

@@ -152,6 +152,20 @@ class LitEve(LightningModule):
         """Whether the alignment loss is on, so that batches must hold the teacher's pixels."""
         return self.blueprint.teacher is not None
 
+    @property
+    def longest_sample(self) -> int | None:
+        """How many tokens the decoder was made for; None if its config does not say."""
+        from lit_eve.models.decoders import longest_sample
+
+        return longest_sample(self.blueprint.config.text_config)
+
+    @property
+    def reads_longer_samples(self) -> bool:
+        """Whether the decoder can read on behind that."""
+        from lit_eve.models.decoders import has_position_table
+
+        return not has_position_table(self.blueprint.config.text_config)
+
     def configure_model(self) -> None:
         """Build the model once; set what trains."""
         if self.model is not None:
@@ -165,7 +179,10 @@ class LitEve(LightningModule):
             for part in own.values():
                 strategy.shard_part(part)
         if self.gradient_checkpointing:
-            self.model.recompute_blocks()
+            try:
+                self.model.recompute_blocks()
+            except ValueError as error:  # a few families of decoders have none
+                raise ConfigError(f"model.gradient_checkpointing: {error}") from error
         if not self.stock_inference and (path := path_of(type(self))) is not None:
             self.model.config.imports["training"] = path
         self._rates = self.stage.apply(self.model, own)

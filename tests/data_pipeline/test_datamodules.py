@@ -143,3 +143,19 @@ def used(batch: dict) -> int:
 def test_long_samples_are_reported(shards: SimpleNamespace, processor: EveProcessor) -> None:
     with pytest.warns(UserWarning, match=r"data.train: \d+ of 100 samples are longer than data.max_tokens = 200 and are cut"):
         ready(processor, train=str(shards.path), max_tokens=200, max_bad_fraction=1.0)
+
+
+def test_samples_longer_than_the_decoder_was_made_for_are_told_at_the_start(
+    shards: SimpleNamespace, processor: EveProcessor
+) -> None:
+    data = EveDataModule(train=str(shards.path), max_tokens=512, max_bad_fraction=1.0)
+    message = (
+        r"data.train: \d+ of 100 samples have more tokens \(up to \d+\) than .* max_position_embeddings is 200; .* cuts them"
+    )
+    with pytest.warns(UserWarning, match=message):
+        data.attach(processor, longest_sample=200).setup()
+    with pytest.raises(ConfigError, match=message):
+        data.attach(processor, longest_sample=200, reads_longer_samples=False).setup()
+    data.max_tokens = 200
+    with pytest.warns(UserWarning, match="are cut"):
+        data.setup()

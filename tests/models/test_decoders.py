@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -152,3 +154,14 @@ def test_casts_leave_the_rotary_frequencies_exact(decoder):
         found = model.get_buffer(name)
         assert found.dtype == torch.float32 and torch.equal(found, buffer), name
     assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+
+
+def test_the_head_is_that_of_the_model_after_it_was_replaced_copied_or_frozen():
+    model = tiny.model("qwen3").eval()
+    batch = tiny.padded(tiny.samples(model, [1, 0]))
+    hidden = model(**batch, logits_to_keep=0, output_hidden_states=True).hidden_states[-1]
+    again = copy.deepcopy(model)
+    model.resize_token_embeddings(70)
+    torch.nn.init.normal_(model.get_output_embeddings().weight)
+    for one in (model, again):
+        assert_close(one(**batch, logits_to_keep=0).logits, one.get_output_embeddings()(hidden))

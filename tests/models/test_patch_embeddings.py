@@ -129,7 +129,7 @@ BROKEN = {
         lambda self, x, image: x._replace(tokens=x.tokens * self.scale),
     ),
     "redrawn": (
-        "otherwise after saving",
+        "draws its buffer 'noise' at random",
         redrawn,
         lambda self, x, image: x._replace(tokens=x.tokens + self.noise),
     ),
