@@ -214,10 +214,10 @@ def test_two_evaluations_do_not_share_a_folder(given, trainer, monkeypatch, tmp_
     module, told = LitEve(init_from=str(given / "model")), []
     answer = module._answer
 
-    def meanwhile(inputs, max_new_tokens):
+    def meanwhile(*asked):
         if not told:
             told.append(refusal(capsys, *arguments(given, tmp_path / "run", "--max-new-tokens", "2")))
-        return answer(inputs, max_new_tokens)
+        return answer(*asked)
 
     monkeypatch.setattr(module, "_answer", meanwhile)
     trainer.test(module, few(given), verbose=False)
@@ -305,7 +305,7 @@ def test_weights_that_change_in_memory_are_another_model(given, trainer):
         trainer.test(module, few(given), verbose=False)
 
 
-def out_of_memory(inputs, max_new_tokens):
+def out_of_memory(*asked):
     raise RuntimeError("out of memory")
 
 
