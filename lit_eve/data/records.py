@@ -71,11 +71,17 @@ def caption_conversation(caption: str) -> list[dict[str, str]]:
     return [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption.strip()}]
 
 
-def images_named(record: Mapping[str, Any], keys: Sequence[str] = IMAGE_KEYS) -> dict[str, list[Any]]:
+@lru_cache
+def _ranks(keys: tuple[str, ...]) -> dict[str, int]:
+    return {key: rank for rank, key in enumerate(keys)}
+
+
+def images_named(record: Mapping[str, Any], keys: tuple[str, ...] = IMAGE_KEYS) -> dict[str, list[Any]]:
     """What a record names as its images, by the key that does, the most usual key first: names of files, data URLs, or entries
     of an image column."""
-    found = [key for key in record if plain_key(key) in keys and _is_image(record[key])]
-    found.sort(key=lambda key: keys.index(plain_key(key)))
+    ranks = _ranks(keys)
+    found = [key for key in record if plain_key(key) in ranks and _is_image(record[key])]
+    found.sort(key=lambda key: ranks[plain_key(key)])
     return {key: value if isinstance(value := record[key], list) else [value] for key in found}
 
 

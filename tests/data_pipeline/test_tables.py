@@ -93,11 +93,11 @@ def test_rows_that_are_none(folder: Path, capsys: pytest.CaptureFixture) -> None
         "photos/1.jpg,",
         "photos/gone.jpg,A cat.",
     ]
-    rows += ["https://example.org/1.jpg,A cat.", 'photos/1.jpg,"A "cat"', "photos/2.jpg,fine"]
+    rows += ["https://example.org/1.jpg,A cat.", "photos/1.jpg,A\rcat", 'photos/1.jpg,"A "cat"', "photos/2.jpg,fine"]
     (folder / "a.csv").write_bytes("\n".join(rows).encode() + b"\nphotos/1.jpg,caf\xe9\n")
     good, report = packed(folder / "a.csv", 3)
     assert good == [("photos/2.jpg", "fine")]
-    assert [line["row"] for line in report] == [2, 3, 5, 6, 7, 8, 9, 11]
+    assert [line["row"] for line in report] == [2, 3, 5, 6, 7, 8, 9, 10, 12]
     for line, words in zip(
         report,
         [
@@ -107,6 +107,7 @@ def test_rows_that_are_none(folder: Path, capsys: pytest.CaptureFixture) -> None
             "no caption",
             "photos/gone.jpg: there is no such image file",
             "this is a URL; download the images first",
+            "the row cannot be read: a carriage return stands outside of quotes",
             "the row cannot be read",
             "is no UTF-8",
         ],
@@ -151,6 +152,9 @@ def test_what_was_written_is_read(folder: Path, processor: EveProcessor, seed: i
     alphabet = "ab,;|\t\"\n\r '\\é日\u2028\U0001f600"
     delimiter = rng.choice(",;|\t")
     alphabet = alphabet.replace("\t", "") if delimiter == "\t" else alphabet
+    quoting, end = rng.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]), rng.choice(["\n", "\r\n"])
+    if (quoting, end) == (csv.QUOTE_MINIMAL, "\n"):  # the module forgets the quotes around these, and cannot read them either
+        alphabet = alphabet.replace("\r", "")
     table = [
         (
             rng.choice(["photos/1.jpg", "photos/2.jpg", "photos/3, four.jpg"]),
@@ -159,8 +163,7 @@ def test_what_was_written_is_read(folder: Path, processor: EveProcessor, seed: i
         for _ in range(rng.randint(1, 12))
     ]
     file = io.StringIO(newline="")
-    quoting = rng.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC])
-    writer = csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator=rng.choice(["\n", "\r\n"]))
+    writer = csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator=end)
     writer.writerows([("image", "caption"), *table])
     path = folder / rng.choice(["a.csv", "a.tsv"])
     path.write_bytes(file.getvalue().encode())

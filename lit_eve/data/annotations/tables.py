@@ -19,6 +19,8 @@ SEPARATORS = ",\t;|"
 FIRST_ROW = 2
 """The number of the first row behind the names of the columns, as a spreadsheet counts."""
 
+_WORDS = {"new-line character": "a carriage return stands outside of quotes"}
+
 
 class TableReader(Reader):
     """The rows of a table: records, ``{}`` for an empty row, or the SampleError that says why a row is none.
@@ -45,7 +47,7 @@ class TableReader(Reader):
             problem = error
         if not lines:
             raise StopIteration
-        fault = f"the row cannot be read: {problem}"
+        fault = f"the row cannot be read: {_WORDS.get(str(problem).split(' seen')[0], problem)}"
         if self._is_whole(lines) and problem is not None:
             lines, row = lines[:1], _text(lines[0]).rstrip("\r\n").split(self.separator)
         elif self._is_whole(lines) and len(lines) > 1:
