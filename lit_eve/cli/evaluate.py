@@ -35,10 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         metavar="NAMES",
         help="all, or names with commas between them: vqav2, gqa, vizwiz, scienceqa, textvqa, pope, mme, mmbench, seedbench, "
-        "mmvet; with a split behind a colon: vqav2:test-dev (%(default)s)",
+        "mmvet; with a split behind a colon: vqav2:test-dev; or a file of your own: questions.jsonl (%(default)s)",
     )
     parser.add_argument(
-        "--data", required=True, type=path_argument, metavar="DIR", help="holds a folder of official files for each benchmark"
+        "--data",
+        type=path_argument,
+        metavar="DIR",
+        help="holds a folder of official files for each benchmark; not needed for files of your own",
     )
     parser.add_argument(
         "--output",

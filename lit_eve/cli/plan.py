@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lit_eve.planning.plan import Plan
 
 PAPER = "EVE-7B took two nodes of 8 A100 40 GB about 9 days, all three stages (README of the official code)"
-WIDTH = 120  # where the output is no terminal
+WIDTH = 132  # where the output is no terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipes", nargs="+", metavar="recipe", help="YAML of a training; with several, a line for each")
     parser.add_argument("--gpus", type=int, default=16, metavar="N", help="GPUs, all nodes together (%(default)s)")
     parser.add_argument(
-        "--gpu", default="a100-40g", metavar="NAME", help="a100-40g, h100, l40s, ...; an unknown name lists all (%(default)s)"
+        "--gpu", default="a100-40g", metavar="NAME", help="a100-40g, h100, 4090, ...; an unknown name lists all (%(default)s)"
     )
     parser.add_argument(
-        "--mfu", type=float, default=0.4, metavar="SHARE", help="share of the GPUs' bf16 peak that is reached (%(default)s)"
+        "--mfu",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="share of the GPUs' bf16 peak that training is assumed to reach (%(default)s)",
     )
     parser.add_argument(
         "--samples",
@@ -90,7 +94,8 @@ def as_json(plan: Plan) -> dict:
     flops = {part: {"forward": f.forward, "backward": f.backward} for part, f in plan.flops.items()}
     memory = asdict(plan.memory) | {"total": plan.memory.total}
     other = None if plan.memory_other is None else asdict(plan.memory_other) | {"total": plan.memory_other.total}
-    return asdict(plan) | {"flops": flops, "memory": memory, "memory_other": other, "fits": plan.fits}
+    more = {"fits": plan.fits, "gpu_hours": plan.gpu_hours}
+    return asdict(plan) | {"flops": flops, "memory": memory, "memory_other": other} | more
 
 
 def print_overview(console: Console, plans: dict[str, Plan]) -> None:
@@ -99,9 +104,9 @@ def print_overview(console: Console, plans: dict[str, Plan]) -> None:
 
     first = next(iter(plans.values()))
     table = _table(
-        f"{first.gpus} x {first.gpu.name}, {first.mfu:.0%} of the peak reached",
+        f"{first.gpus} x {first.gpu.name}, assumed to reach {first.mfu:.0%} of the peak (--mfu)",
         ["recipe"],
-        ["size", "trained", "samples", "TFLOPs / sample", "samples / step", "steps", "GiB / GPU", "fits", "days"],
+        ["size", "trained", "samples", "TFLOPs / sample", "samples / step", "steps", "GiB / GPU", "fits", "days", "GPU hours"],
     )
     for path, plan in plans.items():
         trainable = sum(part.trainable for part in plan.parameters.values())
@@ -116,16 +121,21 @@ def print_overview(console: Console, plans: dict[str, Plan]) -> None:
             f"{plan.steps.steps:,}",
             f"{plan.memory.total / GIB:.1f}",
             "yes" if plan.fits else "[red]NO[/]",
-            f"{plan.days:.2f}",
+            *_time(plan.days, plan.gpu_hours),
         )
     table.add_section()
-    table.add_row("one after the other", *[""] * 8, f"{sum(plan.days for plan in plans.values()):.2f}")
+    fit = all(plan.fits for plan in plans.values())
+    sums = [sum(getattr(plan, key) for plan in plans.values()) if fit else None for key in ("days", "gpu_hours")]
+    table.add_row("one after the other", *[""] * 8, *_time(*sums))
     console.print(table)
+    if not fit:
+        console.print("What does not fit takes no days. Planned alone, such a recipe is shown with ways out.", highlight=False)
 
 
 def print_plan(console: Console, path: str, plan: Plan) -> None:
     """All numbers of one recipe."""
     from lit_eve.planning.gpus import GIB
+    from lit_eve.planning.needs import GPUS_OF_NODE, IMAGE_BYTES
 
     steps = plan.steps
     console.print(f"[bold]{path}[/], stage {plan.stage}, on {plan.gpus} x {plan.gpu.name}\n", highlight=False)
@@ -155,7 +165,9 @@ def print_plan(console: Console, path: str, plan: Plan) -> None:
     fits = ["" if memory.total <= plan.gpu.memory_gib * GIB else "[red]DOES NOT FIT[/] " for _, memory in shown]
     table.add_row("all", "", *(f"{mark}{memory.total / GIB:.2f}" for mark, (_, memory) in zip(fits, shown, strict=True)))
     console.print(table)
+    print_ways(console, plan)
 
+    needs, node = plan.needs, min(plan.gpus, GPUS_OF_NODE)
     table = _table("training", ["what"], [""])
     for what, value in {
         "data": steps.data,
@@ -167,10 +179,49 @@ def print_plan(console: Console, path: str, plan: Plan) -> None:
         "samples per step": f"{steps.samples_per_step:.0f}",
         "tokens per step": f"{steps.tokens_per_step:,}",
         "steps": f"{steps.steps:,}",
-        f"days at {plan.mfu:.0%} of the peak": f"{plan.days:.2f}",
+        "share of the GPUs' peak (assumed; --mfu)": f"{plan.mfu:.0%}",
+        "days": _time(plan.days, None)[0] if plan.fits else "does not fit",
+        "GPU hours": _time(None, plan.gpu_hours)[1],
+        "images per second that loaders must give": "-"
+        if needs.images_per_second is None
+        else f"{needs.images_per_second:,.0f}, {needs.images_per_second / plan.gpus:,.1f} a GPU",
+        "disk for the shards": f"{needs.data / GIB:,.0f} GiB"
+        + ("" if needs.data_counted else f" (assumed: {IMAGE_BYTES // 1000} KB an image)"),
+        "disk for two checkpoints and the model": f"{needs.checkpoints / GIB:,.0f} GiB",
+        f"memory of the host of {node} GPU{'s' * (node > 1)}": f"{needs.host / GIB:,.0f} GiB (partly assumed)",
     }.items():
         table.add_row(what, value)
     console.print(table)
+
+
+def print_ways(console: Console, plan: Plan) -> None:
+    """What to change: where it does not fit, so that it does; where recomputation is not needed, to be faster."""
+    from lit_eve.planning.gpus import GIB
+
+    if plan.fits:
+        other = plan.memory_other
+        if plan.checkpointing and other is not None and other.total <= plan.gpu.memory_gib * GIB:
+            console.print(
+                f"It also fits without checkpointing ({other.total / GIB:.1f} of {plan.gpu.memory_gib:g} GiB), which saves up "
+                "to a quarter of the time: --set model.gradient_checkpointing=false\n",
+                highlight=False,
+                soft_wrap=True,
+            )
+        return
+    console.print("It does not fit. With one of these changes it does:", highlight=False, soft_wrap=True)
+    for way in plan.ways:
+        gpus = [f"--gpus {way.gpus}"] if way.gpus != plan.gpus else []
+        changes = " ".join([*gpus, *(f"--set {setting}" for setting in way.settings)])
+        console.print(f"  {changes}   ({way.total / GIB:.1f} GiB on each GPU)", highlight=False, soft_wrap=True)
+    if not plan.ways:
+        console.print(
+            "  none was found among checkpointing, fewer rows, more GPUs and smaller decoders", highlight=False, soft_wrap=True
+        )
+    console.print()
+
+
+def _time(days: float | None, gpu_hours: float | None) -> tuple[str, str]:
+    return "-" if days is None else f"{days:.2f}", "-" if gpu_hours is None else f"{gpu_hours:,.0f}"
 
 
 MEANINGS = {

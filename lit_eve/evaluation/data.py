@@ -52,8 +52,9 @@ class BenchmarkData(LightningDataModule):
     again, only what has no answer yet is asked. Under ``validate`` and ``fit`` only the scores are logged.
 
     Args:
-        path: holds a folder of official files for each benchmark (docs/evaluation.md).
-        benchmarks: ``all``, or a list of names: ``pope``, ``vqav2:val`` (a split of it), ...
+        path: holds a folder of official files for each benchmark (docs/evaluation.md); null: only files of one's own are asked.
+        benchmarks: ``all``, or a list of names: ``pope``, ``vqav2:val`` (a split of it), ``questions.jsonl`` (a file of one's
+            own), ...
         limit: ask so many questions of each, evenly spread; null: all.
         batch_size: prompts per device. It does not change greedy answers.
         max_new_tokens: length of the longest answer; null: the benchmark's own.
@@ -71,7 +72,7 @@ class BenchmarkData(LightningDataModule):
 
     def __init__(
         self,
-        path: str,
+        path: str | None = None,
         benchmarks: str | list[str] = "all",
         limit: int | None = None,
         batch_size: int = 16,
@@ -88,7 +89,7 @@ class BenchmarkData(LightningDataModule):
                 raise ConfigError(f"{key} of the benchmarks must be at least 1, got {value}")
         if num_workers < 0:
             raise ConfigError(f"num_workers of the benchmarks must be at least 0, got {num_workers}")
-        self.path = local_path(path, "data.path")
+        self.path = None if path is None else local_path(path, "data.path")
         self.benchmarks = benchmarks
         self.limit = limit
         self.batch_size = batch_size

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lit_eve.evaluation.benchmarks import BENCHMARKS
+from lit_eve.evaluation.metrics import BenchmarkMetric
 from lit_eve.evaluation.plotting import BLUE, FAINT, GREEN, INK, ORANGE, RED, SOFT, figure
 from lit_eve.evaluation.published import PUBLISHED
 from lit_eve.evaluation.results import Result
@@ -29,6 +30,7 @@ JSON, MARKDOWN, CSV, RADAR = "results.json", "results.md", "results.csv", "radar
 COMPARED = ("EVE-7B", "EVE-7B (HD)", "Fuyu-8B (HD)", "LLaVA-1.5 7B")
 SOURCE = "Rows of other models: table 3 of the EVE paper (arXiv 2406.11832)."
 RADAR_NOTE = "rim: the best score of all rows on that benchmark; middle: 0"
+INTERVAL = "95 % intervals: a bootstrap over images. They tell of the choice of questions, not of seeds or judges."
 SEED = " SEED there is of images and videos together."
 
 
@@ -60,6 +62,7 @@ def print_table(results: Sequence[Result], model: str, output: Path) -> None:
     if not console.is_terminal:
         console.width = 140
     header, rows = table(results, model)
+    rows[1:1] = intervals(results)
     lines = [header, *rows]
     is_wide = sum(max(map(len, column)) + 4 for column in zip(*lines, strict=True)) > console.width
     header, *rows = zip(*lines, strict=True) if is_wide else lines  # a benchmark a line, where there is little room
@@ -70,17 +73,29 @@ def print_table(results: Sequence[Result], model: str, output: Path) -> None:
         shown.add_row(*row, style=None if is_wide or place else "bold")
     console.print(shown)
     for result in results:
-        if result.notes:
-            console.print(f"* {_title(result)}: {'; '.join(result.notes)}", markup=False)
+        if notes := _notes(result):
+            console.print(f"* {_title(result)}: {'; '.join(notes)}", markup=False)
     console.print(f"\n{output / MARKDOWN} has the scores by category.", markup=False)
 
 
 def table(results: Sequence[Result], model: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the model's own first, then those of the papers. Scores with one decimal, as papers print them."""
     header = ["model", *(_title(result) for result in results)]
-    own = [model, *(_shown(result, result.score) + ("*" if result.notes else "") for result in results)]
+    worlds = dict.fromkeys(result.world for result in results if result.world)
+    own = [
+        f"{model} ({', '.join(worlds)})" if worlds else model,
+        *(_shown(result, result.score) + ("*" if _notes(result) else "") for result in results),
+    ]
     rows = [[name, *(_shown(result, PUBLISHED[name].get(result.benchmark)) for result in results)] for name in COMPARED]
     return header, [own, *rows]
+
+
+def intervals(results: Sequence[Result]) -> list[list[str]]:
+    """The row of 95 % intervals; no row where there is none."""
+    if not any(result.interval for result in results):
+        return []
+    shown = ["-" if each.interval is None else "–".join(_shown(each, end) for end in each.interval) for each in results]
+    return [["95 % interval", *shown]]
 
 
 def _as_json(result: Result) -> dict[str, Any]:
@@ -91,7 +106,15 @@ def _as_json(result: Result) -> dict[str, Any]:
     return fields
 
 
+def _notes(result: Result) -> list[str]:
+    """What belongs to its star."""
+    world = [f"{result.world}: the papers' scores do not compare"] if result.world else []
+    return [*world, *result.notes]
+
+
 def _title(result: Result) -> str:
+    if result.benchmark not in BENCHMARKS:  # of one's own
+        return result.task
     benchmark, split = BENCHMARKS[result.benchmark], _split(result)
     return benchmark.title + (f" {split}" if split != benchmark.splits[0] else "")
 
@@ -104,7 +127,8 @@ def _shown(result: Result, score: float | None, digits: int = 1) -> str:
     """As the benchmark's official tool rounds it."""
     if score is None or math.isnan(score):
         return "-"
-    return f"{BENCHMARKS[result.benchmark].metric_class.rounded(score, digits):.{digits}f}"
+    metric = BENCHMARKS[result.benchmark].metric_class if result.benchmark in BENCHMARKS else BenchmarkMetric
+    return f"{metric.rounded(score, digits):.{digits}f}"
 
 
 def _csv(results: Sequence[Result], model: str) -> str:
@@ -112,7 +136,7 @@ def _csv(results: Sequence[Result], model: str) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*header, "notes"])
-    notes = "; ".join(f"{_title(result)}: {note}" for result in results for note in result.notes)
+    notes = "; ".join(f"{_title(result)}: {note}" for result in results for note in _notes(result))
     for row in rows:
         cells = ["" if cell.rstrip("*") == "-" else cell.rstrip("*") for cell in row]
         writer.writerow([*cells, notes if row is rows[0] else ""])
@@ -122,10 +146,17 @@ def _csv(results: Sequence[Result], model: str) -> str:
 def _markdown(results: Sequence[Result], model: str, has_radar: bool) -> str:
     header, (own, *others) = table(results, model)
     bold = [f"**{cell.rstrip('*')}**" + "\\*" * cell.endswith("*") for cell in own]
-    lines = [f"# {model}", "", _row(header), _row(["---", *["---:"] * len(results)]), _row(bold), *map(_row, others)]
-    lines += ["", SOURCE + SEED * any(result.benchmark == "seedbench" for result in results), ""]
-    noted = [result for result in results if result.notes]
-    lines += [f"- \\* {_title(result)}: {'; '.join(result.notes)}." for result in noted]
+    intervals_row = intervals(results)
+    lines = [f"# {model}", "", _row(header), _row(["---", *["---:"] * len(results)]), _row(bold)]
+    lines += map(_row, [*intervals_row, *others])
+    lines += [
+        "",
+        *[INTERVAL] * len(intervals_row),
+        SOURCE + SEED * any(result.benchmark == "seedbench" for result in results),
+        "",
+    ]
+    noted = [result for result in results if _notes(result)]
+    lines += [f"- \\* {_title(result)}: {'; '.join(_notes(result))}." for result in noted]
     if has_radar:
         lines += ["", f"![The scores as a radar plot]({RADAR})"]
     if files := [(result, path) for result in results for path in result.submission]:
@@ -143,6 +174,8 @@ def _markdown(results: Sequence[Result], model: str, has_radar: bool) -> str:
 
 def _server(result: Result) -> str:
     """Where its files are handed in; empty for those of official tools, and of splits that the server knows nothing of."""
+    if result.benchmark not in BENCHMARKS:
+        return ""
     benchmark = BENCHMARKS[result.benchmark]
     if benchmark.server is None or (benchmark.unanswered and _split(result) not in benchmark.unanswered):
         return ""
@@ -159,7 +192,8 @@ def _draw_radar(results: Sequence[Result], model: str, path: Path) -> bool:
 
     False if there are fewer than three; then a plot of other scores, from before, goes.
     """
-    shown = [result for result in results if result.score is not None and np.isfinite(result.score)]
+    compared = [result for result in results if result.benchmark in BENCHMARKS]
+    shown = [result for result in compared if result.score is not None and np.isfinite(result.score)]
     if len(shown) < 3:
         path.unlink(missing_ok=True)
         return False

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from lit_eve.errors import LitEveError
 from lit_eve.evaluation.benchmarks import Benchmark, Problems, Question
+from lit_eve.evaluation.intervals import confidence_interval
+from lit_eve.evaluation.metrics import BenchmarkMetric
 from lit_eve.evaluation.tasks import Task
 
 if TYPE_CHECKING:
@@ -24,12 +26,14 @@ class Result:
         benchmark: the benchmark's name.
         score: the headline score in the benchmark's unit; None where a server or a judge is needed.
         scores: everything that the metric tells.
+        interval: 95 % of the score, over other questions of the same kind; see :mod:`~lit_eve.evaluation.intervals`.
         answered: how many questions the score is over; see :meth:`Task.scored`.
         asked: how many were asked.
         official: how many the official set has.
         notes: what a reader of the table must know.
         problems: questions that could not be asked, and answers that could not be used.
         submission: files for a server or an official tool, relative to the output folder.
+        world: what world the questions are of, where the papers' scores do not compare; see :attr:`Task.world`.
     """
 
     task: str
@@ -42,6 +46,8 @@ class Result:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     submission: list[str] = field(default_factory=list)
+    world: str | None = None
+    interval: tuple[float, float] | None = None
 
 
 def score_task(
@@ -78,6 +84,7 @@ def score_task(
         )
     official = benchmark.sizes.get(task.split, len(task.available))
     result = Result(task.name, benchmark.name, None, {}, len(scored), len(task.questions), official, problems=found)
+    result = replace(result, world=task.world)
     notes = []
     if problems:
         notes.append(f"partial: {len(scored):,} of {len(task.questions):,} questions, {len(problems):,} problems")
@@ -104,9 +111,11 @@ def score_task(
         rated = benchmark.judge(scored, texts, judge) if judge is not None else texts
         if rated != texts:
             notes.append(f"judged by {judge.model}")
-        headline, scores = rate_answers(benchmark, scored, rated, judge)
+        metric = _rated(benchmark, scored, rated, judge)
+        scores = metric.compute()
         notes += benchmark.notes(scores)
-        result = replace(result, score=scores[headline], scores=scores)
+        interval = confidence_interval(metric.parts(), [question.images or question.id for question in scored])
+        result = replace(result, score=scores[metric.headline], scores=scores, interval=interval)
     return replace(result, notes=notes, submission=submission)
 
 
@@ -114,11 +123,19 @@ def rate_answers(
     benchmark: Benchmark, questions: Sequence[Question], answers: Mapping[Hashable, str], judge: Judge | None = None
 ) -> tuple[str, dict[str, float]]:
     """The name of the headline score, and all scores, of answers (by id) to all of these questions; on this rank alone."""
+    metric = _rated(benchmark, questions, answers, judge)
+    return metric.headline, metric.compute()
+
+
+def _rated(
+    benchmark: Benchmark, questions: Sequence[Question], answers: Mapping[Hashable, str], judge: Judge | None
+) -> BenchmarkMetric:
+    """The metric, which has seen the answers."""
     metric = benchmark.metric(questions, judge)
     metric.distributed_available_fn = lambda: False  # all answers are here, and other ranks may be gone
     ids = [question.id for question in questions]
     metric.update(ids, [answers[id] for id in ids])
-    return metric.headline, metric.compute()
+    return metric
 
 
 def _submit(task: Task, answers: Mapping[Hashable, str], output: Path) -> list[str]:

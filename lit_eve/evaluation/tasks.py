@@ -14,11 +14,13 @@ from rich.progress import track
 
 from lit_eve.errors import ConfigError
 from lit_eve.evaluation.benchmarks import BENCHMARKS, Benchmark, Problems, Question
+from lit_eve.evaluation.benchmarks.own import SUFFIX, OwnBenchmark
 from lit_eve.imports import module_of
 from lit_eve.processing import Sample
 
 ALL = "all"
 SEED = 0  # of the choice of some questions
+WORLD = "world.txt"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Task:
         return task_name(self.benchmark, self.split)
 
     @property
+    def world(self) -> str | None:
+        """What world the questions are of, where it is not that of the papers' rows; as ``world.txt`` beside them says."""
+        path = self.source / WORLD
+        return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
+
+    @property
     def has_answers(self) -> bool:
         """Whether answers can be scored here, without a server."""
         return self.split not in self.benchmark.unanswered
@@ -70,13 +78,16 @@ def task_name(benchmark: Benchmark, split: str) -> str:
     return benchmark.name if len(benchmark.splits) == 1 else f"{benchmark.name}:{split}"
 
 
-def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: bool = False) -> list[tuple[Benchmark, str]]:
+def find_tasks(
+    names: str | Sequence[str], data: str | Path | None, *, while_training: bool = False
+) -> list[tuple[Benchmark, str]]:
     """The benchmarks and splits that are asked for, in the order of the papers' tables; their files are there.
 
     Args:
-        names: ``all`` (those of the papers), names such as ``pope`` or ``vqav2:val``, or names with commas between them.
+        names: ``all`` (those of the papers), names such as ``pope`` or ``vqav2:val``, paths of files of one's own
+            (``mine.jsonl``, see :mod:`~lit_eve.evaluation.benchmarks.own`), or a text of these with commas between them.
             Without a split, the first is meant whose files are there and whose answers are too; then the first for a server.
-        data: holds a folder for each benchmark, named like it.
+        data: holds a folder for each benchmark, named like it; None: only files of one's own are asked.
         while_training: refuse what cannot be scored while a model is trained, for want of answers or a judge.
 
     Raises:
@@ -84,13 +95,16 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
             servers, which no training writes).
     """
     asked = [name.strip() for text in ([names] if isinstance(names, str) else names) for name in text.split(",")]
+    own = [name for name in asked if name.endswith(SUFFIX)]
+    asked = [name for name in asked if name not in own]
     if ALL in asked:
         if len(asked) > 1:
             raise ConfigError(f"all benchmarks are named, and {', '.join(name for name in asked if name != ALL)} beside them")
         asked = [name for name, benchmark in BENCHMARKS.items() if module_of(type(benchmark)) is None]  # your own are named
-    if not Path(data).is_dir():
-        raise ConfigError(f"there is no folder {data}; it should hold one for each benchmark: {', '.join(BENCHMARKS)}")
-    tasks = [_find_split(name, Path(data)) for name in asked]
+    if asked and (data is None or not Path(data).is_dir()):
+        missing = f"there is no folder {data}; it" if data is not None else "no folder of benchmarks is named (--data); it"
+        raise ConfigError(f"{missing} should hold one for each benchmark: {', '.join(BENCHMARKS)}")
+    tasks = [_find_split(name, Path(data)) for name in asked] + [_own(path) for path in own]
     if not tasks:
         raise ConfigError(f"no benchmark is named; known: {ALL}, {', '.join(BENCHMARKS)}")
     if len(set(map(task_name, *zip(*tasks, strict=True)))) < len(tasks):
@@ -100,7 +114,7 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
         if while_training:
             _check_scored_here(benchmark, split)
         try:
-            benchmark.check_files(Path(data, benchmark.name), split)
+            benchmark.check_files(Path(data or "", benchmark.name), split)
         except ConfigError as error:
             missing.append(str(error))
     if missing:
@@ -109,13 +123,13 @@ def find_tasks(names: str | Sequence[str], data: str | Path, *, while_training: 
     if not while_training:
         for benchmark, _ in tasks:
             benchmark.check_packages()
-    order = list(BENCHMARKS)
+    order = [*BENCHMARKS, *(benchmark.name for benchmark, _ in tasks if benchmark.name not in BENCHMARKS)]
     return sorted(tasks, key=lambda task: order.index(task[0].name))
 
 
 def load_tasks(
     found: Sequence[tuple[Benchmark, str]],
-    data: str | Path,
+    data: str | Path | None,
     *,
     limit: int | None = None,
     allow_partial: bool = False,
@@ -137,7 +151,7 @@ def load_tasks(
         raise ConfigError(f"limit of the benchmarks must be at least 1, got {limit}")
     tasks = []
     for benchmark, split in track(found, "reading questions", disable=not progress, transient=True):
-        source = Path(data, benchmark.name)
+        source = Path(data or "", benchmark.name)
         questions, problems = benchmark.load(source, split, allow_partial=allow_partial)
         tasks.append(Task(benchmark, split, subset(questions, limit), questions, problems, source))
     return tasks
@@ -167,11 +181,20 @@ def subset(questions: list[Question], limit: int | None) -> list[Question]:
     return [question for question in questions if question.id in chosen]
 
 
+def _own(path: str) -> tuple[Benchmark, str]:
+    """The benchmark in a file of one's own."""
+    benchmark = OwnBenchmark(path)
+    if benchmark.name in (ALL, *BENCHMARKS):
+        raise ConfigError(f"{path}: {benchmark.name} is the name of another benchmark; call the file otherwise")
+    return benchmark, benchmark.splits[0]
+
+
 def _find_split(name: str, data: Path) -> tuple[Benchmark, str]:
     """What ``pope`` or ``vqav2:val`` means."""
     benchmark_name, _, split = name.partition(":")
     if benchmark_name not in BENCHMARKS:
-        raise ConfigError(f"unknown benchmark {benchmark_name!r}; known: {ALL}, {', '.join(BENCHMARKS)}")
+        own = f", or the path of a file of your own that ends in {SUFFIX}"
+        raise ConfigError(f"unknown benchmark {benchmark_name!r}; known: {ALL}, {', '.join(BENCHMARKS)}{own}")
     benchmark = BENCHMARKS[benchmark_name]
     if split and split not in benchmark.splits:
         raise ConfigError(f"{benchmark.name} has no split {split!r}; it has: {', '.join(benchmark.splits)}")

@@ -79,6 +79,11 @@ _TEACHERS: dict[str, dict[str, Any]] = {
 }
 
 
+def decoder_names() -> list[str]:
+    """Hub names of all decoders that are listed."""
+    return list(_DECODERS)
+
+
 def known_decoder(name: str) -> PreTrainedConfig | None:
     """The shape of a decoder by its hub name; None for one that is not listed."""
     fields = _DECODERS.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from lit_eve.errors import ConfigError
 
@@ -44,15 +45,26 @@ GPUS: dict[str, Gpu] = {
 }
 
 
+_ALSO = {"4090": "rtx4090", "3090": "rtx3090", "rtxa6000": "a6000", "h100sxm": "h100", "h100sxm5": "h100", "h10080g": "h100"}
+_SEVERAL = {"a100": ("a100-40g", "a100-80g")}
+_KEYS = {key.replace("-", ""): key for key in GPUS} | _ALSO
+
+
 def get_gpu(name: str) -> Gpu:
-    """A GPU by its short name.
+    """A GPU by a usual name: ``rtx4090``, ``4090``, ``"RTX 4090"``, ``a100-40gb``.
 
     Raises:
-        ConfigError: it is not listed; the message lists those that are.
+        ConfigError: it is not listed, or has several sizes; the message names what may be meant, or all that are known.
     """
-    if name.lower() not in GPUS:
-        raise ConfigError(f"unknown GPU {name!r}; known: {', '.join(GPUS)}")
-    return GPUS[name.lower()]
+    plain = re.sub(r"nvidia|geforce|tesla|[^a-z0-9]", "", name.lower())
+    plain = re.sub(r"(\d+)gb$", r"\1g", plain)
+    if plain in _SEVERAL:
+        raise ConfigError(f"GPU {name!r}: there is {' and '.join(_SEVERAL[plain])}; say which")
+    if plain not in _KEYS:
+        near = dict.fromkeys(_KEYS[key] for key in get_close_matches(plain, _KEYS, cutoff=0.7))
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ConfigError(f"unknown GPU {name!r}; {meant}known: {', '.join(GPUS)}")
+    return GPUS[_KEYS[plain]]
 
 
 def peak_flops(device_name: str) -> float | None:

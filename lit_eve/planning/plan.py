@@ -12,7 +12,9 @@ from lit_eve.models import EveForConditionalGeneration
 from lit_eve.planning.flops import Flops, total_flops, training_flops
 from lit_eve.planning.gpus import GIB, Gpu
 from lit_eve.planning.memory import Layout, Memory, measure, memory_of, meta_batch
+from lit_eve.planning.needs import IMAGE_BYTES, Needs, checkpoint_bytes, host_bytes
 from lit_eve.planning.typical_data import TypicalEpoch, typical_epoch
+from lit_eve.planning.ways import Way, smaller_decoder, ways_to_fit
 from lit_eve.training.recipe import Recipe
 
 SECONDS_PER_DAY = 86_400
@@ -58,7 +60,9 @@ class Plan:
         checkpointing: what the recipe says.
         steps: data and steps.
         mfu: share of the GPUs' peak that is assumed to be reached.
-        days: of computing, without validation, checkpoints and interruptions.
+        days: of computing, without validation, checkpoints and interruptions; None where it does not fit.
+        needs: disk, host memory, loaders.
+        ways: changes with which it would fit; none if it does.
     """
 
     stage: str
@@ -71,12 +75,19 @@ class Plan:
     checkpointing: bool
     steps: Steps
     mfu: float
-    days: float
+    days: float | None
+    needs: Needs
+    ways: tuple[Way, ...] = ()
 
     @property
     def fits(self) -> bool:
         """Whether a GPU has enough memory."""
         return self.memory.total <= self.gpu.memory_gib * GIB
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Days of all GPUs in hours; None where it does not fit."""
+        return None if self.days is None else 24 * self.gpus * self.days
 
 
 def make_plan(
@@ -95,7 +106,7 @@ def make_plan(
         gpu: their kind.
         mfu: model FLOPs utilisation: the share of the peak that training reaches, recomputation not counted as work.
         num_samples: assume an epoch of so many samples instead of counting the shards.
-        compare: also measure memory with gradient checkpointing turned over.
+        compare: also measure memory with gradient checkpointing turned over, and look for ways out where it does not fit.
         progress: show progress bars while shards are indexed.
 
     Raises:
@@ -115,14 +126,20 @@ def make_plan(
     steps = _steps(recipe, epoch, gpus, accumulated)
     flops = _flops_per_sample(recipe, model, epoch)
 
-    batch = meta_batch(model, recipe.data.rows, recipe.data.max_tokens, epoch.heaviest_row())
-    checkpointing = recipe.module.gradient_checkpointing
+    row, checkpointing = epoch.heaviest_row(), recipe.module.gradient_checkpointing
+    batch = meta_batch(model, recipe.data.rows, recipe.data.max_tokens, row)
     optimizer = recipe.module.optimizer
     memory = {
         on: memory_of(model, layout, measure(model, batch, on), optimizer) for on in {checkpointing, checkpointing ^ compare}
     }
+    fits = memory[checkpointing].total <= gpu.memory_gib * GIB
+    ways = []
+    if compare and not fits:
+        ways = [*ways_to_fit(recipe, model, row, gpus, gpu), smaller_decoder(recipe, model, row, gpus, gpu)]
 
     work = total_flops(flops) * steps.samples_per_step * steps.steps
+    seconds = work / (gpus * gpu.teraflops * 1e12 * mfu) if fits else None
+    images = steps.images_per_sample * steps.samples_per_step * steps.steps
     return Plan(
         stage=recipe.module.stage.name,
         gpus=gpus,
@@ -134,8 +151,20 @@ def make_plan(
         checkpointing=checkpointing,
         steps=steps,
         mfu=mfu,
-        days=work / (gpus * gpu.teraflops * 1e12 * mfu) / SECONDS_PER_DAY,
+        days=None if seconds is None else seconds / SECONDS_PER_DAY,
+        needs=Needs(
+            images_per_second=None if seconds is None else images / seconds,
+            data=epoch.num_bytes if epoch.num_bytes is not None else _assumed_bytes(epoch),
+            data_counted=epoch.num_bytes is not None,
+            checkpoints=checkpoint_bytes(memory[checkpointing], layout),
+            host=host_bytes(memory[checkpointing], layout, gpus, recipe.data.num_workers),
+        ),
+        ways=tuple(way for way in ways if way is not None),
     )
+
+
+def _assumed_bytes(epoch: TypicalEpoch) -> int:
+    return round(float(epoch.num_images.mean()) * epoch.num_samples * IMAGE_BYTES)
 
 
 def _model(recipe: Recipe, dtype: torch.dtype) -> EveForConditionalGeneration:

@@ -58,6 +58,7 @@ class TypicalEpoch:
         image_grid_hw: (N, 2) rows and columns of patches of their images.
         num_targets: (S,) supervised tokens of each.
         row_of: (S,) the row that each is packed into.
+        num_bytes: of the shards; None where they are not there.
     """
 
     origin: str
@@ -69,6 +70,7 @@ class TypicalEpoch:
     image_grid_hw: np.ndarray
     num_targets: np.ndarray
     row_of: np.ndarray
+    num_bytes: int | None = None
 
     @property
     def workload(self) -> Workload:
@@ -224,6 +226,7 @@ def _counted(recipe: Recipe, geometry: ImageGeometry, progress: bool) -> Typical
         image_grid_hw=flat,
         num_targets=text - 1 if _writes_captions(recipe) else np.ceil(text * ANSWER_SHARE).astype(int),
         row_of=np.repeat(np.arange(len(rows)), [len(row) for row in rows]),
+        num_bytes=sum(Path(path).stat().st_size for path in table.paths),
     )
 
 

@@ -122,3 +122,12 @@ def test_a_narrow_terminal_cuts_no_score_off(tmp_path, monkeypatch, capsys, colu
 def test_scores_on_an_edge_are_rounded_as_by_the_official_tool(tmp_path, name, score, shown):
     write_report([Result(name, name, score, {}, 10, 10, 10)], "mine", tmp_path)
     assert list(csv.reader((tmp_path / "results.csv").open()))[1][1] == shown
+
+
+def test_scores_of_another_world_say_so_in_their_row(tmp_path):
+    (result,) = results(["gqa"], world="a world of shapes")
+    write_report([result], "mine", tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "| **mine (a world of shapes)** | **60.0**\\* |" in text
+    assert "- \\* GQA: a world of shapes: the papers' scores do not compare." in text
+    assert list(csv.reader((tmp_path / "results.csv").open()))[1][0] == "mine (a world of shapes)"

@@ -150,3 +150,13 @@ def test_a_subset_of_alternating_answers_has_both(limit):
     chosen = subset(make_questions([None] * 8910), limit)
     assert len(chosen) == limit
     assert 0.4 * limit < sum(question.id % 2 for question in chosen) < 0.6 * limit
+
+
+def test_miniatures_say_that_they_are_of_another_world(tmp_path):
+    """A score in a world of shapes beside the papers' rows would pass for one that compares."""
+    write_benchmarks(tmp_path, questions=6)
+    (task,) = load_tasks(find_tasks("gqa", tmp_path), tmp_path, progress=False)
+    result = score_task(task, {question.id: "yes" for question in task.questions}, tmp_path)
+    assert result.world == "a world of shapes"
+    (tmp_path / "gqa/world.txt").unlink()
+    assert score_task(task, {question.id: "yes" for question in task.questions}, tmp_path).world is None

@@ -152,7 +152,7 @@ def test_mmvet_is_graded_by_a_judge_whose_replies_are_kept(given, tmp_path, run)
         again = evaluate(given, tmp_path / "run", *judged)["mmvet"]
         assert len(server.requests) == asked + 1  # whether it is there at all
     assert again == result
-    assert re.search(r"\*\*predictions\*\* \| \*\*\d+\.\d\*\*", (tmp_path / "run/results.md").read_text())
+    assert re.search(r"\*\*predictions \(a world of shapes\)\*\* \| \*\*\d+\.\d\*\*", (tmp_path / "run/results.md").read_text())
 
 
 def test_a_judge_that_does_not_answer_is_told_before_the_work(given, tmp_path, capsys):

@@ -152,13 +152,15 @@ def test_tables(capsys):
     first = str(EXPERIMENTS / "eve_smollm2_360m/1_prealign.yaml")
     assert main(["plan", first, PRETRAIN, "--gpu", "h100"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "smollm2" in line]
-    assert [line[3] for line in lines] == ["16M", "33M"] and {line[-2] for line in lines} == {"yes"}
+    assert [line[3] for line in lines] == ["16M", "33M"] and {line[-3] for line in lines} == {"yes"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpu", "h1000"], "unknown GPU 'h1000'; known: a100-40g, a100-80g, h100,"),
+        (["--gpu", "h1000"], "unknown GPU 'h1000'; did you mean h100"),
+        (["--gpu", "mi300x"], "unknown GPU 'mi300x'; known: a100-40g, a100-80g, h100,"),
+        (["--gpu", "A100"], "GPU 'A100': there is a100-40g and a100-80g; say which"),
         (["--gpus", "32"], "data.global_batch = 144 rows cannot be shared out to 32 GPUs x data.rows = 3; choose"),
         (["--gpus", "0"], "--gpus must be at least 1, got 0"),
         (["--mfu", "40"], "--mfu must lie between 0 and 1, got 40"),

@@ -1,4 +1,7 @@
-"""The ten benchmarks of the EVE papers, one declaration each: official files, prompts, metric, files for servers."""
+"""The ten benchmarks of the EVE papers, one declaration each: official files, prompts, metric, files for servers.
+
+In ``own.py`` stands what reads a file of questions of one's own.
+"""
 
 from lit_eve.evaluation.benchmarks.base import Benchmark, Benchmarks, Question, Source
 from lit_eve.evaluation.benchmarks.files import Problems

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lit_eve.evaluation.metrics.base import BenchmarkMetric, average
@@ -38,14 +39,23 @@ class AgreementMetric(BenchmarkMetric):
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
         """``overall`` and ``CATEGORY/...``, in percent."""
         references = list(self.references.values())
-        shares = values[:, 0].tolist()
-        for place in (~answered).nonzero().flatten().tolist():
-            shares[place] = self.rate(references[place], "")
+        shares = self._shares(values, answered)
         rows = {self.headline: shares}
         for name in self.categories:
             for reference, share in zip(references, shares, strict=True):
                 rows.setdefault(f"{name}/{getattr(reference, name)}", []).append(share)
         return {name: 100 * average(row) for name, row in rows.items()}
+
+    def shares(self, values: Tensor, answered: Tensor) -> Tensor:
+        """An empty answer's where there is none."""
+        return torch.tensor(self._shares(values, answered), dtype=torch.double)
+
+    def _shares(self, values: Tensor, answered: Tensor) -> list[float]:
+        shares = values[:, 0].tolist()
+        for place, reference in enumerate(self.references.values()):
+            if not answered[place]:
+                shares[place] = self.rate(reference, "")
+        return shares
 
     def by_question(self) -> dict[Hashable, float]:
         """Percent."""

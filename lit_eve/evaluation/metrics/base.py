@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from lit_eve.errors import LitEveError
+
+
+class Parts(NamedTuple):
+    """The headline score as a function of sums over questions, so that it can be had of other questions too.
+
+    Args:
+        columns: (questions, k) float64: what each question adds to the sums; 0 where it does not count.
+        combine: (resamples, k) sums -> (resamples,) scores.
+        best: the highest score.
+        strata: of each question, a group whose size stays; None: there is one.
+    """
+
+    columns: np.ndarray
+    combine: Callable[[np.ndarray], np.ndarray]
+    best: float = 100.0
+    strata: Sequence[Hashable] | None = None
 
 
 class BenchmarkMetric(Metric, ABC):
@@ -82,6 +99,23 @@ class BenchmarkMetric(Metric, ABC):
         values, answered = self._rated()
         return self.summarize(values, answered)
 
+    def shares(self, values: Tensor, answered: Tensor) -> Tensor | None:
+        """(questions,) float64 from 0 to 1, nan where a question does not count: the headline is their mean in percent.
+
+        None: it is no mean, or a subclass does not tell; then there is no interval.
+        """
+        return None
+
+    def parts(self) -> Parts | None:
+        """The headline score in parts; by default the mean of :meth:`shares`."""
+        shares = self.shares(*self._rated())
+        if shares is None:
+            return None
+        shares = shares.numpy()
+        counted = ~np.isnan(shares)
+        columns = np.stack([np.where(counted, shares, 0.0), counted.astype(float)], axis=1)
+        return Parts(columns, lambda sums: 100 * sums[:, 0] / np.maximum(sums[:, 1], 1))
+
     @staticmethod
     def rounded(score: float, digits: int) -> float:
         """A score as the official tool prints it: here, as Python's format does. Tools differ where a score ends in a 5."""
@@ -96,6 +130,11 @@ class BenchmarkMetric(Metric, ABC):
     def _rated(self) -> tuple[Tensor, Tensor]:
         counts = self.counts.cpu()
         return self.values.cpu() / counts.clamp(min=1).unsqueeze(1), counts > 0
+
+
+def where(counted: Tensor, shares: Tensor) -> Tensor:
+    """(n,) shares as float64, nan where the (n,) bool is False."""
+    return shares.double().where(counted, torch.nan)
 
 
 def added(values: Iterable[float]) -> float:

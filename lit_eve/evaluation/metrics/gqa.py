@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean, mean_by
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean, mean_by, where
 
 OPEN = "query"  # the structural type whose answers are open; those of all others are one of two
 OTHER = -1.0  # an answer that is not right anywhere in its group
@@ -92,6 +92,10 @@ class GQA(BenchmarkMetric):
             by = mean_by([getattr(reference, name) for reference in references], right, chosen)
             scores |= {f"{name}/{category}": 100 * score for category, score in by.items()}
         return scores
+
+    def shares(self, values: Tensor, answered: Tensor) -> Tensor:
+        """Of the questions that count."""
+        return where(values.new_tensor([self._included(each) for each in self.references.values()]).bool(), values[:, 0])
 
     def _distribution(self, numbers: Tensor, given: Tensor) -> float:
         """Chi-square of each group, weighted by its size; ``numbers`` (n,) of the answers that were ``given`` (n,) bool."""

@@ -85,15 +85,10 @@ class MMBench(BenchmarkMetric):
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
         """Accuracies over all rows."""
         rows: list[MMBenchReference] = list(self.references.values())
-        labels = values.new_tensor([letter_number(row.answer) for row in rows])
-        right = (values[:, 0] == labels).double()
-        first: dict[Hashable, int] = {}
-        passes: dict[Hashable, list[int]] = {}
-        for place, index in sorted(enumerate(self.references), key=lambda item: item[1]):
-            passes.setdefault(index % PASS, []).append(place)
-            first.setdefault(index % PASS, place)
-        firsts = list(first.values())
-        every = torch.stack([right[places].min() for places in passes.values()])
+        right = self._right(values)
+        passes = self._passes()
+        firsts = [places[0] for places in passes]
+        every = torch.stack([right[places].min() for places in passes])
         scores: dict[str, float] = {}
         for name, hits, places in (
             ("circular", every, firsts),
@@ -106,6 +101,25 @@ class MMBench(BenchmarkMetric):
             scores |= {f"{name}_l2_category/{key}": 100 * value for key, value in sorted(mean_by(abilities, hits).items())}
             scores |= {f"{name}_category/{key}": 100 * value for key, value in sorted(mean_by(categories, hits).items())}
         return scores
+
+    def shares(self, values: Tensor, answered: Tensor) -> Tensor:
+        """Of the first pass of each question, whether all are right."""
+        right = self._right(values)
+        shares = torch.full_like(right, torch.nan)
+        for places in self._passes():
+            shares[places[0]] = right[places].min()
+        return shares
+
+    def _right(self, values: Tensor) -> Tensor:
+        labels = values.new_tensor([letter_number(row.answer) for row in self.references.values()])
+        return (values[:, 0] == labels).double()
+
+    def _passes(self) -> list[list[int]]:
+        """The places of the passes of each question, the first pass first."""
+        passes: dict[Hashable, list[int]] = {}
+        for place, index in sorted(enumerate(self.references), key=lambda item: item[1]):
+            passes.setdefault(index % PASS, []).append(place)
+        return list(passes.values())
 
 
 def letter_number(letter: str | None) -> int:

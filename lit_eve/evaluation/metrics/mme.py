@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, added
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, Parts, added
 
 PERCEPTION = (
     "existence",
@@ -86,6 +87,25 @@ class MME(BenchmarkMetric):
         sums["cognition"] = [scores[f"score/{task}"] for task in COGNITION if task in pairs]
         total = {name: added(points) for name, points in sums.items() if points}
         return {"perception": float("nan"), **total, **scores}
+
+    def parts(self) -> Parts:
+        """Right answers, images with both right, and images, of each task of perception."""
+        values, answered = self._rated()
+        references: list[MMEReference] = list(self.references.values())
+        pairs = self._pairs(references, answered)
+        tasks = [task for task in PERCEPTION if task in pairs]
+        columns = np.zeros((len(references), len(tasks), 3))
+        for number, task in enumerate(tasks):
+            for first, second in pairs[task]:
+                right = [values[place, 0] == (YES if references[place].label == "yes" else NO) for place in (first, second)]
+                columns[first, number] = (sum(map(float, right)), float(all(right)), 1)
+
+        def perception(sums: np.ndarray) -> np.ndarray:
+            right, both, images = np.moveaxis(sums.reshape(len(sums), -1, 3), 2, 0)
+            return (100 * right / (2 * images) + 100 * both / images).sum(1)
+
+        strata = [reference.task for reference in references]
+        return Parts(columns.reshape(len(references), -1), perception, 200.0 * len(tasks), strata)
 
     def _pairs(self, references: list[MMEReference], answered: Tensor) -> dict[str, list[list[int]]]:
         """Of each task, the places of the two questions of each image."""

@@ -69,6 +69,10 @@ class MMVet(BenchmarkMetric):
             rows.setdefault(f"integration/{'_'.join(sorted(set(reference.capabilities)))}", []).append(row)
         return scores | {name: float(_percent(group).mean()) for name, group in rows.items()}
 
+    def shares(self, values: Tensor, answered: Tensor) -> Tensor:
+        """The mean grade of the runs."""
+        return values.mean(1)
+
     @staticmethod
     def rounded(score: float, digits: int) -> float:
         """The evaluator rounds NumPy's numbers, which is not always what Python makes of the same number (46.15)."""

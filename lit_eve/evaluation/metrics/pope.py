@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, added, mean
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, Parts, added, mean
 
 YES, NO, OTHER = 1.0, 0.0, -1.0
 
@@ -71,3 +73,21 @@ class POPE(BenchmarkMetric):
                 f"yes_ratio/{split}": 100 * mean((label if self.rules == "lmms_eval" else yes).double(), chosen),
             }
         return {"f1": 100 * added(f1) / max(len(f1), 1), **scores}
+
+    def parts(self) -> Parts:
+        """Hits, yeses and labels that are yes, of each split."""
+        values, answered = self._rated()
+        references: list[POPEReference] = list(self.references.values())
+        yes, no = values[:, 0] == YES, values[:, 0] == NO
+        label = values.new_tensor([reference.label != "no" for reference in references]).bool()
+        counts = torch.stack([yes & label, yes, label & (yes | no)], dim=1) & answered.unsqueeze(1)
+        splits = list(dict.fromkeys(reference.split for reference in references))
+        columns = np.zeros((len(references), len(splits), 3))
+        for place, reference in enumerate(references):
+            columns[place, splits.index(reference.split)] = counts[place].numpy()
+
+        def mean_f1(sums: np.ndarray) -> np.ndarray:
+            hits, yeses, labels = np.moveaxis(sums.reshape(len(sums), -1, 3), 2, 0)
+            return 100 * (2 * hits / np.maximum(yeses + labels, 1)).mean(1)
+
+        return Parts(columns.reshape(len(references), -1), mean_f1)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean, where
 
 LETTERS = "ABCDE"
 FAILED = "FAILED"
@@ -103,6 +103,12 @@ class ScienceQA(BenchmarkMetric):
             if column.any():
                 scores[name] = 100 * mean(hits, column)
         return scores
+
+    def shares(self, values: Tensor, answered: Tensor) -> Tensor:
+        """Of the questions with an image and an answer."""
+        references: list[ScienceQAReference] = list(self.references.values())
+        image = values.new_tensor([reference.has_image for reference in references]).bool()
+        return where(image & answered, values[:, 0] == values.new_tensor([reference.answer for reference in references]))
 
 
 def _lmms_eval_letter(answer: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean, mean_by
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean, mean_by, where
 
 
 class SEEDBenchReference(NamedTuple):
@@ -58,3 +58,8 @@ class SEEDBench(BenchmarkMetric):
             scores |= {"video": 100 * mean(points, counted & ~is_image), "all": 100 * mean(points, counted)}
         dimensions = mean_by([reference.dimension for reference in references], points, counted)
         return scores | {f"dimension/{name}": 100 * score for name, score in dimensions.items()}
+
+    def shares(self, values: Tensor, answered: Tensor) -> Tensor:
+        """Of the questions about images; under lmms_eval those with an answer."""
+        is_image = torch.tensor([reference.data_type == "image" for reference in self.references.values()], dtype=torch.bool)
+        return where(is_image & answered if self.rules == "lmms_eval" else is_image, values[:, 0])

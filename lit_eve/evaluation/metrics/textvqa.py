@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lit_eve.evaluation.metrics.agreement import AgreementMetric, agreement
-from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean
+from lit_eve.evaluation.metrics.base import BenchmarkMetric, mean, where
 from lit_eve.evaluation.metrics.normalization import evalai_answer
 
 
@@ -25,5 +25,9 @@ class TextVQA(AgreementMetric):
     def summarize(self, values: Tensor, answered: Tensor) -> dict[str, float]:
         """``overall``."""
         return {"overall": 100 * mean(values[:, 0], answered)}
+
+    def shares(self, values: Tensor, answered: Tensor) -> Tensor:
+        """Of the questions with an answer."""
+        return where(answered, values[:, 0])
 
     rounded = staticmethod(BenchmarkMetric.rounded)

@@ -18,6 +18,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from lit_eve.evaluation.tasks import WORLD
 from lit_eve.nano.world.benchmark_items import Draft, Item, benchmark_scenes, encoded, gqa_program
 from lit_eve.nano.world.datasets import WorldSettings
 from lit_eve.nano.world.language import glyph_map
@@ -50,7 +51,9 @@ def write_benchmarks(folder: str | Path, questions: int = 100, seed: int = 0, sp
     for name, write in BENCHMARKS.items():
         target, part = Path(folder) / name, Path(folder) / f".{name}.part"
         shutil.rmtree(part, ignore_errors=True)
-        write(Draft(name, part, questions, pool, seed))
+        draft = Draft(name, part, questions, pool, seed)
+        write(draft)
+        draft.text(WORLD, "a world of shapes\n")
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     return Path(folder)
