@@ -100,8 +100,9 @@ def test_a_check_draws_no_random_numbers():
 
 
 def choice(tmp_path, text: str, *overrides: str) -> dict:
-    """The optimizer of a file that is laid over a shipped one."""
-    (tmp_path / "mine.yaml").write_text(f"base: {NANO}\n{text}")
+    """The optimizer of a file that is laid over another."""
+    (tmp_path / "base.yaml").write_text(f"base: {NANO}\nmodel:\n  optimizer: {{name: adamw, betas: [0.9, 0.98]}}\n")
+    (tmp_path / "mine.yaml").write_text(f"base: base.yaml\n{text}")
     return read_recipe("--config", str(tmp_path / "mine.yaml"), *overrides).module.optimizer
 
 

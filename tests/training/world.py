@@ -136,6 +136,7 @@ def arguments(world: Path, run: Path, stage: str = "1_prealign", **overrides: ob
     """Command line of a fit with a shipped YAML of the miniature world, over the micro world's data."""
     settings = {
         "model.lr": LR,
+        "model.optimizer": "{name: adamw, betas: [0.9, 0.98]}",  # whatever the shipped file takes
         "model.teacher": world / "teacher",
         "data.train": world / "train",
         "data.validation": world / "validation",
