@@ -51,6 +51,7 @@ class PackedRows:
     rows: int  # B
     length: int  # T
     kernel: str  # "flash_attn", "varlen", "samples" or "mask": the best that name and device allow
+    autocast: torch.dtype | None = None  # what autocast computes in, where it is on
     _masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -105,9 +106,10 @@ def packed_rows(
     """
     max_seqlen = length if max_seqlen is None else min(int(max_seqlen), length)
     if implementation in _KERNELS:
-        packed = PackedRows(cu_seqlens, max_seqlen, rows, length, _KERNELS[implementation](cu_seqlens.device))
+        device = cu_seqlens.device
+        packed = PackedRows(cu_seqlens, max_seqlen, rows, length, _KERNELS[implementation](device), _autocast(device.type))
         # transformers takes a 4-dimensional mask as it is, and builds none of its own; this one is never read.
-        return torch.empty(1, 1, 1, 1, dtype=torch.bool, device=cu_seqlens.device), {"packed": packed}
+        return torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device), {"packed": packed}
     if "flash" in implementation:  # flash_attention_2, kernels-community/flash-attn2: that is how transformers tells them
         # In position_ids it would look for them in every layer, wait for the device each time, and only if B is 1.
         lengths = {"max_length_q": max_seqlen, "max_length_k": max_seqlen}
@@ -143,10 +145,9 @@ def packed_attention(
         if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
             raise LitEveError(f"{name} does not hand the samples' boundaries on: choose attn_implementation 'eager'")
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    device = query.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if packed.autocast is not None:
         # SDPA casts by itself; the other kernels would meet rotated queries in float32 and values in half precision.
-        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+        query, key, value = (x.to(packed.autocast) for x in (query, key, value))
     kernel = packed.kernel
     if kernel in ("flash_attn", "varlen") and (obstacle := _obstacle(kernel, query, dropout)):
         if module.config._attn_implementation == PACKED_VARLEN:
@@ -217,6 +218,13 @@ def _band(length: int, window: int | None, device: torch.device) -> Tensor:
     """(length, length) bool: back, and at most at ``window`` tokens with the query's own."""
     band = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return band if window is None else band.triu(1 - window)
+
+
+def _autocast(device: str) -> torch.dtype | None:
+    # Asked here, once per forward pass: some versions of torch.compile cannot trace the question.
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 # ---- which kernel
