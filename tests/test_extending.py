@@ -54,7 +54,7 @@ def test_all_of_it_trains(place):
     assert rates["stage"] == pytest.approx(10 * rates["language_model.model.layers.1"])
     assert json.loads((place / "run/model/config.json").read_text())["imports"] == {"patch_embedding": "my_eve"}
     before = torch.load(next((place / "run/checkpoints").glob("*.ckpt")), weights_only=True)
-    assert "colour_head.weight" in before["state_dict"] and before["hyper_parameters"]["imports"] == ["my_eve"]
+    assert "colour_head.weight" in before["state_dict"] and "my_eve" in before["hyper_parameters"]["imports"]
 
 
 def test_the_part_keeps_the_contract(place):

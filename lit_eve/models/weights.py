@@ -25,6 +25,7 @@ from lit_eve.models import official
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
 from lit_eve.models.folders import find_model_folder, read_json
+from lit_eve.models.own import model_class_of
 from lit_eve.models.renaming import as_in_memory
 from lit_eve.models.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
 
@@ -96,11 +97,12 @@ def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
 
 def _empty_model(folder: Path, is_eve: bool) -> PreTrainedModel:
     """What ``folder`` holds, without memory for its weights."""
-    kind, config_kind = (EveForConditionalGeneration, EveConfig) if is_eve else (AutoModelForCausalLM.from_config, AutoConfig)
     try:
-        config = config_kind.from_pretrained(folder)
+        config = (EveConfig if is_eve else AutoConfig).from_pretrained(folder)
         with torch.device("meta"):
-            return kind(config)
+            if is_eve:
+                return (model_class_of(config) or EveForConditionalGeneration)(config)
+            return AutoModelForCausalLM.from_config(config)
     except LitEveError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # what configs of another kind raise

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_eve.errors import ConfigError
 from lit_eve.models.decoders import blocks_of, keeps_samples_apart
+from lit_eve.models.own import model_class_of
 from lit_eve.models.patch_embedding import takes_grid
 from lit_eve.training.stages import Stage, get_stage
 
@@ -141,7 +142,7 @@ def meta_model(config: EveConfig, teacher: CLIPVisionConfig | None = None) -> Ev
 
     config = copy.deepcopy(config)
     with torch.device("meta"):
-        model = EveForConditionalGeneration(config)
+        model = (model_class_of(config) or EveForConditionalGeneration)(config)
         if teacher is not None:
             model.attach_teacher(FrozenTeacher(CLIPVisionModel(copy.deepcopy(teacher)), config.teacher_layer))
     return model

@@ -27,7 +27,7 @@ from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.fsdp import sharding_strategy
 from lit_eve.training.generation import ask, generate_answers
 from lit_eve.training.optimizers import build_optimizer, check_optimizer, trained_parameters, warmup_then_cosine
-from lit_eve.training.stages import Stage, get_stage, print_stage
+from lit_eve.training.stages import STAGES, Stage, get_stage, print_stage
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration, EveOutput
@@ -90,7 +90,7 @@ class LitEve(LightningModule):
         teacher_layer: int | None = None,
         alignment_weight: float | None = None,
         template: str | dict[str, Any] | None = None,
-        stage: str | Stage = "pretrain",
+        stage: Literal[*STAGES] | Stage = "pretrain",
         lr: float | None = None,
         warmup: float | None = None,
         lr_floor: float = 0.0,
