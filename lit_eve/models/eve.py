@@ -25,9 +25,8 @@ from lit_eve.losses import (
     patch_alignment_loss,
     target_positions_of,
 )
-from lit_eve.models.attention import PACKED
 from lit_eve.models.config import EveConfig
-from lit_eve.models.decoders import FamilyHead, blocks_of, decoder_of, embed_tokens, keeps_samples_apart, packed_inputs
+from lit_eve.models.decoders import FamilyHead, blocks_of, decoder_of, embed_tokens, packed_inputs, usual_attention
 from lit_eve.models.decoding import ImageGenerationMixin
 from lit_eve.models.own import note_import, note_imports
 from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens, check_image_tokens, takes_grid
@@ -86,8 +85,8 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
         super().__init__(config)
         geometry = config.image_geometry
         note_imports(config, type(self))
-        if keeps_samples_apart(config.text_config) and config.text_config._attn_implementation in (None, "sdpa"):
-            config.text_config._attn_implementation = PACKED
+        if config.text_config._attn_implementation in (None, "sdpa"):
+            config.text_config._attn_implementation = usual_attention(config.text_config)
         dtype = config.text_config.dtype
         self.language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
         config.text_config.dtype = dtype  # of no meaning inside a larger model

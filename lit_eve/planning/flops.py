@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_eve.errors import ConfigError
-from lit_eve.models.decoders import blocks_of, keeps_samples_apart
+from lit_eve.models.decoders import blocks_of
 from lit_eve.models.own import model_class_of
 from lit_eve.models.patch_embedding import takes_grid
 from lit_eve.training.stages import Stage, get_stage
@@ -230,12 +230,13 @@ def _linear(module: nn.Linear, rows: int, needs_input: bool = False) -> Flops:
 
 
 def _check_dense(decoder: nn.Module) -> None:
-    if not keeps_samples_apart(decoder.config):
-        raise ConfigError(f"the FLOPs of {type(decoder).__name__} are not known: its layers mix tokens in a way of their own")
+    kind = type(decoder).__name__
+    if not hasattr(decoder, "norm") or not all(hasattr(layer, "self_attn") for layer in blocks_of(decoder)):
+        raise ConfigError(f"the FLOPs of {kind} are not known: not all its layers are attention and linear layers")
     known = {id(module.weight) for module in decoder.modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     for name, parameter in decoder.named_parameters():
         if parameter.ndim > 1 and id(parameter) not in known:
-            raise ConfigError(f"the FLOPs of {type(decoder).__name__} are not known: {name} is in no linear layer")
+            raise ConfigError(f"the FLOPs of {kind} are not known: {name} is in no linear layer")
 
 
 def _measure(module: nn.Module, *inputs: Any, **named: Any) -> Flops:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, LlamaConfig, MixtralConfig
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, MixtralConfig
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveConfig
@@ -150,6 +150,13 @@ def test_eve_7b_without_weights():
     assert 0.92 < flops["decoder"].total / total_flops(flops) < 0.97
     assert config.teacher is None and config.aligner is None, "the config is left as it was"
     assert all(p.is_meta for p in meta_model(config, teacher).parameters())
+
+
+def test_layers_that_are_no_attention_are_refused():
+    text = AutoConfig.for_model("qwen3_next", vocab_size=61, hidden_size=32, num_hidden_layers=4, num_attention_heads=4)
+    config = EveConfig(text_config=text, geometry=tiny.GEOMETRY)
+    with pytest.raises(ConfigError, match="Qwen3NextModel are not known: not all its layers are attention"):
+        training_flops(config, Workload(np.array([8]), np.zeros((0, 2), int), 4), get_stage("pretrain"))
 
 
 def test_experts_are_refused():

@@ -8,7 +8,7 @@ from lit_eve.models.decoders.families import (
     longest_sample,
 )
 from lit_eve.models.decoders.head import FamilyHead
-from lit_eve.models.decoders.side_by_side import SideBySide, packed_inputs
+from lit_eve.models.decoders.side_by_side import SideBySide, packed_inputs, usual_attention
 from lit_eve.models.decoders.structure import blocks_of, decoder_of
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "keeps_samples_apart",
     "longest_sample",
     "packed_inputs",
+    "usual_attention",
 ]

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from lit_eve.models.attention import packed_rows
+from lit_eve.models.attention import PACKED, packed_rows
 from lit_eve.models.decoders.families import keeps_samples_apart
 
 
@@ -43,6 +43,13 @@ def packed_inputs(
         return inputs | boundaries, lambda hidden: hidden
     apart = SideBySide.of(cu_seqlens, max_seqlen, rows, length)
     return {"inputs_embeds": apart.lay_out(inputs_embeds)}, apart.pack  # positions count from 0 by themselves
+
+
+def usual_attention(config: PreTrainedConfig) -> str | None:
+    """The attention implementation of a decoder for which none was chosen; None leaves it to transformers."""
+    if keeps_samples_apart(config):
+        return PACKED
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None  # some versions' sdpa passes over the cap
 
 
 @dataclass(frozen=True)
