@@ -87,7 +87,12 @@ def table(results: Sequence[Result], model: str) -> tuple[list[str], list[list[s
         *(_shown(result, result.score) + ("*" if _notes(result) else "") for result in results),
     ]
     rows = [[name, *(_shown(result, PUBLISHED[name].get(result.benchmark)) for result in results)] for name in COMPARED]
-    return header, [own, *rows]
+    return header, [own, *(rows if _is_published(results) else [])]
+
+
+def _is_published(results: Sequence[Result]) -> bool:
+    """Whether a paper has scores of any of them."""
+    return any(result.benchmark in PUBLISHED[COMPARED[0]] for result in results)
 
 
 def intervals(results: Sequence[Result]) -> list[list[str]]:
@@ -149,12 +154,10 @@ def _markdown(results: Sequence[Result], model: str, has_radar: bool) -> str:
     intervals_row = intervals(results)
     lines = [f"# {model}", "", _row(header), _row(["---", *["---:"] * len(results)]), _row(bold)]
     lines += map(_row, [*intervals_row, *others])
-    lines += [
-        "",
-        *[INTERVAL] * len(intervals_row),
-        SOURCE + SEED * any(result.benchmark == "seedbench" for result in results),
-        "",
-    ]
+    lines += ["", *[INTERVAL] * len(intervals_row)]
+    if _is_published(results):
+        lines.append(SOURCE + SEED * any(result.benchmark == "seedbench" for result in results))
+    lines.append("")
     noted = [result for result in results if _notes(result)]
     lines += [f"- \\* {_title(result)}: {'; '.join(_notes(result))}." for result in noted]
     if has_radar:
