@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class EveDataModule(LightningDataModule):
             reads) does so within windows of about that many samples, which lie in few shards.
         num_workers: processes per device that read and resize images.
         index_workers: processes that index shards and count their tokens when they are seen for the first time.
-        seed: of the order of samples. The order depends on it and the epoch, and on nothing else.
+        seed: of the order of samples, which depends on it and the epoch, and on nothing else. None: ``seed_everything``.
         max_bad_fraction: end the run when more than this share of the samples cannot be used. Those that cannot are skipped and
             listed in ``skipped.jsonl`` in ``trainer.default_root_dir``.
         benchmarks: more validation loaders, whose prompts are answered: ``lit_eve.evaluation.BenchmarkData`` and its arguments.
@@ -83,7 +84,7 @@ class EveDataModule(LightningDataModule):
         shuffle_window: int | None = None,
         num_workers: int = 4,
         index_workers: int = 8,
-        seed: int = 0,
+        seed: int | None = None,
         max_bad_fraction: float = 0.01,
         benchmarks: LightningDataModule | None = None,
     ) -> None:
@@ -223,6 +224,11 @@ class EveDataModule(LightningDataModule):
         known = sum(len(table.unusable) for table in self._tables.values())
         return known + sum(loader.skips.bad for loader in self._loaders)
 
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of samples: ``seed``, or the one that everything has; 0 without either."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
     def samples(self, split: str, count: int | None = None) -> StoredSamples:
         """So many samples of train, validation or test as they are stored, spread evenly; None: all that can be used."""
         table = self._tables[split]
@@ -240,7 +246,7 @@ class EveDataModule(LightningDataModule):
                 self.max_tokens,
                 sizes=table.source_sizes,
                 weights=[source.weight for source in self.sources["train"]],
-                seed=self.seed,
+                seed=self.order_seed,
                 epoch=epoch,
                 shuffle_window=self.shuffle_window,
             )

@@ -16,6 +16,7 @@ from lit_eve.evaluation.results import rate_answers
 from lit_eve.evaluation.run import EvaluationRun, Unusable
 from lit_eve.evaluation.tasks import Task
 from lit_eve.training.distributed import gather_objects
+from lit_eve.training.scalars import log_scalars
 
 
 class KeepAnswers(Callback):
@@ -108,7 +109,7 @@ class ScoreAnswers(Callback):
                 headline, scores = rate_answers(task.benchmark, scored, answers)
                 logged[f"benchmarks/{name}"] = scores.pop(headline)
                 logged |= {f"{name}/{key}": value for key, value in scores.items() if value == value}
-            pl_module.log_dict(logged, sync_dist=True)  # equal on all ranks; sync_dist only tells Lightning so
+            log_scalars(pl_module, logged)
 
 
 def counted(batch: PromptBatch, answers: Sequence[str]) -> dict[int, str]:

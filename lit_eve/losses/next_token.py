@@ -23,7 +23,7 @@ class NextTokenLoss(NamedTuple):
     """Sums over the supervised positions; 0-dim tensors."""
 
     total: Tensor  # float32, sum of the cross entropies
-    num_correct: Tensor | None  # int64, positions where the arg max is the target; None while training
+    num_correct: Tensor | None  # int64, positions where the arg max is the target; None if not counted
 
 
 def target_positions_of(labels: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def next_token_loss(
         hidden_states: (M, D) at the supervised positions, after the final norm.
         targets: (M,) int64 token ids.
         lm_head: maps (m, D) to (m, V).
-        count_correct: also count the positions predicted right (for validation).
+        count_correct: also count the positions predicted right.
     """
 
     def chunk_loss(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -20,6 +20,7 @@ from lit_eve.errors import CheckpointError, ConfigError, LitEveError
 from lit_eve.losses import (
     ALIGNERS,
     FrozenTeacher,
+    Term,
     load_teacher,
     next_token_loss,
     patch_alignment_loss,
@@ -47,7 +48,8 @@ class EveOutput(ModelOutput):
     logits: Tensor | None = None  # (B, kept, V)
     language_loss: Tensor | None = None  # 0-dim float32
     alignment_loss: Tensor | None = None  # 0-dim float32, with a teacher only
-    num_correct: Tensor | None = None  # 0-dim int64: targets predicted right; in eval mode with labels
+    num_correct: Tensor | None = None  # 0-dim int64: targets predicted right; with labels
+    terms: dict[str, Term] | None = None  # what the loss is made of, as sums; a subclass adds its own; with labels
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None  # as the decoder ran: where samples lay side by side, one row each
@@ -401,7 +403,8 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
             positions = target_positions_of(labels)  # (M,)
         targets = labels.flatten()[positions + 1]  # (M,)
         states = hidden.flatten(0, 1).index_select(0, positions)  # (M, D)
-        loss = next_token_loss(states, targets, self._head, count_correct=not self.training)
+        loss = next_token_loss(states, targets, self._head, count_correct=True)
+        result.terms = {"language_loss": Term(loss.total, "tokens"), "token_accuracy": Term(loss.num_correct, "tokens", 0.0)}
         result.language_loss = loss.total / _at_least_one(len(positions) if num_targets is None else num_targets)
         result.num_correct = loss.num_correct
 
@@ -426,6 +429,7 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
         else:
             targets = torch.zeros_like(predictions)
         total = patch_alignment_loss(predictions, targets, cells.image_of_cell, count)
+        result.terms["alignment_loss"] = Term(total, "images", self.config.alignment_weight)
         result.alignment_loss = total / _at_least_one(count if num_images is None else num_images)
 
 

@@ -200,7 +200,7 @@ def _counted(recipe: Recipe, geometry: ImageGeometry, progress: bool) -> Typical
         data.max_tokens,
         sizes=table.source_sizes,
         weights=weights,
-        seed=data.seed,
+        seed=data.order_seed,
         shuffle_window=data.shuffle_window,
     )
     if not len(plan):

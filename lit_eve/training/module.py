@@ -14,20 +14,23 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Module, ModuleDict
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 
 from lit_eve.data import PromptBatch, model_inputs
 from lit_eve.errors import ConfigError
 from lit_eve.imports import asked_for, path_of
+from lit_eve.losses import Term, weighted_sum
 from lit_eve.training.architecture import check_architecture
 from lit_eve.training.auxiliary import auxiliaries, check_as_built, fingerprint, make_auxiliaries
+from lit_eve.training.callbacks.last_step import LastValidation
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
 from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.fsdp import sharding_strategy
 from lit_eve.training.generation import ask, generate_answers
 from lit_eve.training.optimizers import build_optimizer, check_optimizer, trained_parameters, warmup_then_cosine
+from lit_eve.training.scalars import log_scalars
 from lit_eve.training.stages import STAGES, Stage, get_stage, print_stage
+from lit_eve.training.term_sums import TermSums
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration, EveOutput
@@ -130,10 +133,7 @@ class LitEve(LightningModule):
         self.gradient_checkpointing, self.max_new_tokens = gradient_checkpointing, max_new_tokens
         self.model: EveForConditionalGeneration | None = None
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
-        # Averages of an evaluation, over batches and ranks; float64 counts tokens exactly.
-        names = ("language_loss", "alignment_loss", "token_accuracy")
-        self._own_losses: set[str] = set()
-        self.metrics = ModuleDict({name: MeanMetric().set_dtype(torch.float64) for name in names})
+        self._evaluated = TermSums()  # of the batches of a validation or test
 
     # ---- build
 
@@ -199,7 +199,7 @@ class LitEve(LightningModule):
 
     def auxiliary_losses(
         self, batch: Mapping[str, Any], output: EveOutput
-    ) -> Mapping[str, tuple[Tensor, Literal["images", "tokens"]]]:
+    ) -> Mapping[str, Term | tuple[Tensor, Literal["images", "tokens"]]]:
         """Losses of your own, which are added to the model's.
 
         Args:
@@ -207,9 +207,10 @@ class LitEve(LightningModule):
             output: of the model; ``hidden_states`` are there if ``forward_arguments`` ask for them.
 
         Returns:
-            by name, the *sum* over this batch (0-dim, times its weight), and what it is averaged over: the images or the
-            supervised tokens of the global batch. So it does not depend on how a batch was cut, as the model's do not. They are
-            logged under these names; ``train/loss`` and ``val/loss`` contain them.
+            by name, the *sum* over this batch (0-dim), and what it is averaged over: the images or the supervised tokens of the
+            global batch. So it does not depend on how a batch was cut, as the model's do not. A third entry is its weight in the
+            loss: 1, or 0 for what is to be logged alone. All are logged under these names, without their weights; ``train/loss``
+            and ``val/loss`` contain them.
         """
         return {}
 
@@ -224,8 +225,8 @@ class LitEve(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every run has: scalars of the training, and an end to it where the loss is not finite."""
-        return [TrainingMonitor(), NonFiniteGuard()]
+        """What every run has: scalars, an end to it where the loss is not finite, and a validation of its end."""
+        return [TrainingMonitor(), NonFiniteGuard(), LastValidation()]
 
     def on_fit_start(self) -> None:
         """Refuse what could not be saved; print what trains."""
@@ -243,42 +244,36 @@ class LitEve(LightningModule):
         batches = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(hash((seed, batches, self.global_rank)))
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Losses of one micro-batch, weighted by the supervised tokens and the images of the global batch.
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The loss of one micro-batch, and under "terms" the sums that it is made of.
 
-        The model divides its sums by the counts of all ranks and micro-batches. Lightning then divides the loss by the
-        accumulated batches, and data parallelism averages gradients over ranks: the factor takes both back.
+        Sums are divided by the supervised tokens and the images of the global batch, over all ranks and micro-batches.
+        Lightning then divides the loss by the accumulated batches, and data parallelism averages gradients over ranks: the
+        factor takes both back.
         """
         counts = torch.stack([batch["num_targets"], batch["num_images"]])  # (2,) of this rank's accumulation window
-        counts = sum_over_ranks(counts)
-        output = self._forward(batch, *counts)
-        parts = {"language_loss": output.language_loss, "alignment_loss": output.alignment_loss}
-        loss = output.loss
-        for name, total, count in self._auxiliary_losses(batch, output, *counts):
-            parts[name] = total / count.clamp(min=1)
-            loss = loss + parts[name]
+        counts = dict(zip(("tokens", "images"), sum_over_ranks(counts), strict=True))
+        terms = self._terms(batch)
         factor = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return {"loss": loss * factor, **{key: x.detach() for key, x in parts.items() if x is not None}}
+        detached = {name: term._replace(total=term.total.detach()) for name, term in terms.items()}
+        return {"loss": weighted_sum(terms, counts) * factor, "terms": detached}
 
-    def _forward(self, batch: dict[str, Any], num_targets: Tensor | int, num_images: Tensor | int) -> EveOutput:
-        return self.model(**model_inputs(batch), num_targets=num_targets, num_images=num_images, **self.forward_arguments)
-
-    def _auxiliary_losses(
-        self, batch: Mapping[str, Any], output: EveOutput, num_targets: Tensor, num_images: Tensor
-    ) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, sum, and what it is divided by."""
-        counts = {"tokens": num_targets, "images": num_images}
+    def _terms(self, batch: Mapping[str, Any]) -> dict[str, Term]:
+        """What the loss of a batch is made of: the model's terms, and those of a subclass."""
+        output = self.model(**model_inputs(batch), **self.forward_arguments)
+        terms = dict(output.terms)
         for name, loss in self.auxiliary_losses(batch, output).items():
-            if not isinstance(loss, tuple) or len(loss) != 2 or loss[1] not in counts or loss[0].ndim:
+            term = Term(*loss) if isinstance(loss, tuple) and 2 <= len(loss) <= 3 else None
+            if term is None or term.per not in ("tokens", "images") or term.total.ndim:
                 raise ConfigError(
                     f"{type(self).__name__}.auxiliary_losses: {name!r} must be a sum (0-dim) and one of 'images' and 'tokens'"
                 )
-            if name in self.metrics and name not in self._own_losses:
+            if name in (*terms, "loss"):
                 raise ConfigError(
                     f"{type(self).__name__}.auxiliary_losses: {name!r} is the name of a loss that is there already"
                 )
-            self._own_losses.add(name)
-            yield name, loss[0], counts[loss[1]]
+            terms[name] = term
+        return terms
 
     def configure_gradient_clipping(
         self,
@@ -304,11 +299,11 @@ class LitEve(LightningModule):
     def validation_step(
         self, batch: dict[str, Any] | PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, list[str]] | None:
-        """Both losses and the token accuracy, weighted over batches and ranks as in one big batch; of prompts, ``answers``."""
+        """The terms of the loss, added up over batches and ranks as in one big batch; of prompts, ``answers``."""
         return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/loss, val/language_loss, val/alignment_loss and val/token_accuracy."""
+        """Log val/loss and its terms: val/language_loss, val/token_accuracy, val/alignment_loss."""
         self._log_metrics("val")
 
     def test_step(
@@ -343,32 +338,13 @@ class LitEve(LightningModule):
     def _evaluate(self, batch: dict[str, Any] | PromptBatch) -> dict[str, list[str]] | None:
         if isinstance(batch, PromptBatch):
             return {"answers": self._answer(batch.inputs, batch.max_new_tokens, batch.template)}
-        sums = self._forward(batch, num_targets=1, num_images=1)  # divided by 1: sums
-        parts = {
-            "language_loss": (sums.language_loss, batch["num_targets"]),
-            "token_accuracy": (sums.num_correct, batch["num_targets"]),
-            "alignment_loss": (sums.alignment_loss, batch["num_images"]),
-        }
-        for name, total, count in self._auxiliary_losses(batch, sums, batch["num_targets"], batch["num_images"]):
-            if name not in self.metrics:
-                self.metrics[name] = MeanMetric().set_dtype(torch.float64).to(self.device)
-            parts[name] = (total, count)
-        for name, (total, count) in parts.items():
-            if total is not None:
-                self.metrics[name].update(total.double() / count.clamp(min=1), weight=count)
+        self._evaluated.add(self._terms(batch), batch)
         return None
 
     def _log_metrics(self, prefix: str) -> None:
-        values = {name: metric.compute() for name, metric in self.metrics.items() if metric.update_called}
-        if "language_loss" in values:
-            weight = self.model.config.alignment_weight if "alignment_loss" in values else 0.0
-            values["loss"] = values["language_loss"] + weight * values.get("alignment_loss", 0.0)
-            values["loss"] = values["loss"] + sum(values.get(name, 0.0) for name in sorted(self._own_losses))
-        for name, value in values.items():
-            # compute() has summed over the ranks; sync_dist only tells Lightning so.
-            self.log(f"{prefix}/{name}", value, prog_bar=name in ("loss", "token_accuracy"), sync_dist=True)
-        for metric in self.metrics.values():
-            metric.reset()
+        sums, self._evaluated = self._evaluated, TermSums()
+        scalars = {f"{prefix}/{name}": value for name, value in sums.means(self.device).items()}
+        log_scalars(self, scalars, prog_bar=[f"{prefix}/{name}" for name in ("loss", "language_loss", "token_accuracy")])
 
     # ---- checkpoints
 

@@ -122,6 +122,24 @@ def test_each_stage_goes_on_from_the_one_before(chain):
         assert change < 6 * micro.LR * 1.1
 
 
+def test_one_seed_moves_everything_that_is_not_fixed(world, chain, tmp_path):
+    """In later stages nothing is drawn but the order of the data."""
+    settings = {"model.init_from": chain / "1_prealign", "trainer.max_steps": 2, "trainer.limit_val_batches": 0}
+    losses = {}
+    for name, more in {
+        "one": {"seed_everything": 1},
+        "again": {"seed_everything": 1},
+        "two": {"seed_everything": 2},
+        "fixed": {"seed_everything": 2, "data.seed": 1},
+    }.items():
+        EveCLI(args=micro.arguments(world, tmp_path / name, "2_pretrain", **settings, **more))
+        losses[name] = micro.scalars(tmp_path / name, "train/loss")
+    assert losses["one"] == losses["again"] == losses["fixed"]
+    assert losses["one"] != losses["two"]
+    with pytest.raises(ConfigError, match="seed_everything: 1 -> 3"):
+        EveCLI(args=micro.arguments(world, tmp_path / "one", "2_pretrain", **settings, **{"seed_everything": 3}))
+
+
 def test_what_a_run_leaves_behind(chain):
     run = chain / "2_pretrain"
     assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "model", "tensorboard"}
@@ -192,7 +210,7 @@ def test_another_experiment_does_not_continue_a_run(world, chain, capsys):
         world, run, "2_pretrain", **start, **more, **{"model.optimizer.weight_decay": 0.1, "data.seed": 3}
     )
     message = fails(changed, capsys)
-    assert "model.optimizer.weight_decay: None -> 0.1; data.seed: 0 -> 3" in message
+    assert "model.optimizer.weight_decay: None -> 0.1; data.seed: None -> 3" in message
     assert "--resume never" in message
 
 

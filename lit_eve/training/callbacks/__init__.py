@@ -3,6 +3,7 @@
 from lit_eve.training.callbacks.answers import SampleAnswers
 from lit_eve.training.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoint, find_checkpoint
 from lit_eve.training.callbacks.export import ExportModel
+from lit_eve.training.callbacks.last_step import LastValidation
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteError, NonFiniteGuard
 from lit_eve.training.callbacks.predictions import PredictionWriter
@@ -11,6 +12,7 @@ from lit_eve.training.callbacks.progress import LineProgress
 __all__ = [
     "AtomicCheckpointIO",
     "ExportModel",
+    "LastValidation",
     "LineProgress",
     "NonFiniteError",
     "NonFiniteGuard",

@@ -1,4 +1,4 @@
-"""Scalars of the training: losses of the global batch, gradient norm, learning rates, speed, padding, skipped samples."""
+"""Scalars of the training: every part of the loss, gradient norm, learning rates, speed, padding, skipped samples."""
 
 from __future__ import annotations
 
@@ -10,29 +10,49 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_eve.data import EveDataModule
+from lit_eve.training.callbacks.last_step import is_last_step
 from lit_eve.training.distributed import sum_over_ranks
+from lit_eve.training.scalars import log_scalars
+from lit_eve.training.term_sums import TermSums
 
-COUNTS = ("tokens", "padding", "images")
+CONSOLE = ("train/loss", "train/language_loss", "speed/tokens_per_second")
 
 
 class TrainingMonitor(Callback):
-    """Log one line of scalars per optimizer step, at the trainer's ``log_every_n_steps``.
+    """Log one line of scalars every ``log_every_n_steps`` optimizer steps, and at the last step.
 
-    ``train/loss`` (whatever training_step makes it of), ``train/language_loss``, ``train/alignment_loss`` and other losses that
-    it returns are those of the global batch, over micro-batches and ranks; ``train/gradient_norm`` is the norm before clipping;
-    ``lr/stage`` is the stage's learning rate, beside those of rules that have their own, named by their patterns. ``speed/*``
-    and ``data/padding`` count all ranks since the last line.
-    Everything stays on the device until a line is due, so that no step waits for it.
+    ``train/loss`` is the mean of what was minimised, over all steps since the last line. The terms that it is made of
+    (:meth:`~lit_eve.training.LitEve.loss_terms`: ``train/language_loss``, ``train/token_accuracy``, ``train/alignment_loss``)
+    are means over all tokens or all images of these steps. Both are of the global batch, over micro-batches and ranks.
+    ``train/gradient_norm`` is the last step's, before clipping. ``speed/*`` and ``data/padding`` count all ranks since the last
+    line. Everything stays on the device until a line is due, so that no step waits for it; a checkpoint holds what was added up
+    for the next line.
     """
+
+    def __init__(self) -> None:
+        self._sums, self._steps, self._loss = TermSums(), 0, 0.0
+        self._tokens = self._padding = 0
+        self._saved: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._step = trainer.global_step
-        self._losses: dict[str, Tensor] = {}
-        self._restart()
+        self._begin_step()
+        self._begin_line()
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return
+        self._steps = saved["steps"]
+        if trainer.is_global_zero:  # the sums are those of all ranks
+            self._sums.load(saved["sums"])
+            self._loss, self._tokens, self._padding = saved["loss"], saved["tokens"], saved["padding"]
 
-    def _restart(self) -> None:
-        self._counts = dict.fromkeys(COUNTS, 0)
+    def _begin_step(self) -> None:
+        self._step_sums, self._step_loss, self._step_tokens, self._step_padding, self._step_images = TermSums(), 0.0, 0, 0, 0
+
+    def _begin_line(self) -> None:
+        self._sums, self._steps, self._loss, self._tokens, self._padding = TermSums(), 0, 0.0, 0, 0
+        self._timed_tokens = self._timed_images = 0
         self._start = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,37 +65,74 @@ class TrainingMonitor(Callback):
             self._start += time.perf_counter() - self._stopped
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Tensor], batch: dict[str, Any], batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Any], batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Add up this micro-batch; log when it completes an optimizer step."""
-        for name, value in outputs.items():  # the same in all ranks, in the same order
-            if isinstance(value, Tensor) and value.ndim == 0:
-                self._losses[name] = self._losses.get(name, 0.0) + value
+        self._step_loss = self._step_loss + outputs["loss"].detach().float() / trainer.world_size
+        self._step_sums.add(outputs.get("terms", {}), batch)
         padding = int(batch["num_padding"])
-        self._counts["tokens"] += batch["input_ids"].numel() - padding
-        self._counts["padding"] += padding
-        self._counts["images"] += len(batch["image_grid_hw"])
+        self._step_tokens += batch["input_ids"].numel() - padding
+        self._step_padding += padding
+        self._step_images += len(batch["image_grid_hw"])
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        losses, self._losses = self._losses, {}
-        if self._step % trainer.log_every_n_steps:
-            return
-        self._log(trainer, pl_module, losses)
-        self._restart()
+        self._end_step()
+        if self._step % trainer.log_every_n_steps == 0 or is_last_step(trainer):
+            self._log(trainer, pl_module)
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, losses: dict[str, Tensor]) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The line of the last step, where no one could know that it was: an early stop, or the end of the time."""
+        if self._steps:
+            self._log(trainer, pl_module, over=True)
+
+    def _end_step(self) -> None:
+        self._sums.merge(self._step_sums)
+        self._loss = self._loss + self._step_loss
+        self._steps += 1
+        self._tokens += self._step_tokens
+        self._padding += self._step_padding
+        self._timed_tokens += self._step_tokens
+        self._timed_images += self._step_images
+        self._begin_step()
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, over: bool = False) -> None:
+        terms = self._sums.means(pl_module.device)
+        loss, tokens, padding, timed_tokens, timed_images = self._over_ranks(
+            pl_module, self._loss, self._tokens, self._padding, self._timed_tokens, self._timed_images
+        )
         seconds = time.perf_counter() - self._start
-        counts = torch.tensor(list(self._counts.values()), dtype=torch.float64, device=pl_module.device)
-        values = sum_over_ranks(torch.cat([torch.stack([*losses.values()]).double(), counts])).tolist()
-        named = dict(zip((*losses, *COUNTS), values, strict=True))
-        # Lightning has divided what training_step returned by the accumulated batches; the factor of the ranks is still in it.
-        pl_module.log("train/loss", named["loss"] / trainer.world_size, prog_bar=True)
-        pl_module.log_dict({f"train/{name}": named[name] for name in losses if name != "loss"})
-        pl_module.log("train/gradient_norm", pl_module.gradient_norm)
-        pl_module.log_dict({f"lr/{group['label']}": group["lr"] for group in trainer.optimizers[0].param_groups})
-        pl_module.log("speed/tokens_per_second", named["tokens"] / seconds, prog_bar=True)
-        pl_module.log("speed/images_per_second", named["images"] / seconds)
-        pl_module.log("data/padding", named["padding"] / (named["tokens"] + named["padding"]))
+        scalars = {f"train/{name}": value for name, value in terms.items()} | {"train/loss": loss / self._steps}
+        if pl_module.gradient_norm is not None:
+            scalars["train/gradient_norm"] = float(pl_module.gradient_norm)
+        scalars |= {f"lr/{group['label']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        scalars["speed/tokens_per_second"] = timed_tokens / seconds
+        scalars["speed/images_per_second"] = timed_images / seconds
+        scalars["data/padding"] = padding / (tokens + padding)
         if isinstance(trainer.datamodule, EveDataModule):
-            pl_module.log("data/skipped", float(trainer.datamodule.num_skipped))
+            scalars["data/skipped"] = float(trainer.datamodule.num_skipped)
+        log_scalars(pl_module, scalars, prog_bar=CONSOLE, over=over)
+        self._begin_line()
+
+    def _over_ranks(self, pl_module: LightningModule, *values: Tensor | float) -> list[float]:
+        device = pl_module.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return sum_over_ranks(torch.stack([torch.as_tensor(x, dtype=dtype, device=device) for x in values])).tolist()
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what is added up for the next line; a step that is not complete is begun again and counts then."""
+        loss, tokens, padding = self._over_ranks(pl_module, self._loss, self._tokens, self._padding)
+        sums = self._sums.state(pl_module.device)
+        checkpoint["training_monitor"] = {
+            "steps": self._steps,
+            "loss": loss,
+            "tokens": int(tokens),
+            "padding": int(padding),
+            "sums": sums,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with the line that the checkpoint was written in."""
+        self._saved = checkpoint.get("training_monitor")

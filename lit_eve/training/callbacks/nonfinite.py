@@ -46,9 +46,9 @@ class NonFiniteGuard(Callback):
         """Keep this micro-batch's numbers; look at all that are kept if it is time."""
         where = f"in epoch {trainer.current_epoch}, batch {batch_idx}, rank {trainer.global_rank}"
         origin = {key: batch[key] for key in ("sample_ids", "shards") if key in batch}
-        for name in sorted(outputs, key="loss".__eq__):  # the sum last: its parts say more
-            if isinstance(outputs[name], Tensor) and outputs[name].ndim == 0:
-                self._kept.append((f"{name.replace('_', ' ')} {where}", outputs[name], origin))
+        terms = {name: term.total for name, term in outputs.get("terms", {}).items() if term.weight}
+        for name, value in (terms | {"loss": outputs["loss"]}).items():  # the sum last: its parts say more
+            self._kept.append((f"{name.replace('_', ' ')} {where}", value, origin))
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step

@@ -60,7 +60,8 @@ class LineProgress(ProgressBar):
 
     def _print_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step != self._printed and step % trainer.log_every_n_steps == 0 and (numbers := self._numbers("train", "speed")):
+        due = step % trainer.log_every_n_steps == 0 or step == trainer.estimated_stepping_batches
+        if step != self._printed and due and (numbers := self._numbers("train", "speed")):
             self.print(f"step {step}/{trainer.estimated_stepping_batches:g}  {numbers}")
             self._printed = step
 

@@ -206,7 +206,7 @@ class EveCLI(LightningCLI):
                 version="",
                 default_hp_metric=False,
                 # Hides what a killed run logged after the checkpoint that is gone on from.
-                purge_step=step_of(self._resumed) if self._resumed else 0,
+                purge_step=step_of(self._resumed) + 1 if self._resumed else 0,
             )
         try:
             return super().instantiate_trainer(
@@ -247,6 +247,8 @@ def quiet() -> None:
     # A resumed run goes on in its folder.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
+    # `validate` and `test` print what they log.
+    warnings.filterwarnings("ignore", message=r".*logger=True\)` but have no logger configured")
     # A run whose questions all have answers goes on to their scores.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)

@@ -1,0 +1,39 @@
+"""What a loss is made of, by name: each part knows what it is averaged over and how much it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Count = Literal["tokens", "images"]
+
+
+class Term(NamedTuple):
+    """One part of the loss, of one batch.
+
+    It is a sum, no mean: means of micro-batches and ranks cannot be added up to the mean of the global batch, sums can.
+    """
+
+    total: Tensor
+    """0-dim, summed over the batch."""
+    per: Count
+    """What it is averaged over, in the global batch: supervised tokens ("tokens") or images."""
+    weight: float = 1.0
+    """Its factor in the loss; 0: it is logged and not trained on."""
+
+
+def weighted_sum(terms: Mapping[str, Term], counts: Mapping[Count, Tensor | int]) -> Tensor:
+    """The loss: each term divided by its count, times its weight; 0-dim.
+
+    Args:
+        terms: of one batch; at least one has a weight.
+        counts: supervised tokens and images of the global batch. A count of 0 counts as 1, as its term is 0.
+    """
+    parts = [term.weight * (term.total / _at_least_one(counts[term.per])) for term in terms.values() if term.weight]
+    return sum(parts[1:], parts[0])
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
