@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import weakref
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,6 +131,7 @@ class PackedLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=_outlive_signals,
         )
         self._owner = os.getpid()
         weakref.finalize(self, _stop_workers, self._reader, self._owner)
@@ -245,6 +247,18 @@ class PackedLoader:
 
     def _epoch_length(self) -> int:
         return self.progress.epoch_length(len(self)) if self.progress else len(self)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a cluster's signals reach workers too, whose owner still has a step to finish; it tells them when to end."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second time
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end)
+    if "SLURM_JOB_ID" in os.environ:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _stop_workers(reader: DataLoader, owner: int) -> None:

@@ -16,7 +16,7 @@ from lit_eve.evaluation.results import rate_answers
 from lit_eve.evaluation.run import EvaluationRun, Unusable
 from lit_eve.evaluation.tasks import Task
 from lit_eve.training.distributed import gather_objects
-from lit_eve.training.scalars import log_scalars
+from lit_eve.training.record import log_scalars
 
 
 class KeepAnswers(Callback):

@@ -13,14 +13,12 @@ import argparse
 import io
 import json
 import os
-import platform
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +78,7 @@ def run_pipeline(output: Path, config: Path | None = None, redo: str | None = No
 
     from lit_eve.files import write_atomically
     from lit_eve.nano.steps import Journal, dependents
+    from lit_eve.training.record import environment
 
     console = Console(highlight=False)
     journal = Journal(output / "steps")
@@ -163,6 +162,7 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
 
     def report() -> None:
         from lit_eve.nano.report import write_report
+        from lit_eve.training.record import environment
 
         write_report(output, config, _seconds(journal, steps[:-1]), environment())
 
@@ -241,25 +241,6 @@ def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:
         if isinstance(exit.code, str):
             raise LitEveError(exit.code.removeprefix("error: ")) from None
         raise KeyboardInterrupt from exit  # how Lightning ends when it is interrupted
-
-
-def environment() -> dict[str, Any]:
-    """The machine and the versions that decide about the numbers."""
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = next(iter(models), cpu)
-    machine = {
-        "processor": cpu,
-        "cores": os.cpu_count(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
-    }
-    versions = {"lit_eve": lit_eve.__version__, "python": platform.python_version()}
-    versions |= {name: version(name) for name in ("torch", "lightning", "transformers")}
-    return {"machine": machine, "versions": versions}
 
 
 def _seconds(journal: Journal, steps: Sequence[Step]) -> dict[str, float]:

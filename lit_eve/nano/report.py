@@ -107,7 +107,7 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
         by_type_table=_table(("type", "questions", "model", "other image", "no image"), rows),
         seconds=_table(("step", "seconds"), times),
         machine=f"{machine['processor']}, {machine['cores']} cores, {machine['accelerator'] or 'no GPU'}",
-        versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+        versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version),
         examples=EXAMPLES_PER_TYPE,
         run=run,
         config=config,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
@@ -79,15 +79,6 @@ class FSDP2Strategy(ModelParallelStrategy):
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Every process has its own rows."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
-
-    def setup(self, trainer: Trainer) -> None:
-        """Keep Lightning's messages about signals out of the training."""
-        super().setup(trainer)
-        # It asks before every micro-batch whether the first process was told to end, which makes the host wait for the device,
-        # and answers a signal in the middle of whatever is sent at that time. Here a signal ends the process, and the run
-        # goes on from its newest checkpoint.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        trainer._signal_connector.register_signal_handlers = lambda: None
 
     # ---- precision
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,11 +24,12 @@ from lit_eve.training.auxiliary import auxiliaries, check_as_built, fingerprint,
 from lit_eve.training.callbacks.last_step import LastValidation
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
+from lit_eve.training.callbacks.stop import StopOnSignal
 from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.fsdp import sharding_strategy
 from lit_eve.training.generation import ask, generate_answers
 from lit_eve.training.optimizers import build_optimizer, check_optimizer, trained_parameters, warmup_then_cosine
-from lit_eve.training.scalars import log_scalars
+from lit_eve.training.record import log_scalars
 from lit_eve.training.stages import STAGES, Stage, get_stage, print_stage
 from lit_eve.training.term_sums import TermSums
 
@@ -207,10 +208,10 @@ class LitEve(LightningModule):
             output: of the model; ``hidden_states`` are there if ``forward_arguments`` ask for them.
 
         Returns:
-            by name, the *sum* over this batch (0-dim), and what it is averaged over: the images or the supervised tokens of the
-            global batch. So it does not depend on how a batch was cut, as the model's do not. A third entry is its weight in the
-            loss: 1, or 0 for what is to be logged alone. All are logged under these names, without their weights; ``train/loss``
-            and ``val/loss`` contain them.
+            by name, the *sum* over this batch (0-dim), and what it is averaged over: the images or the supervised tokens of
+            the global batch. So it does not depend on how a batch was cut, as the model's do not. A third entry is its weight
+            in the loss: 1 without it, 0 for what is to be logged alone. Logged are the means under these names, without their
+            weights; ``train/loss`` and ``val/loss`` contain them.
         """
         return {}
 
@@ -225,8 +226,8 @@ class LitEve(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every run has: scalars, an end to it where the loss is not finite, and a validation of its end."""
-        return [TrainingMonitor(), NonFiniteGuard(), LastValidation()]
+        """What every run has: scalars, a validation of its end, and an end where the loss is not finite or a signal comes."""
+        return [TrainingMonitor(), NonFiniteGuard(), LastValidation(), StopOnSignal()]
 
     def on_fit_start(self) -> None:
         """Refuse what could not be saved; print what trains."""

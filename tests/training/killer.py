@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
 from lightning.pytorch import Callback
 
 from lit_eve.training.callbacks import checkpoint
+
+
+class SignalAt(Callback):
+    """A signal that this process and its workers hear in the middle of an optimizer step.
+
+    Args:
+        step: number of optimizer steps done.
+        signum: the signal.
+        rank: the process that hears it.
+    """
+
+    def __init__(self, step: int, signum: int, rank: int = 0) -> None:
+        self.step, self.signum, self.rank, self.sent = step, signum, rank, False
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if trainer.global_step != self.step or trainer.global_rank != self.rank or self.sent:
+            return
+        self.sent = True
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, self.signum)
+        os.kill(os.getpid(), self.signum)
 
 
 class KillAt(Callback):

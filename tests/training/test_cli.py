@@ -142,7 +142,11 @@ def test_one_seed_moves_everything_that_is_not_fixed(world, chain, tmp_path):
 
 def test_what_a_run_leaves_behind(chain):
     run = chain / "2_pretrain"
-    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "model", "tensorboard"}
+    assert {path.name for path in run.iterdir()} == {
+        *("checkpoints", "config.yaml", "model", "tensorboard"),
+        *("metrics.csv", "metrics.json", "answers.jsonl"),
+    }
+    assert (run / "config.yaml").read_text().startswith(f"# lit_eve {lit_eve.__version__}, ")
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_from"] == str(chain / "1_prealign")
     assert config["model"]["lr"] == micro.LR
@@ -157,7 +161,14 @@ def test_what_tensorboard_shows(chain):
     tags = events.Tags()
     losses = ("loss", "language_loss", "alignment_loss")
     expected = {f"{part}/{loss}" for part in ("train", "val") for loss in losses}
-    expected |= {"train/gradient_norm", "val/token_accuracy", "lr/stage", "data/padding", "data/skipped"}
+    expected |= {
+        "train/gradient_norm",
+        "train/token_accuracy",
+        "val/token_accuracy",
+        "lr/stage",
+        "data/padding",
+        "data/skipped",
+    }
     expected |= {"speed/tokens_per_second", "speed/images_per_second"}
     assert expected <= set(tags["scalars"])
     assert "answers/0/image_0" in tags["images"]
@@ -251,7 +262,8 @@ def test_progress_without_a_terminal(world, tmp_path, capsys):
     EveCLI(args=micro.arguments(world, tmp_path, **more, **{"trainer.enable_progress_bar": True}))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["1/4", "2/4", "2", "3/4", "4/4", "4"]
-    assert "train/loss" in lines[0] and "val/loss" in lines[2]
+    assert "train/loss" in lines[0] and "train/language_loss" in lines[0] and "val/language_loss" in lines[2]
+    assert re.search(r"  0:00:\d\d left$", lines[0]) and "left" not in lines[4]
 
 
 def test_a_missing_earlier_stage_is_one_sentence(world, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import resource
 import signal
@@ -16,8 +18,9 @@ from safetensors.torch import load_file
 import lit_eve
 from lit_eve.errors import CheckpointError
 from lit_eve.training.callbacks import AtomicCheckpointIO, find_checkpoint
-from lit_eve.training.cli import EveCLI
+from lit_eve.training.cli import EveCLI, main
 from tests.training import world as micro
+from tests.two_processes import in_two_processes
 
 LOSSES = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm", "lr/stage")
 
@@ -48,6 +51,13 @@ def uninterrupted(world, stage1, tmp_path_factory):
     return run
 
 
+def rows_of(run):
+    """The rows of ``metrics.csv``, without what depends on the clock."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{tag: value for tag, value in row.items() if not tag.startswith("speed/")} for row in rows]
+
+
 @pytest.mark.parametrize("saving", [False, True])
 def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_path, saving):
     run = tmp_path / "2_pretrain"
@@ -72,11 +82,82 @@ def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_pa
         assert micro.scalars(run, tag) == expected, tag
     for tag in ("val/loss", "val/token_accuracy"):
         assert micro.scalars(run, tag) == micro.scalars(uninterrupted, tag)
+    assert rows_of(run) == rows_of(uninterrupted)
+    assert (run / "answers.jsonl").read_text() == (uninterrupted / "answers.jsonl").read_text()
     for file in ("model.safetensors", "aligner.safetensors"):
         ours, theirs = load_file(run / "model" / file), load_file(uninterrupted / "model" / file)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step00000010.ckpt"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_and_called_again(world, stage1, tmp_path, signum):
+    """Over several epochs, with lines that are means of three steps; the signal comes in the middle of a step."""
+    several = {"trainer.max_steps": 8, "trainer.limit_train_batches": 6, "trainer.log_every_n_steps": 3}
+    several |= {"trainer.val_check_interval": 1.0, "trainer.limit_val_batches": 2, "checkpoint.every_n_steps": 100}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    EveCLI(args=stage2(world, stage1, whole, **several))
+    assert [row["step"] for row in rows_of(whole)] == ["3", "6", "8"] and all(row["val/loss"] for row in rows_of(whole))
+    before = signal.getsignal(signum)
+    stop = {"step": 4, "signum": int(signum)}
+    arguments = stage2(world, stage1, run, "--trainer.callbacks+=tests.training.killer.SignalAt", **several)
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, *(f"--trainer.callbacks.{key}={value}" for key, value in stop.items())])
+    assert stopped.value.code == 128 + signum and signal.getsignal(signum) is before
+    assert find_checkpoint(run).name == "step00000004.ckpt" and not (run / "model").exists()
+    assert json.loads((run / "metrics.json").read_text())["finished"] is False
+    EveCLI(args=stage2(world, stage1, run, **several))
+    assert rows_of(run) == rows_of(whole)
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    record = json.loads((run / "metrics.json").read_text())
+    assert record["finished"] and record["step"] == 8 and record["seconds"] > 0
+    assert record["metrics"]["val/loss"] == float(rows_of(whole)[-1]["val/loss"])
+    assert record["seeds"] == {"seed_everything": 0, "data": 0}
+
+
+class FailAt(Callback):
+    """An error in the middle of the validation of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_end(self, trainer, *args, **kwargs):
+        if trainer.global_step == self.step:
+            raise RuntimeError("the machine is gone")
+
+
+def test_killed_in_a_validation_and_called_again(world, stage1, tmp_path):
+    """The checkpoint of that step is there, and its validation is not lost."""
+    several = {"trainer.val_check_interval": 8, "trainer.limit_val_batches": 2, "trainer.max_steps": 6}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    EveCLI(args=stage2(world, stage1, whole, **several))
+    assert [row["step"] for row in rows_of(whole) if row["val/loss"]] == ["4", "6"]
+    with pytest.raises(RuntimeError, match="gone"):
+        fail = "--trainer.callbacks+=tests.training.test_resume.FailAt"
+        EveCLI(args=stage2(world, stage1, run, fail, "--trainer.callbacks.step=4", **several))
+    assert find_checkpoint(run).name == "step00000004.ckpt" and "val/loss" not in rows_of(run)[-1]
+    EveCLI(args=stage2(world, stage1, run, **several))
+    assert rows_of(run) == rows_of(whole)
+    assert (run / "answers.jsonl").read_text() == (whole / "answers.jsonl").read_text()
+
+
+def both_stop(folder, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    (folder / f"rank-{os.environ['RANK']}").write_text(str(stopped.value.code))
+
+
+def test_a_signal_that_one_of_two_processes_hears_stops_both_at_one_step(world, tmp_path):
+    more = {"trainer.devices": 2, "trainer.strategy": "ddp", "checkpoint.every_n_steps": 100, "trainer.limit_val_batches": 0}
+    arguments = micro.arguments(world, tmp_path / "run", **more)
+    stop = {"step": 3, "signum": int(signal.SIGTERM), "rank": 1}
+    arguments.append("--trainer.callbacks+=tests.training.killer.SignalAt")
+    arguments += [f"--trainer.callbacks.{key}={value}" for key, value in stop.items()]
+    in_two_processes(both_stop, tmp_path, arguments)
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == [str(128 + signal.SIGTERM)] * 2
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step00000005.ckpt"]
 
 
 def test_a_finished_run_called_again_changes_nothing(world, stage1, tmp_path):

@@ -21,10 +21,9 @@ STEPS = [[[[2, 0]], [[1]]], [[[0]], [[0, 0]]], [[[1, 1, 1]], [[3]]], [[[0, 1]], 
 class WithNorms(LitEve):
     """An auxiliary loss of one's own: the mean over images of the size of a weight."""
 
-    def loss_terms(self, batch, output):
-        images = len(batch["image_grid_hw"])
+    def auxiliary_losses(self, batch, output):
         size = self.model.projector[0].weight.square().mean()
-        return super().loss_terms(batch, output) | {"size_loss": Term(size * images, "image", 0.5)}
+        return {"size_loss": Term(size * len(batch["image_grid_hw"]), "images", 0.5)}
 
 
 class Parts(Callback):
@@ -34,7 +33,7 @@ class Parts(Callback):
         self.parts = []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        counts = {"target": len(batch["target_positions"]), "image": len(batch["image_grid_hw"])}
+        counts = {"tokens": len(batch["target_positions"]), "images": len(batch["image_grid_hw"])}
         self.parts.append({name: (float(term.total), counts[term.per]) for name, term in outputs["terms"].items()})
 
 
@@ -91,7 +90,7 @@ def test_a_term_of_the_model_is_a_term_of_the_training(world, tmp_path, monkeypa
 
     def with_term(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
-        output.terms["size_loss"] = Term(self.projector[0].weight.square().mean() * len(kwargs["image_grid_hw"]), "image", 0.5)
+        output.terms["size_loss"] = Term(self.projector[0].weight.square().mean() * len(kwargs["image_grid_hw"]), "images", 0.5)
         return output
 
     expected = fit(world, tmp_path, every=1)[0].callback_metrics
@@ -106,7 +105,7 @@ def test_the_models_loss_is_the_sum_of_its_terms(world):
     module.configure_model()
     batch = micro.make_batches(module, [[[[2, 0]]]])[0]
     output = module.model(**model_inputs(batch))
-    counts = {"target": batch["num_targets"], "image": batch["num_images"]}
+    counts = {"tokens": batch["num_targets"], "images": batch["num_images"]}
     assert float(output.loss) == pytest.approx(float(weighted_sum(output.terms, counts)))
 
 

@@ -8,6 +8,8 @@ from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteError, NonFiniteGuard
 from lit_eve.training.callbacks.predictions import PredictionWriter
 from lit_eve.training.callbacks.progress import LineProgress
+from lit_eve.training.callbacks.run_record import RunRecord
+from lit_eve.training.callbacks.stop import StopOnSignal, Stopped
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -18,7 +20,10 @@ __all__ = [
     "NonFiniteGuard",
     "PredictionWriter",
     "RunCheckpoint",
+    "RunRecord",
     "SampleAnswers",
+    "StopOnSignal",
+    "Stopped",
     "TrainingMonitor",
     "find_checkpoint",
 ]

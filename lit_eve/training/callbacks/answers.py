@@ -1,27 +1,32 @@
-"""What the model says about a few validation images, in TensorBoard."""
+"""What the model says about a few validation images, in ``answers.jsonl`` and in every logger that takes text."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from PIL import Image
 
 from lit_eve.data import EveDataModule
 from lit_eve.processing import Sample, load_image
 from lit_eve.training.generation import Question, ask, generate_answers
+from lit_eve.training.record import forget_after
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
+FILE = "answers.jsonl"
 _SIDE = 336  # of the logged images, in pixels
 
 
 class SampleAnswers(Callback):
-    """At each validation, answer a few validation samples and log question, answer and expected answer with the images.
+    """At each validation, answer a few validation samples.
+
+    Prompt, answer and expected answer go to ``<run>/answers.jsonl`` and, with the images, to TensorBoard and to loggers that
+    have ``log_text`` and ``log_image`` as Lightning's WandbLogger has.
 
     Args:
         num_samples: how many samples, the same ones each time; 0 turns this off.
@@ -49,23 +54,43 @@ class SampleAnswers(Callback):
         answers = generate_answers(pl_module.model, processor, prompts, self.max_new_tokens, template)
         if not trainer.is_global_zero:
             return
-        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        step, rows = trainer.global_step, []
         for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             if question.fault:
                 words = {"not asked": question.fault}
             else:
                 written = processor.apply_chat_template(question.conversation, template=template, add_generation_prompt=True)
                 words = {"prompt": written, "answer": answer, "expected": question.expected}
-            text = "\n\n".join(f"**{key}** {value}" for key, value in words.items())
-            for board in boards:
-                board.add_text(f"answers/{index}", text.replace("<", "&lt;"), trainer.global_step)
-                if not self._shown and not question.fault:
-                    _show_images(board, f"answers/{index}", question)
+            rows.append({"step": step, "id": question.key, **words})
+            images = [] if self._shown or question.fault else _thumbnails(question)
+            for logger in trainer.loggers:
+                _log(logger, f"answers/{index}", words, images, step)
         self._shown = True
+        self._write(Path(trainer.default_root_dir, FILE), rows, step)
+
+    def _write(self, path: Path, rows: list[dict[str, Any]], step: int) -> None:
+        """Append what was answered at this step; what is there of it, or of steps that were lost, goes."""
+        forget_after(path, step - 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _show_images(board: SummaryWriter, name: str, question: Question) -> None:
-    for number, image in enumerate(question.images):
-        thumbnail = load_image(image, question.key, max_pixels=inf, max_aspect_ratio=inf)
-        thumbnail.thumbnail((_SIDE, _SIDE))
-        board.add_image(f"{name}/image_{number}", np.asarray(thumbnail), dataformats="HWC")
+def _thumbnails(question: Question) -> list[Image.Image]:
+    images = [load_image(image, question.key, max_pixels=inf, max_aspect_ratio=inf) for image in question.images]
+    for image in images:
+        image.thumbnail((_SIDE, _SIDE))
+    return images
+
+
+def _log(logger: Logger, name: str, words: dict[str, str], images: list[Image.Image], step: int) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        text = "\n\n".join(f"**{key}** {value}" for key, value in words.items())
+        logger.experiment.add_text(name, text.replace("<", "&lt;"), step)
+        for number, image in enumerate(images):
+            logger.experiment.add_image(f"{name}/image_{number}", np.asarray(image), dataformats="HWC")
+        return
+    if hasattr(logger, "log_text"):
+        logger.log_text(key=name, columns=["step", *words], data=[[str(step), *words.values()]], step=step)
+    if images and hasattr(logger, "log_image"):
+        logger.log_image(key=f"{name}/images", images=images, step=step)

@@ -15,6 +15,12 @@ def is_last_step(trainer: Trainer) -> bool:
     return trainer.current_epoch + 1 == loop.max_epochs and loop.epoch_loop._num_ready_batches_reached()
 
 
+def is_validation_due(trainer: Trainer) -> bool:
+    """Whether the micro-batch that was just trained on is followed by a validation."""
+    loop = trainer.fit_loop
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
 class LastValidation(Callback):
     """Validate at the end of a run where the trainer's interval does not."""
 

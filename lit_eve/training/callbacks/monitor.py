@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_eve.data import EveDataModule
 from lit_eve.training.callbacks.last_step import is_last_step
 from lit_eve.training.distributed import sum_over_ranks
-from lit_eve.training.scalars import log_scalars
+from lit_eve.training.record import log_scalars
 from lit_eve.training.term_sums import TermSums
 
 CONSOLE = ("train/loss", "train/language_loss", "speed/tokens_per_second")
@@ -21,12 +21,13 @@ CONSOLE = ("train/loss", "train/language_loss", "speed/tokens_per_second")
 class TrainingMonitor(Callback):
     """Log one line of scalars every ``log_every_n_steps`` optimizer steps, and at the last step.
 
-    ``train/loss`` is the mean of what was minimised, over all steps since the last line. The terms that it is made of
-    (:meth:`~lit_eve.training.LitEve.loss_terms`: ``train/language_loss``, ``train/token_accuracy``, ``train/alignment_loss``)
-    are means over all tokens or all images of these steps. Both are of the global batch, over micro-batches and ranks.
-    ``train/gradient_norm`` is the last step's, before clipping. ``speed/*`` and ``data/padding`` count all ranks since the last
-    line. Everything stays on the device until a line is due, so that no step waits for it; a checkpoint holds what was added up
-    for the next line.
+    ``train/loss`` is the mean of what was minimised (whatever training_step makes it of), over all steps since the last line.
+    The terms that it is made of, ``train/language_loss``, ``train/alignment_loss`` and those of a subclass, and
+    ``train/token_accuracy`` are means over all tokens or all images of these steps. All are of the global batch, over
+    micro-batches and ranks. ``train/gradient_norm`` is the last step's, before clipping; ``lr/stage`` is the stage's learning
+    rate, beside those of rules that have their own, named by their patterns. ``speed/*`` and ``data/padding`` count all ranks
+    since the last line. Everything stays on the device until a line is due, so that no step waits for it; a checkpoint holds
+    what was added up for the next line.
     """
 
     def __init__(self) -> None:

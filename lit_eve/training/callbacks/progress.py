@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,6 +27,10 @@ class LineProgress(ProgressBar):
     def disable(self) -> None:
         """Stay silent from now on (the trainer does this on all ranks but the first)."""
         self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._first, self._start = trainer.global_step, time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The line of the step before, whose numbers are complete now."""
@@ -62,8 +67,18 @@ class LineProgress(ProgressBar):
         step = trainer.global_step
         due = step % trainer.log_every_n_steps == 0 or step == trainer.estimated_stepping_batches
         if step != self._printed and due and (numbers := self._numbers("train", "speed")):
-            self.print(f"step {step}/{trainer.estimated_stepping_batches:g}  {numbers}")
+            self.print(f"step {step}/{trainer.estimated_stepping_batches:g}  {numbers}{self._left(trainer)}")
             self._printed = step
+
+    def _left(self, trainer: Trainer) -> str:
+        """How long the rest takes if it goes on as until now, validations included."""
+        done, left = trainer.global_step - self._first, trainer.estimated_stepping_batches - trainer.global_step
+        if done < 1 or not 0 < left < float("inf"):
+            return ""
+        seconds = round(left * (time.perf_counter() - self._start) / done)
+        days, rest = divmod(seconds, 86400)
+        clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+        return f"  {f'{days} d ' if days else ''}{clock} left"
 
     def _numbers(self, *groups: str) -> str:
         metrics = {key: float(value) for key, value in self.trainer.progress_bar_metrics.items()}

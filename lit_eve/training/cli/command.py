@@ -2,7 +2,7 @@
 
 LightningCLI with a run folder: ``trainer.default_root_dir`` holds everything that a run leaves behind,
 
-    config.yaml    checkpoints/    tensorboard/    model/    skipped.jsonl
+    config.yaml    checkpoints/    model/    metrics.csv    metrics.json    answers.jsonl    tensorboard/    skipped.jsonl
 
 and calling the same run again goes on from its newest whole checkpoint (``--resume auto``, the default). What belongs to the
 model is given to ``model``; data asks the model for it, never the other way round.
@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -35,13 +34,16 @@ from lit_eve.training.callbacks import (
     ExportModel,
     PredictionWriter,
     RunCheckpoint,
+    RunRecord,
     SampleAnswers,
+    Stopped,
     find_checkpoint,
 )
 from lit_eve.training.callbacks.checkpoint import checkpoint_at, step_of
 from lit_eve.training.callbacks.progress import progress_callback
 from lit_eve.training.cli.config_files import IMPORTS, MODEL_CLASS, config_first, own_code, with_bases
 from lit_eve.training.cli.config_files import KEY as BASE
+from lit_eve.training.cli.loggers import run_loggers
 from lit_eve.training.cli.parser import RunParser
 from lit_eve.training.cli.run_folder import SaveRunConfig, is_restarted, move_aside, refuse_other_settings
 from lit_eve.training.module import LitEve
@@ -87,7 +89,8 @@ class EveCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
-        trainer = self.config.get(self.config.get("subcommand"), self.config).trainer
+        asked = self.config.get("subcommand")
+        trainer = (self.config[asked] if asked else self.config).trainer
         trainer.default_root_dir = local_path(trainer.default_root_dir or "runs/default", "trainer.default_root_dir")
         for key in ("log_every_n_steps", "check_val_every_n_epoch", "accumulate_grad_batches"):
             if (value := trainer[key]) is not None and value < 1:
@@ -141,6 +144,8 @@ class EveCLI(LightningCLI):
 
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint that is asked for; without one, a fit goes on from the newest of its run folder."""
+        if self.subcommand is None:  # classes are made, and nothing is run
+            return None
         settings = self.config[self.subcommand]
         run, given = Path(settings.trainer.default_root_dir), settings.ckpt_path
         if given not in (None, "last"):
@@ -174,9 +179,8 @@ class EveCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Now that nothing was refused, make room for a run that starts over."""
-        settings = self.config[self.subcommand]
         if self.subcommand == "fit" and self._starts_over:
-            move_aside(Path(settings.trainer.default_root_dir))
+            move_aside(Path(self.config.fit.trainer.default_root_dir))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer that the config describes, with this project's logger, checkpoints and progress.
@@ -195,19 +199,10 @@ class EveCLI(LightningCLI):
         fit = self.subcommand == "fit"
         if settings["enable_progress_bar"] is not False:
             callbacks.append(progress_callback())
-        callbacks += {"fit": [ExportModel()], "predict": [PredictionWriter()]}.get(self.subcommand, [])
+        callbacks += {"fit": [ExportModel(), RunRecord()], "predict": [PredictionWriter()]}.get(self.subcommand, [])
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        logger = settings["logger"]
-        if logger in (None, True):
-            logger = fit and TensorBoardLogger(
-                settings["default_root_dir"],
-                name="tensorboard",
-                version="",
-                default_hp_metric=False,
-                # Hides what a killed run logged after the checkpoint that is gone on from.
-                purge_step=step_of(self._resumed) + 1 if self._resumed else 0,
-            )
+        logger = run_loggers(settings, step_of(self._resumed) if self._resumed else 0) if fit else settings["logger"] or False
         try:
             return super().instantiate_trainer(
                 callbacks=callbacks, plugins=plugins, logger=logger, **_lengths(settings), **kwargs
@@ -262,5 +257,8 @@ def main(args: list[str] | None = None) -> None:
         EveCLI(args=args)
     except LitEveError as error:
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        rank_zero_info(str(stopped))
+        sys.exit(128 + stopped.signum)
     except MisconfigurationException as error:
         sys.exit(f"error: trainer: {' '.join(str(error).split())}")

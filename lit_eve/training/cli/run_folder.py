@@ -13,14 +13,15 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_eve.errors import ConfigError
-from lit_eve.files import same_path
+from lit_eve.files import same_path, write_atomically
 from lit_eve.training.architecture import differences
 from lit_eve.training.callbacks.checkpoint import FOLDER
 from lit_eve.training.cli.config_files import KEY as BASE
 from lit_eve.training.cli.config_files import MODEL_CLASS
+from lit_eve.training.record import environment
 
 CONFIG = "config.yaml"
-OWN = (CONFIG, FOLDER, "tensorboard", "model", "skipped.jsonl")
+OWN = (CONFIG, FOLDER, "tensorboard", "model", "skipped.jsonl", "metrics.csv", "metrics.json", "answers.jsonl", "csv", "wandb")
 
 # A resumed run may differ in these: they say how fast it goes, not where to.
 FREE = [
@@ -41,12 +42,10 @@ class SaveRunConfig(SaveConfigCallback):
         if stage != "fit" or self.already_saved or not trainer.is_global_zero:
             return
         self.already_saved = True
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".{CONFIG}.part"
         self.config[BASE] = None  # everything that it said is written here
-        self.parser.save(self.config, part, skip_unset=False, overwrite=True)
-        os.replace(part, folder / CONFIG)
+        versions = ", ".join(f"{name} {version}" for name, version in environment()["versions"].items() if version)
+        content = self.parser.dump(self.config, skip_unset=False)
+        write_atomically(Path(trainer.default_root_dir, CONFIG), f"# {versions}\n{content}")
 
 
 def refuse_other_settings(run: Path, config: str) -> None:

@@ -35,10 +35,7 @@ def parse():
         ("--model.lr=abc", "model.lr must be a number or null, got 'abc'"),
         ("--data.rows=x", "data.rows must be a whole number, got 'x'"),
         ("--resume=maybe", "resume must be one of auto, never, got 'maybe'"),
-        (
-            "--model.stage=prelign",
-            "model.stage must be one of prealign, pretrain, finetune, got 'prelign'; did you mean prealign?",
-        ),
+        ("--resume=nevr", "resume must be one of auto, never, got 'nevr'; did you mean never?"),
         ("--model.stage.lr=1.0", "model.stage: Stage needs name, rules"),
         ("--trainer.logger=WandbLoger", "trainer.logger: there is no class 'WandbLoger'; did you mean WandbLogger?"),
         (
