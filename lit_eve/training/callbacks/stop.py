@@ -44,8 +44,6 @@ class StopOnSignal(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take out Lightning's own handlers."""
-        if stage != "fit":
-            return
         # Lightning's own would ask the first process before every micro-batch, which makes the host wait for the device, and
         # would write a checkpoint in the middle of whatever happens at that time.
         trainer._signal_connector.register_signal_handlers = lambda: None
