@@ -25,9 +25,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_eve.evaluation import BenchmarkData
-from lit_eve.nano.pipeline import environment
 from lit_eve.training import LitEve
 from lit_eve.training.cli import quiet
+from lit_eve.training.record import environment
 
 
 class Clock(Callback):

@@ -23,9 +23,10 @@ from scipy.stats import t
 
 from lit_eve.errors import LitEveError
 from lit_eve.files import write_atomically
-from lit_eve.nano.pipeline import CONFIG, environment, make_steps, read_stage, train_stage
+from lit_eve.nano.pipeline import CONFIG, make_steps, read_stage, train_stage
 from lit_eve.nano.seeds import cores, run_side_by_side, slug, spread, write_seeded
 from lit_eve.nano.steps import Journal, Step
+from lit_eve.training.record import environment
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = ("world", "language_model", "teacher")

@@ -18,9 +18,10 @@ from typing import Any
 
 from lit_eve.errors import LitEveError
 from lit_eve.files import write_atomically
-from lit_eve.nano.pipeline import CONFIG, environment, run_pipeline
+from lit_eve.nano.pipeline import CONFIG, run_pipeline
 from lit_eve.nano.seeds import cores, result_of, run_side_by_side, slug, spread, write_seeded
 from lit_eve.nano.world.questions import TYPES
+from lit_eve.training.record import environment
 
 RESULTS = Path(__file__).parent / "results"
 SCORES = "benchmarks.json"
@@ -69,11 +70,16 @@ def folder_of(options: argparse.Namespace, seed: int) -> Path:
     return options.output / f"seed_{seed}"
 
 
+def types_of(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Types of questions that every run was asked; a small test set may lack one."""
+    return [type for type in TYPES if all(type in run["by_type"] for run in runs)]
+
+
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean, least and spread of every number over the runs."""
     rows = [
         {name: run[name] for name in WHOLE}
-        | {f"by_type/{type}": value for type, value in run["by_type"].items()}
+        | {f"by_type/{type}": run["by_type"][type] for type in types_of(runs)}
         | {f"benchmarks/{name}": value for name, value in run.get("benchmarks", {}).items()}
         | {"seconds": run["seconds"]["data_and_training"]}
         for run in runs
@@ -83,9 +89,10 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row per run, then mean, least and standard deviation."""
-    heads = ["seed", "all", *(type.replace("_", " ") for type in TYPES), "captions", "shuffled", "blind", "seconds"]
+    types = types_of(runs)
+    heads = ["seed", "all", *(type.replace("_", " ") for type in types), "captions", "shuffled", "blind", "seconds"]
     numbers = [
-        [run["question_accuracy"], *(run["by_type"][type] for type in TYPES)]
+        [run["question_accuracy"], *(run["by_type"][type] for type in types)]
         + [run["caption_accuracy"], run["shuffled_accuracy"], run["blind_accuracy"], run["seconds"]["data_and_training"]]
         for run in runs
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,12 @@ def test_peaks_by_name():
     assert {name: peak_flops(name) / 1e12 for name in names} == names
     for unknown in ("Tesla T4", "NVIDIA A10G", "NVIDIA L40", "NVIDIA RTX A1000"):
         assert peak_flops(unknown) is None
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_measurement_says_what_it_takes(path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    monkeypatch.syspath_prepend(path.parent)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert not end.value.code and "usage:" in capsys.readouterr().out
