@@ -123,6 +123,15 @@ def test_the_table_of_seeds_has_mean_least_and_deviation() -> None:
     assert summary["by_type/place"]["least"] == 0.8 and summary["benchmarks/gqa"]["median"] == 85.0
 
 
+def test_the_very_words_of_any_right_answer_count(tmp_path: Path) -> None:
+    answers = {"v1_0": "2<OR>two", "v1_1": "row-1<AND>column-3", "v1_2": "red", "v1_3": "small<OR>little"}
+    (tmp_path / "mm-vet.json").write_text(json.dumps({name: {"answer": answer} for name, answer in answers.items()}))
+    said = ["two", "row-1 column-3", "blue", "small"]
+    lines = (json.dumps({"question_id": number, "text": text}) for number, text in enumerate(said))
+    (tmp_path / "mmvet.jsonl").write_text("\n".join(lines))
+    assert script("nano_seeds").very_words(tmp_path / "mm-vet.json", tmp_path / "mmvet.jsonl") == 75.0
+
+
 def tiny(folder: Path, source: str) -> Path:
     """A config of seconds."""
     return write_config(folder, source=CONFIG.with_name(source), world={"test": 16, "benchmarks": 10})
