@@ -24,10 +24,10 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from lit_eve.data import EveDataModule, ShardWriter
-from lit_eve.data.index import ensure_indices
 from lit_eve.data.lengths import prepare_shards
-from lit_eve.data.paths import list_shards
 from lit_eve.data.plan import plan_epoch
+from lit_eve.data.shards.index import ensure_indices
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.processing import EveProcessor, ImageGeometry
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "data" / "eve_v1" / "tokenizer"

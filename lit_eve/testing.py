@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_eve.models import EveConfig, EveForConditionalGeneration
-from lit_eve.models.patch_embedding import check_image_tokens, takes_grid
+from lit_eve.models.patch_embeddings import check_image_tokens, takes_grid
 from lit_eve.processing import ImageGeometry
 
 _GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "teacher_image_size": 64, "teacher_patch_size": 8}

@@ -67,7 +67,9 @@ def test_quoted_files_are_what_the_files_say():
     assert len(quoted) == 3
     for path, code in quoted.items():
         assert code in (ROOT / path).read_text(), f"the README quotes {path} as it was"
-    assert quoted["lit_eve/models/linear_patches.py"] == (ROOT / "lit_eve/models/linear_patches.py").read_text()
+    assert (
+        quoted["lit_eve/models/patch_embeddings/linear.py"] == (ROOT / "lit_eve/models/patch_embeddings/linear.py").read_text()
+    )
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)

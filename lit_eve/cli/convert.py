@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert, and say what was done."""
-    from lit_eve.models.conversion import convert
+    from lit_eve.models.checkpoints.conversion import convert
 
     result = convert(
         args.source,

@@ -81,7 +81,7 @@ def _pack(
 ) -> None:
     from lit_eve.data.annotations import ShardedAnnotations
     from lit_eve.data.pack import REPORT, PackJob, pack
-    from lit_eve.data.tar import printable
+    from lit_eve.data.shards.tar import printable
 
     images = None if isinstance(annotations, ShardedAnnotations) else Path(args.images or annotations.path.parent)
     job = PackJob(annotations, Path(args.output), images, args.samples_per_shard, args.verify)
@@ -107,10 +107,10 @@ def _counting(configs: list[str]) -> tuple[EveProcessor | None, TemplateName | N
 
 def _index(source: str, processor: EveProcessor | None, template: TemplateName | None, processes: int) -> None:
     """Index what is not indexed yet; with a processor, count its tokens and say how many samples it cannot use."""
-    from lit_eve.data.index import ensure_indices
     from lit_eve.data.lengths import load_table, prepare_shards
-    from lit_eve.data.paths import list_shards
-    from lit_eve.data.tar import printable
+    from lit_eve.data.shards.index import ensure_indices
+    from lit_eve.data.shards.paths import list_shards
+    from lit_eve.data.shards.tar import printable
 
     shards = list_shards(source)
     if processor is None:

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from lit_eve.data.dataset import Collate, PackedDataset, StoredSamples
 from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
 from lit_eve.data.loader import ExactResume, FitProgress, PackedLoader
-from lit_eve.data.paths import list_shards
 from lit_eve.data.plan import RowPlan, plan_epoch
 from lit_eve.data.shards import ShardReader
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.data.skips import SkipLog
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_eve.data.index import load_index
 from lit_eve.data.lengths import Skipped
 from lit_eve.data.shards import ShardReader
+from lit_eve.data.shards.index import load_index
 from lit_eve.errors import SampleError
 from lit_eve.losses import target_positions_of
 from lit_eve.processing import EveProcessor, Sample

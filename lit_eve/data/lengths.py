@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_eve.data.cache import array_to_strings, is_kept, load_arrays, save_arrays, strings_to_array
-from lit_eve.data.index import ShardIndex, ensure_indices, index_shard
 from lit_eve.data.parallel import for_each_shard
-from lit_eve.data.paths import list_shards
 from lit_eve.data.shards import ShardReader, check_images, parse_text
+from lit_eve.data.shards.cache import array_to_strings, is_kept, load_arrays, save_arrays, strings_to_array
+from lit_eve.data.shards.index import ShardIndex, ensure_indices, index_shard
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import SampleError
 from lit_eve.processing import EveProcessor
 from lit_eve.processing.processor import TemplateName

@@ -23,10 +23,10 @@ from typing import IO, Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lit_eve.data.annotations import Annotations, Block, Entry, ShardedAnnotations, image_labels, read_image, shard_record
-from lit_eve.data.index import index_shard
 from lit_eve.data.lengths import fingerprint, shard_lengths
 from lit_eve.data.parallel import in_any_order
 from lit_eve.data.shards import ShardWriter
+from lit_eve.data.shards.index import index_shard
 from lit_eve.errors import ConfigError, SampleError
 from lit_eve.processing import EveProcessor
 from lit_eve.processing.images import image_size, load_image

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lit_eve.errors import LitEveError
-from lit_eve.models.answer_ends import stop_arguments, without_end
+from lit_eve.models.generation.answer_ends import stop_arguments, without_end
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 

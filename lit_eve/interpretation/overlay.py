@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.recorder import AttentionRecorder
-from lit_eve.models.answer_ends import stop_arguments, without_end
+from lit_eve.models.generation.answer_ends import stop_arguments, without_end
 from lit_eve.models.splice import ImageLayout
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource

@@ -6,11 +6,16 @@ Importing this package registers EVE with transformers' Auto classes, so that ``
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lit_eve.models.attention import PACKED, PACKED_SDPA, PACKED_VARLEN
+from lit_eve.models.checkpoints.loading import load
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration, EveOutput
-from lit_eve.models.linear_patches import LinearPatchEmbedding
-from lit_eve.models.loading import load
-from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, EveV1PatchEmbedding, ImageTokens, PatchEmbedding
+from lit_eve.models.patch_embeddings import (
+    PATCH_EMBEDDINGS,
+    EveV1PatchEmbedding,
+    ImageTokens,
+    LinearPatchEmbedding,
+    PatchEmbedding,
+)
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.processing import EveProcessor
 

@@ -5,7 +5,6 @@ Notation: B rows, T tokens per row, D width, V vocabulary, N images, P patches, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache
 from transformers.utils import ModelOutput
 
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError
@@ -26,13 +25,14 @@ from lit_eve.losses import (
     patch_alignment_loss,
     target_positions_of,
 )
+from lit_eve.models.checkpoints.skeletons import check_buffers
 from lit_eve.models.config import EveConfig
-from lit_eve.models.decoders import FamilyHead, blocks_of, decoder_of, embed_tokens, packed_inputs, usual_attention
-from lit_eve.models.decoding import ImageGenerationMixin
+from lit_eve.models.decoders import FamilyHead, blocks_of, embed_tokens, packed_inputs, usual_attention
+from lit_eve.models.generation.mixin import ImageGenerationMixin
 from lit_eve.models.own import note_import, note_imports
-from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens, check_image_tokens, takes_grid
+from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS, ImageTokens, check_image_tokens, takes_grid
+from lit_eve.models.pretrained import EvePreTrainedModel
 from lit_eve.models.projector import PROJECTORS
-from lit_eve.models.skeletons import check_buffers, restore_buffers
 from lit_eve.models.splice import ImageLayout, TeacherCells, check, splice
 from lit_eve.models.taps import hidden_state_taps
 from lit_eve.registry import Registry
@@ -63,7 +63,7 @@ def normalize_pixels(pixels: Tensor, mean: list[float], std: list[float], dtype:
     return scaled.to(dtype)
 
 
-class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
+class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
     """EVE (arXiv 2406.11832): patch embedding, projector and any causal language model of transformers, taken as it is.
 
     The aligner and the frozen teacher exist in training only, after :meth:`attach_teacher`. The aligner is saved beside the
@@ -72,16 +72,6 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
     Args:
         config: the architecture.
     """
-
-    config_class = EveConfig
-    main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
 
     def __init__(self, config: EveConfig) -> None:
         super().__init__(config)
@@ -109,60 +99,6 @@ class EveForConditionalGeneration(PreTrainedModel, ImageGenerationMixin):
         part = build()
         check_buffers(part, build, f"{key} {spec['name']!r}")
         return part
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, whose loader does not know what the constructors of our parts computed."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        restore_buffers(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EveForConditionalGeneration:
-        # Moves and casts. A cast to bfloat16 would round the rotary frequencies too, and turn far positions by a radian.
-        exact = {
-            (module, name): module._buffers[name] for module in self.modules() for name in module._non_persistent_buffers_set
-        }
-        super()._apply(fn, recurse)
-        for (module, name), buffer in exact.items():
-            if buffer is not None and module._buffers[name].dtype != buffer.dtype:
-                module._buffers[name] = buffer.to(module._buffers[name].device)
-        return self
-
-    # ---- what transformers asks of a model
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        # Torch's own initialisation, as upstream; the language model initialises itself.
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The decoder's token embedding."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's token embedding."""
-        self.language_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The decoder's lm_head."""
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's lm_head."""
-        self.language_model.set_output_embeddings(value)
-
-    def get_decoder(self) -> nn.Module:
-        """The language model without its head."""
-        return decoder_of(self.language_model)
-
-    def recompute_blocks(self, on: bool = True) -> None:
-        """Compute the decoder's blocks again in the backward pass, for less memory, or keep what is inside them."""
-        what = "activation" if hasattr(self, "activation_checkpointing_enable") else "gradient"  # as transformers called it
-        if on:
-            getattr(self, f"{what}_checkpointing_enable")({"use_reentrant": False})
-        else:
-            getattr(self, f"{what}_checkpointing_disable")()
 
     # ---- the teacher
 

@@ -7,7 +7,7 @@ from typing import Any
 from lit_eve.errors import ConfigError
 from lit_eve.imports import find_class, how_to_import, is_there, path_of
 from lit_eve.models.config import EveConfig
-from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS
+from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.registry import Registry
 

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_eve.errors import ConfigError
 from lit_eve.models.decoders import blocks_of
 from lit_eve.models.own import model_class_of
-from lit_eve.models.patch_embedding import takes_grid
+from lit_eve.models.patch_embeddings import takes_grid
 from lit_eve.training.stages import Stage, get_stage
 
 if TYPE_CHECKING:

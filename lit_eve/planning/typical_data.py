@@ -23,10 +23,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from lit_eve.data.index import index_shard
 from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
-from lit_eve.data.paths import list_shards
 from lit_eve.data.plan import permutation, plan_epoch
+from lit_eve.data.shards.index import index_shard
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import ConfigError
 from lit_eve.planning.flops import Workload
 from lit_eve.processing import ImageGeometry

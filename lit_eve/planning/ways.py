@@ -9,7 +9,7 @@ from functools import cache
 
 from lit_eve.errors import LitEveError
 from lit_eve.models import EveForConditionalGeneration
-from lit_eve.models.catalog import decoder_names
+from lit_eve.models.checkpoints.catalog import decoder_names
 from lit_eve.planning.gpus import GIB, Gpu
 from lit_eve.planning.memory import Layout, Measured, measure, memory_of, meta_batch
 from lit_eve.training.recipe import Recipe

@@ -48,7 +48,7 @@ def check_architecture(checkpoint: Mapping[str, Any], module: LitEve) -> None:
     Raises:
         CheckpointError: they differ, or it is no checkpoint of LitEve.
     """
-    from lit_eve.models.loading import ENTRY
+    from lit_eve.models.checkpoints.loading import ENTRY
 
     if ENTRY not in checkpoint:
         raise CheckpointError(f"this is no checkpoint of LitEve: it has no entry {ENTRY!r}")

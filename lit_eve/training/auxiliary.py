@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lit_eve.errors import CheckpointError, ConfigError
-from lit_eve.models.filling import copy_into
-from lit_eve.models.folders import find_model_folder
-from lit_eve.models.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
-from lit_eve.models.weights import is_checkpoint, read_file
+from lit_eve.models.checkpoints.filling import copy_into
+from lit_eve.models.checkpoints.folders import find_model_folder
+from lit_eve.models.checkpoints.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
+from lit_eve.models.checkpoints.weights import is_checkpoint, read_file
 
 if TYPE_CHECKING:
     from lit_eve.training.module import LitEve

@@ -32,14 +32,14 @@ from lit_eve.models import (
     EveConfig,
     EveForConditionalGeneration,
 )
-from lit_eve.models.answer_ends import end_answers
-from lit_eve.models.catalog import known_decoder, known_teacher
+from lit_eve.models.checkpoints.catalog import known_decoder, known_teacher
+from lit_eve.models.checkpoints.filling import fill
+from lit_eve.models.checkpoints.folders import is_hub_name
+from lit_eve.models.checkpoints.loading import read_architecture
+from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import check_decoder, keeps_samples_apart
-from lit_eve.models.filling import fill
-from lit_eve.models.folders import is_hub_name
-from lit_eve.models.loading import read_architecture
+from lit_eve.models.generation.answer_ends import end_answers
 from lit_eve.models.own import model_class_of
-from lit_eve.models.weights import is_checkpoint, iterate_weights
 from lit_eve.processing import EveProcessor, ImageGeometry, templates
 from lit_eve.training.architecture import differences, is_irrelevant
 from lit_eve.training.teachers import check_teacher
@@ -154,7 +154,7 @@ class Blueprint:
 
         Args:
             planned: nothing needs to be there yet, neither ``init_from`` nor a tokenizer; well-known decoders and teachers are
-                taken from a list, without a network (:mod:`lit_eve.models.catalog`).
+                taken from a list, without a network (:mod:`lit_eve.models.checkpoints.catalog`).
         """
         config = self._planned_config if planned else self.config
         if self.attn_implementation in (PACKED, PACKED_SDPA, PACKED_VARLEN) and not keeps_samples_apart(config.text_config):

@@ -21,8 +21,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
 from lit_eve.errors import ConfigError
+from lit_eve.models.checkpoints.sharded import read_checkpoint
 from lit_eve.models.decoders import blocks_of
-from lit_eve.models.sharded import read_checkpoint
 from lit_eve.training.auxiliary import auxiliaries
 from lit_eve.training.sharded_checkpoint import ShardedCheckpoints, load_model, load_optimizer
 
@@ -42,8 +42,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     Precision: ``32-true``; ``bf16-mixed`` (float32 weights, bfloat16 computation, float32 reduction); ``bf16-true``.
 
     Checkpoints are folders to which every process writes its part, while training goes on
-    (:mod:`lit_eve.models.sharded`). They are resumed by any number of processes, and so are the single files of other
-    strategies.
+    (:mod:`lit_eve.models.checkpoints.sharded`). They are resumed by any number of processes, and so are the single files of
+    other strategies.
 
     Args:
         replicas: copies of the model (hybrid sharding): with one per node, weights travel inside a node only, and gradients

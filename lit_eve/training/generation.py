@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_eve.errors import SampleError
-from lit_eve.models.answer_ends import stop_arguments, without_end
+from lit_eve.models.generation.answer_ends import stop_arguments, without_end
 from lit_eve.processing import Sample, parse_conversation
 from lit_eve.processing.sample import Slot, naming
 

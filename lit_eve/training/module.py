@@ -351,7 +351,7 @@ class LitEve(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add config and processor, so that the checkpoint can be loaded on its own."""
-        from lit_eve.models.loading import ENTRY, describe
+        from lit_eve.models.checkpoints.loading import ENTRY, describe
 
         checkpoint[ENTRY] = describe(self.model, self.processor)
 

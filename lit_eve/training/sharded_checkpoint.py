@@ -1,4 +1,4 @@
-"""Writing and reading sharded checkpoints (format: :mod:`lit_eve.models.sharded`) during training.
+"""Writing and reading sharded checkpoints (format: :mod:`lit_eve.models.checkpoints.sharded`) during training.
 
 Tensors are keyed by the names of parameters, optimizer states too, so that neither the number of processes nor the order of
 the parameter groups matters.
@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from lit_eve.errors import CheckpointError
-from lit_eve.models.filling import copy_into
-from lit_eve.models.sharded import (
+from lit_eve.models.checkpoints.filling import copy_into
+from lit_eve.models.checkpoints.sharded import (
     META,
     MODEL,
     OPTIMIZER,
@@ -206,7 +206,7 @@ def load_model(path: str | Path, checkpoint: dict[str, Any], module: nn.Module) 
     """Copy the weights of a checkpoint into a module, whose parameters may be sharded.
 
     Args:
-        checkpoint: from :func:`~lit_eve.models.sharded.read_checkpoint`; names and shapes are those of the module.
+        checkpoint: from :func:`~lit_eve.models.checkpoints.sharded.read_checkpoint`; names and shapes are those of the module.
     """
     places = module.state_dict()
     if is_sharded(path):

@@ -8,8 +8,8 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from lit_eve.errors import CheckpointError
-from lit_eve.models.folders import read_json
-from lit_eve.models.weights import read_file, weight_files
+from lit_eve.models.checkpoints.folders import read_json
+from lit_eve.models.checkpoints.weights import read_file, weight_files
 
 _TYPES = ("clip", "clip_vision_model")
 _PREFIX = "vision_model."

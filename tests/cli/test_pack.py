@@ -11,9 +11,9 @@ from PIL import Image
 
 from lit_eve.cli import main
 from lit_eve.data import ShardReader
-from lit_eve.data.index import index_shard
 from lit_eve.data.lengths import fingerprint, load_table
-from lit_eve.data.paths import list_shards
+from lit_eve.data.shards.index import index_shard
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.training.recipe import read_recipe
 from tests.training import world as micro
 

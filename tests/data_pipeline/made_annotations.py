@@ -15,9 +15,9 @@ from made_shards import photo, record
 
 from lit_eve.data import ShardReader
 from lit_eve.data.annotations import open_annotations
-from lit_eve.data.index import index_shard
 from lit_eve.data.pack import PackJob
-from lit_eve.data.paths import list_shards
+from lit_eve.data.shards.index import index_shard
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.processing.sample import Sample
 
 BAD = {  # what is wrong -> the reason in the report

@@ -13,7 +13,7 @@ import pytest
 from made_shards import photo, record, write_shards
 
 from lit_eve.data.annotations import Annotations, Block, Entry, open_annotations, shard_record
-from lit_eve.data.paths import list_shards
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import ConfigError, SampleError
 
 QUESTION = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]

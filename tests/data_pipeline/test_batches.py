@@ -21,8 +21,8 @@ from recorder import Recorder, train
 from lit_eve.data import EveDataModule, ShardWriter
 from lit_eve.data.dataset import Collate
 from lit_eve.data.lengths import fingerprint, load_table, shard_lengths
-from lit_eve.data.paths import list_shards
 from lit_eve.data.shards import ShardReader
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import LitEveError
 from lit_eve.processing import EveProcessor
 
@@ -36,7 +36,7 @@ def make(path: Path, processor: EveProcessor, teacher: bool = False, **options) 
 
 
 def samples_of(path: Path) -> dict:
-    from lit_eve.data.index import index_shard
+    from lit_eve.data.shards.index import index_shard
 
     paths = list_shards(path)
     reader = ShardReader(paths)

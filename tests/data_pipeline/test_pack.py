@@ -16,10 +16,10 @@ from made_shards import photo, write_shards
 from lit_eve.cli import main
 from lit_eve.data import ShardReader
 from lit_eve.data.annotations import open_annotations
-from lit_eve.data.index import index_shard
 from lit_eve.data.lengths import fingerprint, load_table
 from lit_eve.data.pack import PackJob, pack
-from lit_eve.data.paths import list_shards
+from lit_eve.data.shards.index import index_shard
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import ConfigError
 from lit_eve.processing import EveProcessor
 from lit_eve.processing.sample import Sample

@@ -12,7 +12,7 @@ from made_shards import write_shards
 
 from lit_eve.cli import main
 from lit_eve.data import EveDataModule
-from lit_eve.data.paths import list_shards
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import ConfigError
 from lit_eve.processing import EveProcessor
 

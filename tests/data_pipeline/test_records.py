@@ -18,10 +18,10 @@ from PIL import Image
 from lit_eve.cli import main
 from lit_eve.data import ShardWriter
 from lit_eve.data.annotations import open_annotations
-from lit_eve.data.index import index_shard
 from lit_eve.data.lengths import load_table
 from lit_eve.data.pack import PackJob, pack
 from lit_eve.data.shards import parse_text
+from lit_eve.data.shards.index import index_shard
 from lit_eve.errors import LitEveError, SampleError
 from lit_eve.processing import EveProcessor, image_size, load_image
 from lit_eve.processing.formats import FORMATS

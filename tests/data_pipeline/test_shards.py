@@ -14,9 +14,9 @@ from made_shards import photo, record, write_shards
 from PIL import Image
 
 from lit_eve.data import ShardReader, ShardWriter
-from lit_eve.data import index as index_module
-from lit_eve.data.index import ensure_indices, index_shard, load_index, scan_shard
-from lit_eve.data.paths import list_shards
+from lit_eve.data.shards import index as index_module
+from lit_eve.data.shards.index import ensure_indices, index_shard, load_index, scan_shard
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import ConfigError, SampleError
 
 RNG = np.random.default_rng(0)

@@ -24,10 +24,10 @@ from PIL import Image
 
 from lit_eve.data import ShardReader
 from lit_eve.data.annotations import open_annotations
-from lit_eve.data.index import index_shard, scan_shard
 from lit_eve.data.lengths import load_table
 from lit_eve.data.pack import PackJob, pack
-from lit_eve.data.tar import printable
+from lit_eve.data.shards.index import index_shard, scan_shard
+from lit_eve.data.shards.tar import printable
 from lit_eve.errors import ConfigError, LitEveError, SampleError
 from lit_eve.processing import EveProcessor
 from lit_eve.processing.sample import Sample

@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from lit_eve.models import EveForConditionalGeneration, official
-from lit_eve.models.weights import iterate_weights
+from lit_eve.models import EveForConditionalGeneration
+from lit_eve.models.checkpoints import official
+from lit_eve.models.checkpoints.weights import iterate_weights
 from tests.models import reference
 
 

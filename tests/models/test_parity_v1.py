@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch.testing import assert_close
 
-from lit_eve.models import official
+from lit_eve.models.checkpoints import official
 from lit_eve.models.eve import normalize_pixels
 from lit_eve.models.splice import ImageLayout, TeacherCells, splice
 from tests.models import reference

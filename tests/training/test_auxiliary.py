@@ -18,7 +18,7 @@ from torch.testing import assert_close
 import lit_eve
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.models import EveForConditionalGeneration
-from lit_eve.models.weights import iterate_weights
+from lit_eve.models.checkpoints.weights import iterate_weights
 from lit_eve.training.callbacks import find_checkpoint
 from lit_eve.training.cli import EveCLI
 from lit_eve.training.stages import Rule, Stage

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 import lit_eve
 from lit_eve.data import ShardWriter
 from lit_eve.errors import ConfigError
-from lit_eve.models.weights import iterate_weights
+from lit_eve.models.checkpoints.weights import iterate_weights
 from lit_eve.training.callbacks import find_checkpoint
 from lit_eve.training.callbacks.export import _gather
 from lit_eve.training.cli import EveCLI

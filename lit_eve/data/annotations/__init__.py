@@ -22,9 +22,9 @@ from lit_eve.data.annotations.json_stream import MAX_ELEMENT, ArrayReader, LineR
 from lit_eve.data.annotations.records import image_labels, read_image, shard_record
 from lit_eve.data.annotations.shards import ShardedAnnotations
 from lit_eve.data.annotations.tables import TableReader
-from lit_eve.data.foreign import foreign_kind
-from lit_eve.data.paths import list_shards
-from lit_eve.data.records import CAPTION_KEYS, CONVERSATION_KEYS
+from lit_eve.data.shards.foreign import foreign_kind
+from lit_eve.data.shards.paths import list_shards
+from lit_eve.data.shards.records import CAPTION_KEYS, CONVERSATION_KEYS
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
 

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_eve.data.records import CONVERSATION_KEYS, FILE_KEYS, IMAGE_KEYS, conversation_of, images_in, images_named, plain_key
+from lit_eve.data.shards.records import (
+    CONVERSATION_KEYS,
+    FILE_KEYS,
+    IMAGE_KEYS,
+    conversation_of,
+    images_in,
+    images_named,
+    plain_key,
+)
 from lit_eve.errors import SampleError
 from lit_eve.processing.images import image_format
 from lit_eve.processing.sample import Slot, parse_conversation
@@ -23,8 +31,8 @@ def shard_record(record: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
 
     Returns:
         the record with its conversation under ``conversations``, the rest as it was, without pictures; and what its image key
-        names (:mod:`lit_eve.data.records`), or else what the image parts of its messages do: names of files, or anything that
-        :func:`lit_eve.processing.sources.fetch` takes.
+        names (:mod:`lit_eve.data.shards.records`), or else what the image parts of its messages do: names of files, or
+        anything that :func:`lit_eve.processing.sources.fetch` takes.
 
     Raises:
         SampleError: no conversation or caption, names that are no text, or two keys that name different images.

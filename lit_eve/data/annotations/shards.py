@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_eve.data.annotations.base import Block, Entry, Known
 from lit_eve.data.shards import parse_sample
-from lit_eve.data.tar import DamagedTar, Group, groups_of
+from lit_eve.data.shards.tar import DamagedTar, Group, groups_of
 from lit_eve.errors import ConfigError, SampleError
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_eve.data.annotations.json_stream import MAX_ELEMENT, Reader
-from lit_eve.data.records import CAPTION_KEYS, FILE_KEYS, IMAGE_KEYS, plain_key
+from lit_eve.data.shards.records import CAPTION_KEYS, FILE_KEYS, IMAGE_KEYS, plain_key
 from lit_eve.errors import ConfigError, SampleError
 
 SEPARATORS = ",\t;|"

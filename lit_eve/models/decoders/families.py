@@ -1,7 +1,7 @@
 """Which decoder families of transformers are right inside EVE, and why the others are refused.
 
-Every name was tried (``tests/models/test_every_decoder.py``): loss and logits are those of transformers' own model; samples of
-packed rows, rows of a left-padded batch and steps with a KV cache give what a sample gives alone. Families of no
+Every name was tried (``tests/models/decoders/test_every_decoder.py``): loss and logits are those of transformers' own model;
+samples of packed rows, rows of a left-padded batch and steps with a KV cache give what a sample gives alone. Families of no
 list are refused.
 """
 

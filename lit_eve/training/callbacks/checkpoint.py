@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
-from lit_eve.models.sharded import is_sharded
+from lit_eve.models.checkpoints.sharded import is_sharded
 from lit_eve.training.callbacks.last_step import is_last_step, is_validation_due
 from lit_eve.training.fsdp import FSDP2Strategy
 from lit_eve.training.sharded_checkpoint import not_written, read_whole_checkpoint

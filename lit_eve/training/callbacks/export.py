@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lit_eve.models.folders import replace_folder
+from lit_eve.models.checkpoints.folders import replace_folder
 from lit_eve.training.auxiliary import auxiliaries, save_auxiliaries
 
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lit_eve.data.paths import list_shards
 from lit_eve.data.shards import ShardReader
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import ConfigError
 from lit_eve.nano.world.blind import blind_accuracy
 from lit_eve.nano.world.datasets import HELD_OUT, TRAINING, WorldSettings, chosen, held_out_layouts, make_world
@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 
 def read(folder):
     """The samples of a folder of shards, through the index that training uses."""
-    from lit_eve.data.index import index_shard
+    from lit_eve.data.shards.index import index_shard
 
     shards = list_shards(folder)
     reader = ShardReader(shards)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from lit_eve.data.foreign import foreign_kind
+from lit_eve.data.shards.foreign import foreign_kind
 from lit_eve.errors import ConfigError
 from lit_eve.processing.formats import IMAGE_EXTENSIONS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
-from lit_eve.models.patch_embedding import PATCH_EMBEDDINGS, ImageTokens, PatchEmbedding
+from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, ImageTokens, PatchEmbedding
 from lit_eve.processing.geometry import ImageGeometry
 
 

@@ -24,12 +24,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.files import local_path
 from lit_eve.losses import ALIGNERS
-from lit_eve.models import official
-from lit_eve.models.config import EveConfig
-from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
-from lit_eve.models.folders import check_replaceable, find_model_folder, read_json, replace_folder
-from lit_eve.models.loading import load_processor
-from lit_eve.models.weights import (
+from lit_eve.models.checkpoints import official
+from lit_eve.models.checkpoints.folders import check_replaceable, find_model_folder, read_json, replace_folder
+from lit_eve.models.checkpoints.loading import load_processor
+from lit_eve.models.checkpoints.weights import (
     StoredWeight,
     check_shard_size,
     file_of_each_weight,
@@ -38,6 +36,8 @@ from lit_eve.models.weights import (
     weight_files,
     write_shards,
 )
+from lit_eve.models.config import EveConfig
+from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
 
 LAYOUTS = ("official", EveConfig.model_type)
 KEPT = "official"

@@ -9,7 +9,7 @@ import torch
 
 from lit_eve.errors import CheckpointError
 from lit_eve.models import EveForConditionalGeneration
-from lit_eve.models.filling import fill
+from lit_eve.models.checkpoints.filling import fill
 from tests.models import tiny
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 import lit_eve
 from lit_eve.errors import ConfigError
 from lit_eve.models import PATCH_EMBEDDINGS, ImageTokens, LinearPatchEmbedding
-from lit_eve.models.skeletons import parameters_on_meta, unsaved_buffers
+from lit_eve.models.checkpoints.skeletons import parameters_on_meta, unsaved_buffers
 from lit_eve.training.blueprint import Blueprint
 from tests.models import tiny
 from tests.tiny_model import make_tiny

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from lit_eve.errors import CheckpointError
+from lit_eve.models.checkpoints.folders import read_json
 from lit_eve.models.config import EveConfig
-from lit_eve.models.folders import read_json
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
 PREPROCESSOR = "preprocessor_config.json"

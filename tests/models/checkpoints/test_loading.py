@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import lit_eve
 from lit_eve.errors import CheckpointError, ConfigError
-from lit_eve.models import official
+from lit_eve.models.checkpoints import official
 from tests.models import reference, tiny
 
 

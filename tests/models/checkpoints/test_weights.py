@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from lit_eve.errors import CheckpointError
-from lit_eve.models import folders, official
-from lit_eve.models.weights import iterate_weights
+from lit_eve.models.checkpoints import folders, official
+from lit_eve.models.checkpoints.weights import iterate_weights
 from tests.models import reference, tiny
 
 SAME = {"rtol": 0, "atol": 0}

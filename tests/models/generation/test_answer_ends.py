@@ -14,7 +14,7 @@ import lit_eve
 from lit_eve.data import FinetuneDataModule
 from lit_eve.demo.session import ChatSession
 from lit_eve.errors import ConfigError
-from lit_eve.models.answer_ends import TextEnd, end_answers
+from lit_eve.models.generation.answer_ends import TextEnd, end_answers
 from lit_eve.nano.world.tokenizer import make_tokenizer
 from lit_eve.processing import EveProcessor, Sample, templates
 from lit_eve.processing.templates import Dialogue, Segment

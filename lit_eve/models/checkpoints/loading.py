@@ -13,14 +13,14 @@ from transformers import AutoTokenizer
 
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.files import local_path
-from lit_eve.models import official
-from lit_eve.models.answer_ends import end_answers
+from lit_eve.models.checkpoints import official
+from lit_eve.models.checkpoints.folders import find_model_folder, read_json
+from lit_eve.models.checkpoints.sharded import read_checkpoint
+from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
-from lit_eve.models.folders import find_model_folder, read_json
+from lit_eve.models.generation.answer_ends import end_answers
 from lit_eve.models.own import model_class_of
-from lit_eve.models.sharded import read_checkpoint
-from lit_eve.models.weights import is_checkpoint, iterate_weights
 
 if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from lit_eve.errors import CheckpointError
-from lit_eve.models.skeletons import restore_buffers, unsaved_buffers
+from lit_eve.models.checkpoints.skeletons import restore_buffers, unsaved_buffers
 
 _SHOWN = 5
 

@@ -15,7 +15,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from lit_eve.errors import LitEveError
-from lit_eve.models.generation import images_of_slots, repeat_images
+from lit_eve.models.generation.images import images_of_slots, repeat_images
 
 _IMAGES = ("pixel_values", "image_grid_hw")
 

@@ -20,9 +20,10 @@ from torch.testing import assert_close
 import lit_eve
 from lit_eve.cli import main
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError
-from lit_eve.models import EveForConditionalGeneration, conversion, official
-from lit_eve.models.conversion import convert
-from lit_eve.models.weights import file_of_each_weight, read_file, weight_files
+from lit_eve.models import EveForConditionalGeneration
+from lit_eve.models.checkpoints import conversion, official
+from lit_eve.models.checkpoints.conversion import convert
+from lit_eve.models.checkpoints.weights import file_of_each_weight, read_file, weight_files
 from tests.models import reference, tiny
 
 
@@ -370,7 +371,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(official_folder, tmp_path)
 MEMORY = """
 import sys
 from pathlib import Path
-from lit_eve.models.conversion import convert
+from lit_eve.models.checkpoints.conversion import convert
 
 def peak(source, output):
     field = lambda name: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(name + ":")) * 1024

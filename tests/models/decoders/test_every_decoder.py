@@ -13,13 +13,13 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 import lit_eve
 from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.models.checkpoints.skeletons import unsaved_buffers
 from lit_eve.models.decoders import blocks_of, check_decoder
 from lit_eve.models.decoders.families import PACKED, POSITION_TABLES, REFUSED, SIDE_BY_SIDE
-from lit_eve.models.skeletons import unsaved_buffers
 from lit_eve.models.taps import hidden_state_taps
 from lit_eve.training.blueprint import Blueprint
 from tests.models import tiny
-from tests.models.decoder_families import FAMILIES, VOCAB, tiny_model
+from tests.models.decoders.decoder_families import FAMILIES, VOCAB, tiny_model
 
 # Tried by default: one of each kind. The others are slow.
 TRIED = [
@@ -171,7 +171,7 @@ def test_each_family_of_transformers_stands_in_one_list():
 
 
 def test_the_documents_lists_are_those_of_the_code():
-    rows = (Path(__file__).parents[2] / "docs/decoders.md").read_text()
+    rows = (Path(__file__).parents[3] / "docs/decoders.md").read_text()
     reasons = {reason: {name for name in REFUSED if REFUSED[name] == reason} for reason in REFUSED.values()}
     as_they_are, side_by_side = "as they are: attention keeps the samples apart", "samples side by side, one row each"
     for title, names in {as_they_are: PACKED, side_by_side: SIDE_BY_SIDE, **reasons}.items():

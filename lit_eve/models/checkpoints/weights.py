@@ -21,13 +21,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError
-from lit_eve.models import official
+from lit_eve.models.checkpoints import official
+from lit_eve.models.checkpoints.folders import find_model_folder, read_json
+from lit_eve.models.checkpoints.renaming import as_in_memory
+from lit_eve.models.checkpoints.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
-from lit_eve.models.folders import find_model_folder, read_json
 from lit_eve.models.own import model_class_of
-from lit_eve.models.renaming import as_in_memory
-from lit_eve.models.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
 
 # In the order in which transformers looks for them.
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -1,0 +1,1 @@
+"""Weights in files: folders, layouts and shards that are read and written; a skeleton that is filled from them."""

@@ -1,0 +1,80 @@
+"""What transformers asks of a model: its embeddings, casts that keep exact buffers exact, blocks that are computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_eve.models.checkpoints.skeletons import restore_buffers
+from lit_eve.models.config import EveConfig
+from lit_eve.models.decoders import decoder_of
+
+
+class EvePreTrainedModel(PreTrainedModel):
+    """EVE as transformers' loader, ``generate`` and Trainer see it. A subclass has ``language_model``, a causal LM."""
+
+    config_class = EveConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, whose loader does not know what the constructors of our parts computed."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        restore_buffers(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EvePreTrainedModel:
+        # Moves and casts. A cast to bfloat16 would round the rotary frequencies too, and turn far positions by a radian.
+        exact = {
+            (module, name): module._buffers[name] for module in self.modules() for name in module._non_persistent_buffers_set
+        }
+        super()._apply(fn, recurse)
+        for (module, name), buffer in exact.items():
+            if buffer is not None and module._buffers[name].dtype != buffer.dtype:
+                module._buffers[name] = buffer.to(module._buffers[name].device)
+        return self
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Torch's own initialisation, as upstream; the language model initialises itself.
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The decoder's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's token embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder's lm_head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's lm_head."""
+        self.language_model.set_output_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        """The language model without its head."""
+        return decoder_of(self.language_model)
+
+    def recompute_blocks(self, on: bool = True) -> None:
+        """Compute the decoder's blocks again in the backward pass, for less memory, or keep what is inside them."""
+        what = "activation" if hasattr(self, "activation_checkpointing_enable") else "gradient"  # as transformers called it
+        if on:
+            getattr(self, f"{what}_checkpointing_enable")({"use_reentrant": False})
+        else:
+            getattr(self, f"{what}_checkpointing_disable")()
