@@ -30,7 +30,7 @@ from lit_eve.nano.progress import is_done, mark_done
 from lit_eve.nano.world.benchmark_items import benchmark_scenes
 from lit_eve.nano.world.documents import SHARES, document
 from lit_eve.nano.world.language import caption, glyph_map
-from lit_eve.nano.world.prompts import CONTEXT, Turn, bare, conversation
+from lit_eve.nano.world.prompts import CONTEXT, FORMS, TEXT_FORMS, Turn, bare, conversation
 from lit_eve.nano.world.questions import Ledger, Question, ask
 from lit_eve.nano.world.scenes import Scene, SceneSpec, png, scenes
 
@@ -45,8 +45,8 @@ TRAINING_WEIGHTS = {
 }
 FINETUNE_WEIGHTS = {
     **TRAINING_WEIGHTS,
-    **{"exist_size": 0.1, "exist_place": 0.15, "verify_count": 0.1, "compare": 0.06},  # what only benchmarks ask, more seldom
-    **{"both": 0.06, "either": 0.06, "choose_colour": 0.06, "choose_shape": 0.06},
+    **{"exist_pair": 0.5, "exist_size": 0.1, "exist_place": 0.15},  # what only benchmarks ask, more seldom
+    **{"verify_count": 0.1, "compare": 0.06, "both": 0.06, "either": 0.06, "choose_colour": 0.06, "choose_shape": 0.06},
 }
 WITHOUT_IMAGE = 0.03  # share of the conversations about a map of words instead of an image
 
@@ -133,8 +133,10 @@ def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset
     samples = chosen(name, settings, forbidden)
     rng = random.Random(f"{name}/{settings.seed}")
 
+    forms = {"finetune": FORMS, "text": TEXT_FORMS}.get(name)
+
     def turns(scene: Scene, asked: list[Question]) -> list[Turn]:
-        return conversation(scene, asked, rng) if name == "finetune" else bare(asked)
+        return conversation(scene, asked, rng, forms) if asked and forms else bare(asked)
 
     if name.endswith("text"):
         documents = (document(scene, turns(scene, asked), rng, settings.documents) for scene, asked in samples)

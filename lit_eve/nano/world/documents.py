@@ -5,7 +5,7 @@ Five kinds of documents, each a lesson of its own:
     caption     all things in reading order, as stages 1 and 2 will ask for them
     facts       what belongs together, in any order, twice: every word asks for another attribute of the same thing, and the
                 second list says so again to a reader who missed it
-    counts      how many there are of a colour, shape or size, one after the other
+    counts      how many there are of a colour, shape or size, or of a colour and shape, one after the other
     stop        a map that stops behind a thing, and where that is, asked for one token later: so the thing's own token must
                 know its place
     chat        questions and answers
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lit_eve.nano.world.language import USER, caption, chat, facts, glyph_map, glyph_rows
 from lit_eve.nano.world.prompts import Turn
-from lit_eve.nano.world.questions import counts_of
+from lit_eve.nano.world.questions import PLURALS, counts_of, pairs_of
 from lit_eve.nano.world.scenes import Scene
 
 ZEROS = 0.5  # share of the attributes of no thing that a list of counts names
@@ -37,8 +37,9 @@ def facts_document(scene: Scene, rng: random.Random) -> str:
 
 
 def counts_document(scene: Scene, rng: random.Random) -> str:
-    """The map and how many there are: "red shapes 2; crosses 0; shapes 3; ..."."""
+    """The map and how many there are: "red shapes 2; crosses 0; shapes 3; red circles 1; ..."."""
     counts = [*counts_of(scene.things), ("shapes", len(scene.things))]
+    counts += [(f"{colour} {PLURALS[shape]}", count) for colour, shape, count in pairs_of(scene.things)]
     phrases = [f"{name} {count}" for name, count in counts if count or rng.random() < ZEROS]
     rng.shuffle(phrases)
     return f"{glyph_map(scene)}\n{'; '.join(phrases)}\n"

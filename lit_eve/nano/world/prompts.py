@@ -7,7 +7,7 @@ conversation and holds for all that follow, but for multiple choice, where every
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lit_eve.nano.world.questions import ALL_ANSWERS, FAMILIES, Question
@@ -22,8 +22,10 @@ FORMATS = (f"\n{SHORT}", f"\n{UNSURE}", f"\n{LETTER}", f"\n{OCR}", CONTEXT)
 LETTERS = "ABCD"
 UNANSWERABLE = "unanswerable"
 
-FORMS = {"bare": 0.5, "short": 0.2, "letter": 0.17, "text": 0.05, "unsure": 0.04, "ocr": 0.04}
+FORMS = {"bare": 0.4, "short": 0.3, "letter": 0.17, "text": 0.05, "unsure": 0.04, "ocr": 0.04}
 """Shares of the forms among the conversations of the third stage."""
+TEXT_FORMS = {"bare": 0.7, "short": 0.3}
+"""The same among the conversations that the language model reads: it knows the short form before the images come."""
 LETTER_TYPES = ("exist", "size", "count", "shape", "count_by_attribute")
 """In multiple choice answered by a letter, as ScienceQA and SEED-Bench want it."""
 TEXT_TYPES = ("colour", "relation", "place", "choose_colour", "choose_shape")
@@ -116,9 +118,9 @@ def multiple_choice(asked: Sequence[Question], rng: random.Random, by_letter: bo
     return turns[:OPTIONS_TURNS]
 
 
-def conversation(scene: Scene, asked: Sequence[Question], rng: random.Random) -> list[Turn]:
-    """The questions, in a form drawn from `FORMS`; in that of VizWiz, unanswerable ones take the place of some."""
-    form = rng.choices(list(FORMS), list(FORMS.values()))[0]
+def conversation(scene: Scene, asked: Sequence[Question], rng: random.Random, forms: Mapping[str, float] = FORMS) -> list[Turn]:
+    """The questions, in a form drawn from ``forms``; in that of VizWiz, unanswerable ones take the place of some."""
+    form = rng.choices(list(forms), list(forms.values()))[0]
     if form in ("letter", "text") and (turns := multiple_choice(asked, rng, by_letter=form == "letter")):
         return turns
     if form == "unsure" and asked[0].type in FAMILIES[1]:  # the others ask what is there

@@ -30,6 +30,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
 """The answers to each type of question that validation and test sets ask."""
 TYPES = tuple(ANSWERS)
 MORE_ANSWERS: dict[str, tuple[str, ...]] = {
+    "exist_pair": YES_NO,
     "verify_count": YES_NO,
     "both": YES_NO,
     "either": YES_NO,
@@ -42,7 +43,10 @@ MORE_ANSWERS: dict[str, tuple[str, ...]] = {
 """What training sets and the miniature benchmarks ask besides."""
 ALL_ANSWERS = ANSWERS | MORE_ANSWERS
 FAMILIES = (
-    ("exist", "count", "count_by_attribute", "verify_count", "both", "either", "compare", "exist_size", "exist_place"),
+    (
+        *("exist", "count", "count_by_attribute", "exist_pair", "exist_size", "exist_place"),
+        *("verify_count", "both", "either", "compare"),
+    ),
     ("colour", "shape", "size", "relation", "place", "choose_colour", "choose_shape"),
 )
 """The second family's questions speak of things that are there, which would answer those of the first."""
@@ -62,14 +66,16 @@ def questions(scene: Scene, type: str) -> Iterator[Question]:
     things = scene.things
     if type == "exist":
         colours, shapes = {t.colour for t in things}, {t.shape for t in things}
-        pairs = {(t.colour, t.shape) for t in things}
         for colour in COLOURS:
             yield Question(type, f"is there a {colour} shape?", _yes(colour in colours))
         for shape in SHAPES:
             yield Question(type, f"is there a {shape}?", _yes(shape in shapes))
-        for colour in sorted(colours):
-            for shape in sorted(shapes):
-                yield Question(type, f"is there a {colour} {shape}?", _yes((colour, shape) in pairs))
+        for colour, shape, count in pairs_of(things):
+            yield Question(type, f"is there a {colour} {shape}?", _yes(count))
+    elif type == "exist_pair":  # only where knowing colours and shapes is not enough
+        pairs = list(pairs_of(things))
+        if not all(count for _, _, count in pairs):
+            yield from (Question(type, f"is there a {colour} {shape}?", _yes(count)) for colour, shape, count in pairs)
     elif type == "count":
         yield Question(type, "how many shapes are there?", str(len(things)))
     elif type == "count_by_attribute":
@@ -167,6 +173,14 @@ def _relations(scene: Scene) -> Iterator[Question]:
                 yield Question("relation", f"seen from the {reference}, where is the {name}?", answer)
 
 
+def pairs_of(things: Sequence[Thing]) -> Iterator[tuple[str, str, int]]:
+    """How many there are of each colour and shape that are both there: ("red", "circle", 1), ("red", "cross", 0)."""
+    found = Counter((thing.colour, thing.shape) for thing in things)
+    for colour in sorted({thing.colour for thing in things}):
+        for shape in sorted({thing.shape for thing in things}):
+            yield colour, shape, found[colour, shape]
+
+
 def _unique(things: Iterable[Thing], attribute: str) -> Iterator[tuple[str, Thing]]:
     """The things that one attribute alone names: ("circle", thing), ("red shape", thing)."""
     values = Counter(getattr(thing, attribute) for thing in things)
@@ -233,7 +247,8 @@ def ask(scene: Scene, rng: random.Random, ledger: Ledger, turns: int = 1) -> lis
             if type not in candidates:
                 candidates[type] = list(questions(scene, type))
                 rng.shuffle(candidates[type])
-            question = next(filter(ledger.admits, candidates[type]), None)
+            new = (question for question in candidates[type] if question.text not in {known.text for known in asked})
+            question = next(filter(ledger.admits, new), None)
             if question is not None:
                 break
         else:
