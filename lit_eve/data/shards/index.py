@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_eve.data.shards.cache import array_to_strings, is_kept, load_arrays, save_arrays, strings_to_array
 from lit_eve.data.parallel import for_each_shard
+from lit_eve.data.shards.cache import array_to_strings, is_kept, load_arrays, save_arrays, strings_to_array
 from lit_eve.data.shards.tar import TEXT_EXTENSIONS, Group, groups_of, image_place
 from lit_eve.errors import ConfigError, SampleError
 from lit_eve.processing.images import image_size

@@ -13,7 +13,7 @@ from lit_eve.nano.world.datasets import WorldSettings
 from lit_eve.nano.world.documents import KINDS, SHARES, counts_document, document, facts_document, stop_document
 from lit_eve.nano.world.language import caption, glyph_map
 from lit_eve.nano.world.prompts import Turn
-from lit_eve.nano.world.questions import questions
+from lit_eve.nano.world.questions import PLURALS, pairs_of, questions
 from lit_eve.nano.world.scenes import Scene, Thing, scenes
 from lit_eve.nano.world.tokenizer import make_tokenizer
 
@@ -60,6 +60,8 @@ def test_counts_are_those_that_questions_ask_for() -> None:
         said = dict(phrase.rsplit(" ", 1) for phrase in text.split("; "))
         asked = {question.text: question.answer for question in questions(scene, "count_by_attribute")}
         assert said.pop("shapes") == str(len(scene.things))
+        for colour, shape, count in pairs_of(scene.things):
+            assert said.pop(f"{colour} {PLURALS[shape]}", "0") == str(count)
         for name, count in said.items():
             assert asked.get(f"how many {name} are there?", "4") == count
         missing = {text for text, answer in asked.items() if answer != "0"} - {f"how many {name} are there?" for name in said}

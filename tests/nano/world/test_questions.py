@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -26,6 +27,10 @@ def test_answers_are_true():
     sizes = answers("exist_size")
     assert sizes["is there a large cross?"] == "yes" and sizes["is there a large circle?"] == "no"
     assert sizes["is there a large blue shape?"] == sizes["is there a small blue shape?"] == "yes"
+    pairs = answers("exist_pair")
+    assert (
+        pairs["is there a red circle?"] == pairs["is there a blue cross?"] == "yes" and pairs["is there a red cross?"] == "no"
+    )
     places = answers("exist_place")
     assert places["is there a circle in row-2?"] == "yes" and places["is there a red shape in row-2?"] == "no"
     assert places["is there a cross in column-4?"] == "yes" and "is there a cross in row-3?" not in places
@@ -54,6 +59,18 @@ def test_the_blind_stay_blind(type):
     assert blind_accuracy(asked)["all"] < (0.62 if set(MORE_ANSWERS[type]) == set(YES_NO) else 0.68)
     shares = Counter(question.answer for question in asked)
     assert max(shares.values()) - min(shares.values()) <= 1
+
+
+def test_pairs_are_asked_where_colours_and_shapes_alone_do_not_tell():
+    same = Scene(64, 32, (255, 255, 255), (THINGS[0], replace(THINGS[0], column=2)))
+    assert not list(questions(same, "exist_pair")) and len(answers("exist_pair")) == 4
+
+
+def test_no_question_is_asked_twice():
+    ledger, rng = Ledger(slack=99, weights=dict.fromkeys(TYPES, 0.0) | {"exist": 1.0, "exist_pair": 1.0}), random.Random(0)
+    for scene in islice(scenes("twice", 0), 200):
+        texts = [question.text for question in ask(scene, rng, ledger, 6)]
+        assert len(texts) == len(set(texts))
 
 
 def test_only_the_types_of_a_ledger_are_asked():
