@@ -7,7 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation import AttentionRecorder
-from lit_eve.interpretation.recorder import _samples, _visible
+from lit_eve.interpretation.recording.attention import _samples, _visible
 from lit_eve.models import PACKED, EveConfig, EveForConditionalGeneration, attention
 
 SIZE = {

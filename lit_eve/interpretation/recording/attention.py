@@ -1,0 +1,150 @@
+"""Attention probabilities of a few layers, heads and rows, recorded while the model runs as it always does.
+
+    with AttentionRecorder(model, layers=[-1], rows=-1) as recorder:
+        model.generate(**inputs)
+    first_token = recorder.calls(-1)[0]          # (B, heads, 1, T)
+
+A fast kernel never holds the probabilities. The recorder stands in front of it (`intercept`), recomputes the softmax for the
+rows it was asked for, and calls the kernel.
+
+Notation: B rows of the batch, h heads, Q query positions of a call, K key positions, R recorded rows, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_eve.errors import LitEveError
+from lit_eve.interpretation.recording.intercept import AttentionCall, attention_modules, indices, intercept_attention
+from lit_eve.models.attention import PackedRows
+
+
+class AttentionRecorder:
+    """Context manager that records attention probabilities of a model's decoder.
+
+    Args:
+        model: EVE, or any causal language model of transformers whose attention goes through its table of attention functions
+            (LLaMA, Qwen2, Qwen3, Mistral, OLMo, SmolLM...).
+        layers: decoder layers, negative ones from the end; None: all.
+        heads: query heads; None: all.
+        rows: query positions of each call of the model, negative ones from the end; None: all (that is Q x K numbers per head:
+            mind the memory). The default -1 is the position that predicts the next token, in every step of ``generate``.
+
+    Raises:
+        LitEveError: the model's attention cannot be recorded, or a layer or head does not exist.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        rows: int | Sequence[int] | None = -1,
+    ) -> None:
+        modules = attention_modules(model)
+        self.num_layers = len(modules)
+        self._model = model
+        self.heads = indices(heads, modules[0].config.num_attention_heads, "head")
+        """The recorded heads, from 0."""
+        self._rows = [rows] if isinstance(rows, int) else rows
+        self._calls: dict[int, list[Tensor]] = {layer: [] for layer in indices(layers, len(modules), "layer")}
+        self._stack = ExitStack()
+
+    @property
+    def layers(self) -> list[int]:
+        """The recorded layers, counted from 0."""
+        return list(self._calls)
+
+    def calls(self, layer: int) -> list[Tensor]:
+        """The probabilities of one layer, one tensor (B, h, R, K) float32 per call of the model.
+
+        ``generate`` calls it with the prompt first, then once per token, with K growing.
+
+        Raises:
+            LitEveError: that layer is not recorded, or the model was not called.
+        """
+        layer = layer + self.num_layers if layer < 0 else layer
+        if layer not in self._calls:
+            raise LitEveError(f"layer {layer} is not recorded; recorded are {self.layers}")
+        if not self._calls[layer]:
+            raise LitEveError(
+                "nothing was recorded: call the model inside the recorder's with block (compiled models are not seen)"
+            )
+        return self._calls[layer]
+
+    def mean(self, call: int = 0) -> Tensor:
+        """(B, R, K): the mean over the recorded heads and layers of one call."""
+        return torch.stack([self.calls(layer)[call].mean(1) for layer in self.layers]).mean(0)
+
+    def __enter__(self) -> AttentionRecorder:
+        self._stack.enter_context(intercept_attention(self._model, self._record, self.layers))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def _record(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            self._calls[call.layer].append(probabilities(call, self._rows, self.heads))
+        return call.run()
+
+
+def probabilities(call: AttentionCall, rows: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Tensor:
+    """The softmax that the kernel computes, from what the kernel is given.
+
+    Args:
+        call: what the kernel is given.
+        rows: query positions, negative ones from the end; None: all.
+        heads: from 0; None: all.
+
+    Returns:
+        (B, h, R, K) float32, differentiable.
+
+    Raises:
+        LitEveError: the family does something to its scores that is not known here, or there is no such row.
+    """
+    query, key, settings = call.query, call.key, call.settings
+    for name, what in (("softcap", "caps its attention scores"), ("s_aux", "has attention sinks")):
+        if settings.get(name) is not None:
+            raise LitEveError(f"{type(call.module).__name__} {what}: its attention cannot be recorded")
+    length = query.shape[2]
+    place = torch.tensor(indices(rows, length, "row"), device=query.device)  # (R,)
+    visible = _visible(place, length, key.shape[2], call.mask, settings.get("sliding_window"), _samples(query, **settings))
+    query = query[:, :, place]  # (B, h, R, d)
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (B, h, K, d)
+    if heads is not None and list(heads) != list(range(query.shape[1])):  # no copy of all
+        query, key = query[:, heads], key[:, heads]
+    scaling = settings.get("scaling")
+    scores = query.float() @ key.float().transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
+
+
+def _samples(query: Tensor, packed: PackedRows | None = None, cu_seq_lens_q: Tensor | None = None, **_: Any) -> Tensor | None:
+    """(B, Q) the sample of each token in packed rows, however the kernel is told of their boundaries; None if it is not."""
+    if packed is None and cu_seq_lens_q is not None:  # transformers' flash attentions
+        packed = PackedRows(cu_seq_lens_q, query.shape[2], query.shape[0], query.shape[2], kernel="")
+    return None if packed is None else packed.sample_of_token
+
+
+def _visible(rows: Tensor, length: int, keys: int, mask: Tensor | None, window: int | None, samples: Tensor | None) -> Tensor:
+    """Which keys the chosen rows may look at, whatever form the kernel's mask has: bool, broadcastable to (B, h, R, K)."""
+    if mask is not None and mask.ndim == 4 and samples is None:
+        mask = mask[:, :, rows, :keys]
+        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    place = torch.arange(keys, device=rows.device)
+    row = (rows + keys - length)[:, None]  # (R, 1): the last query stands at the last key
+    visible = place <= row  # (R, K)
+    if window is not None:
+        visible &= place > row - window
+    if samples is not None:  # a mask that comes with them is not read by the kernel either
+        return (visible & (samples[:, rows, None] == samples[:, None]))[:, None]
+    if mask is not None:  # (B, K) of the flash kernels, 0 at padding
+        return (visible & mask[:, None].bool())[:, None]
+    return visible
