@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lit_eve.data.datamodules import EveDataModule, FinetuneDataModule, PrealignDataModule, PretrainDataModule, Source
-from lit_eve.data.dataset import model_inputs
+from lit_eve.data.dataset import model_inputs, read_samples
 from lit_eve.data.prompts import PromptBatch, prompt_loader, share_prompts
 from lit_eve.data.shards import ShardReader, ShardWriter
 
@@ -18,5 +18,6 @@ __all__ = [
     "Source",
     "model_inputs",
     "prompt_loader",
+    "read_samples",
     "share_prompts",
 ]

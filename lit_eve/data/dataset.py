@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 
 from lit_eve.data.lengths import Skipped
 from lit_eve.data.shards import ShardReader
-from lit_eve.data.shards.index import load_index
+from lit_eve.data.shards.index import index_shard, load_index
+from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import SampleError
 from lit_eve.losses import target_positions_of
 from lit_eve.processing import EveProcessor, Sample
@@ -93,7 +94,7 @@ class StoredSamples(Dataset):
 
     Args:
         reader: reads the shards.
-        references: (n, 4) shard, offset, size and length (``SampleTable.references``).
+        references: (n, 3 or more) shard, offset, size (``SampleTable.references``).
     """
 
     def __init__(self, reader: ShardReader, references: np.ndarray) -> None:
@@ -107,6 +108,29 @@ class StoredSamples(Dataset):
         if not index < len(self):
             raise IndexError(index)
         return self.reader.read(*self.references[index, :3].tolist())
+
+
+def read_samples(path: str | Path, limit: int | None = None) -> StoredSamples:
+    """The samples of shards, without a trainer: ``for sample in read_samples("runs/nano/data/test_questions", 20): ...``
+
+    Args:
+        path: a folder of shards, a single one, or whatever ``list_shards`` takes.
+        limit: so many of them, spread evenly. None: all.
+
+    Returns:
+        A sequence. A sample that cannot be read raises SampleError when it is asked for, with the reason.
+
+    Raises:
+        ConfigError: there are no shards, or one of them is no tar.
+    """
+    paths = list_shards(path)
+    indices = [index_shard(shard) for shard in paths]
+    place = np.concatenate([np.stack([np.full(len(i), n), i.offset, i.size], 1) for n, i in enumerate(indices)]).astype(
+        np.int64
+    )
+    if limit is not None and limit < len(place):
+        place = place[np.linspace(0, len(place) - 1, limit).round().astype(int)]
+    return StoredSamples(ShardReader(paths), place)
 
 
 MODEL_INPUTS = (

@@ -63,9 +63,7 @@ class AnswerAttention:
         """
         words = [token.strip().casefold() for token in self.tokens]
         if (wanted := word.strip().casefold()) not in words:
-            raise LitEveError(
-                f"the word {word!r} was not generated; the answer's tokens are {', '.join(map(repr, self.tokens))}"
-            )
+            raise LitEveError(f"the word {word!r} was not generated; the tokens are {', '.join(map(repr, self.tokens))}")
         return words.index(wanted)
 
 

@@ -13,11 +13,12 @@ import pytest
 from made_shards import photo, record, write_shards
 from PIL import Image
 
-from lit_eve.data import ShardReader, ShardWriter
+from lit_eve.data import ShardReader, ShardWriter, read_samples
 from lit_eve.data.shards import index as index_module
 from lit_eve.data.shards.index import ensure_indices, index_shard, load_index, scan_shard
 from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import ConfigError, SampleError
+from lit_eve.processing.images import load_image
 
 RNG = np.random.default_rng(0)
 
@@ -247,3 +248,17 @@ def test_broken_records(tmp_path: Path, text: bytes, message: str) -> None:
         add(tar, "a.json", text)
     with pytest.raises(SampleError, match=f"a: .*{message}"):
         read_all(tmp_path / "x.tar")
+
+
+def test_samples_are_read_without_a_trainer(tmp_path):
+    with ShardWriter(tmp_path, samples_per_shard=4) as shards:
+        for number in range(10):
+            turns = [{"from": "human", "value": f"<image>\nhow many? {number}"}, {"from": "gpt", "value": str(number)}]
+            shards.write({"id": str(number), "conversations": turns}, [Image.new("RGB", (8, 8), (number, 0, 0))])
+    samples = read_samples(tmp_path)
+    assert [sample.key for sample in samples] == [str(number) for number in range(10)]
+    assert load_image(samples[7].images[0]).getpixel((0, 0)) == (7, 0, 0)
+    assert [sample.key for sample in read_samples(tmp_path, limit=4)] == ["0", "3", "6", "9"]
+    assert len(read_samples(tmp_path / "shard-000002.tar", limit=5)) == 2
+    with pytest.raises(ConfigError, match="nothing"):
+        read_samples(tmp_path / "nothing")

@@ -67,3 +67,42 @@ def test_the_brightest_spot_of_an_overlay_is_where_the_attention_is() -> None:
     y, x = np.unravel_index(brightness.argmax(), brightness.shape)
     assert (y // 32, x // 32) == (rows - 1, 1)
     assert overlay(image, torch.zeros(rows, columns)).size == image.size
+
+
+def test_layers_and_heads_are_kept_when_nothing_is_reduced() -> None:
+    model, processor = make_tiny()
+    images = [scene_image(0), scene_image(1)]
+    kept = attend(model, processor, images, QUESTION, layers=[-1, 0], heads=[1], reduce=None, max_new_tokens=3)
+    mean = attend(model, processor, images, QUESTION, layers=[-1, 0], heads=[1], max_new_tokens=3)
+    assert sorted(kept.layers) == [0, len(model.get_decoder().layers) - 1] and kept.heads == [1]
+    for found, expected, image in zip(kept.maps, mean.maps, images, strict=True):
+        grid = model.geometry.token_grid(*image.size)
+        assert found.shape == (len(kept.tokens), 2, 1, *grid)
+        torch.testing.assert_close(found.mean((1, 2)), expected)
+    assert kept.image_share.shape == kept.entropy.shape == (len(kept.tokens), 2, 1)
+
+
+def test_share_and_entropy_are_those_of_the_probabilities() -> None:
+    model, processor = make_tiny()
+    result = attend(model, processor, [scene_image(0)], QUESTION, max_new_tokens=1)
+    with AttentionRecorder(model) as recorder:
+        model(**result.inputs)
+    slots = (result.inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten().tolist()
+    for layer in result.layers:
+        row = recorder.calls(layer)[0][0, :, 0]  # (h, K)
+        for head in result.heads:
+            share = sum(row[head, slot].item() for slot in slots)
+            entropy = -sum(p * np.log(p) for p in row[head].tolist() if p > 0)
+            assert result.image_share[0, layer, head].item() == pytest.approx(share, abs=1e-5)
+            assert result.entropy[0, layer, head].item() == pytest.approx(entropy, abs=1e-4)
+
+
+def test_a_word_that_was_not_generated_is_refused() -> None:
+    result = attend(*make_tiny(), [scene_image(0)], QUESTION, max_new_tokens=3)
+    assert result.tokens[result.step_of(result.tokens[0].upper())] == result.tokens[0]
+    with pytest.raises(LitEveError, match="the word 'zebra' was not generated; the tokens are"):
+        result.step_of("zebra")
+    with pytest.raises(LitEveError, match="reduce is 'mean' or None, not 'max'"):
+        attend(*make_tiny(), [scene_image(0)], QUESTION, reduce="max")
+    with pytest.raises(LitEveError, match="there is no head 9"):
+        attend(*make_tiny(), [scene_image(0)], QUESTION, heads=[9])
