@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.testing import assert_close
 
 import lit_eve
@@ -30,32 +29,36 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
+def command(subcommand: str) -> list[str]:
+    """The arguments of a command of the page, from its subcommand on."""
+    (line,) = (line for line in blocks("sh")[0].splitlines() if subcommand in line.split())
+    words = line.split()
+    return words[words.index(subcommand) :]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with the page's module and YAML, and what its first command leaves there."""
+    """A folder with the page's module and YAML, and what its first command leaves there in a few steps."""
     place = tmp_path_factory.mktemp("mine")
     (place / "my_eve.py").write_text("\n\n".join(blocks("python")))
-    recipe = yaml.safe_load(blocks("yaml")[0])
+    (place / "my.yaml").write_text(blocks("yaml")[0])
     micro.make_decoder(place / "decoder")
-    recipe["model"] |= {"decoder": "decoder", "geometry": tiny.GEOMETRY}
-    recipe["data"]["init_args"]["max_tokens"] = 256  # an image takes 140 of this tokenizer
-    recipe["trainer"] = {"max_steps": 4, "accelerator": "cpu", "devices": 1, "default_root_dir": "run", "log_every_n_steps": 1}
-    (place / "my.yaml").write_text(yaml.safe_dump(recipe))
+    few = {"max_steps": 4, "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "path", [*sys.path])
-        EveCLI(args=["fit", "--config", "my.yaml"])
+        EveCLI(args=[*command("fit"), *(f"--trainer.{key}={value}" for key, value in few.items())])
         yield place
     BENCHMARKS.pop("colours")
 
 
 def test_all_of_it_trains(place):
-    assert len(micro.scalars(place / "run", "train/colour_loss")) == 4
-    assert not (place / "run/skipped.jsonl").exists()
-    rates = {tag: micro.scalars(place / "run", f"lr/{tag}")[4] for tag in ("stage", "language_model.model.layers.1")}
+    assert len(micro.scalars(place / "runs/mine", "train/colour_loss")) == 4
+    assert not (place / "runs/mine/skipped.jsonl").exists()
+    rates = {tag: micro.scalars(place / "runs/mine", f"lr/{tag}")[4] for tag in ("stage", "language_model.model.layers.1")}
     assert rates["stage"] == pytest.approx(10 * rates["language_model.model.layers.1"])
-    assert json.loads((place / "run/model/config.json").read_text())["imports"] == {"patch_embedding": "my_eve"}
-    before = torch.load(next((place / "run/checkpoints").glob("*.ckpt")), weights_only=True)
+    assert json.loads((place / "runs/mine/model/config.json").read_text())["imports"] == {"patch_embedding": "my_eve"}
+    before = torch.load(next((place / "runs/mine/checkpoints").glob("*.ckpt")), weights_only=True)
     assert "colour_head.weight" in before["state_dict"] and "my_eve" in before["hyper_parameters"]["imports"]
 
 
@@ -70,8 +73,7 @@ def test_the_benchmark_scores(place, monkeypatch, capsys):
     for name, colour in import_module("my_eve").COLOURS.items():
         import_module("my_eve").Image.new("RGB", (64, 64), colour).save(place / f"benchmarks/colours/images/{name}.png")
     quick = ["--output", "eval", "--accelerator", "cpu", "--devices", "1", "--max-new-tokens", "2", "--num-workers", "0"]
-    command = blocks("sh")[0].splitlines()[1].replace("runs/mine", "run").split()[1:]
-    assert lit_eve_command([*command, *quick]) == 0
+    assert lit_eve_command([*command("evaluate"), *quick]) == 0
     assert "Colours" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="files are missing") as refused:
         find_tasks("all", place / "benchmarks")
