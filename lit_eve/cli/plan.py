@@ -86,6 +86,10 @@ def run(args: argparse.Namespace) -> None:
         print_plan(console, *next(iter(plans.items())))
     else:
         print_overview(console, plans)
+    for kind in dict.fromkeys(plan.unmeasured for plan in plans.values() if plan.unmeasured):
+        console.print(
+            f"\nNot measured is what {kind}.auxiliary_losses computes: its activations and FLOPs come on top.", highlight=False
+        )
     console.print(f"\n{PAPER}.", highlight=False)
 
 

@@ -96,7 +96,11 @@ class Workload:
 
 
 def training_flops(
-    config: EveConfig, workload: Workload, stage: str | Stage | Mapping[str, Any], teacher: CLIPVisionConfig | None = None
+    config: EveConfig,
+    workload: Workload,
+    stage: str | Stage | Mapping[str, Any],
+    teacher: CLIPVisionConfig | None = None,
+    auxiliaries: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Flops]:
     """Count a training step; needs no weights, and a fraction of a second for a model of 7B.
 
@@ -105,6 +109,7 @@ def training_flops(
         workload: the samples of the step, of all ranks and accumulated batches or of one: the result is for these.
         stage: what trains.
         teacher: the config of the CLIP that is aligned to (of a model: ``model.teacher.backbone.config``), if there is one.
+        auxiliaries: modules of a subclass of LitEve, which the stage may name; their own arithmetic is not counted.
 
     Returns:
         ``patch_embedding``, ``projector``, ``decoder`` (its linear layers), ``attention`` (of the decoder), ``lm_head``, and
@@ -114,7 +119,7 @@ def training_flops(
         ConfigError: the decoder has weights that are neither in linear layers nor in embedding tables (mixtures of experts).
     """
     model = meta_model(config, teacher)
-    get_stage(stage).apply(model)
+    get_stage(stage).apply(model, auxiliaries)
     flops = _images(model, workload)
     flops |= _decoder(model, workload)
     if model.teacher is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -211,7 +211,12 @@ def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, r
     return batch
 
 
-def measure(model: EveForConditionalGeneration, batch: Mapping[str, Any], checkpointing: bool) -> Measured:
+def measure(
+    model: EveForConditionalGeneration,
+    batch: Mapping[str, Any],
+    checkpointing: bool,
+    arguments: Mapping[str, Any] | None = None,
+) -> Measured:
     """Run forward and backward pass, and count.
 
     Args:
@@ -219,13 +224,14 @@ def measure(model: EveForConditionalGeneration, batch: Mapping[str, Any], checkp
             weights are dropped as soon as they are complete, as where they are reduced at once.
         batch: what the model takes, on the same device.
         checkpointing: whether the decoder's blocks are computed again in the backward pass.
+        arguments: more of the model's forward (``LitEve.forward_arguments``).
     """
     model.train()
     model.recompute_blocks(checkpointing)
     drops = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters() if p.requires_grad]
     inputs = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
     with fused_attention(), LiveBytes([*model.parameters(), *model.buffers()]) as live:
-        loss = model(**batch).loss
+        loss = model(**batch, **(arguments or {})).loss
         activations = live.now
         loss.backward()
     for drop in drops:
@@ -237,7 +243,13 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def memory_of(model: EveForConditionalGeneration, layout: Layout, step: Measured, optimizer: Mapping[str, Any]) -> Memory:
+def memory_of(
+    model: EveForConditionalGeneration,
+    layout: Layout,
+    step: Measured,
+    optimizer: Mapping[str, Any],
+    auxiliaries: Mapping[str, nn.Module] | None = None,
+) -> Memory:
     """Everything that a GPU holds at the peak of a step, once the optimizer has made its first.
 
     Args:
@@ -245,29 +257,34 @@ def memory_of(model: EveForConditionalGeneration, layout: Layout, step: Measured
         layout: how it is shared out.
         step: what was measured with this model.
         optimizer: by name, with its arguments.
+        auxiliaries: modules of a subclass of LitEve, on the meta device; what trains requires gradients.
     """
+    own = nn.ModuleDict(auxiliaries)
     student = [parameter for name, parameter in model.named_parameters() if not name.startswith("teacher.")]
+    student += own.parameters()
     trained = _size(student, trained=True)
     size = layout.stored.itemsize
     share = lambda count: -(-count * size // layout.shards)  # noqa: E731
     return Memory(
         weights=share(_size(student)),
         gradients=share(trained),
-        optimizer=optimizer_bytes(model, layout, optimizer),
+        optimizer=optimizer_bytes([model, own], layout, optimizer),
         teacher=0 if model.teacher is None else _size(model.teacher.parameters()) * layout.teacher.itemsize,
-        copies=_gathered(model, layout) if layout.gathers else _replicated(student, layout),
+        copies=_gathered(model, own, layout) if layout.gathers else _replicated(student, layout),
         activations=step.activations,
         temporary=step.peak - step.activations,
     )
 
 
-def optimizer_bytes(model: EveForConditionalGeneration, layout: Layout, optimizer: Mapping[str, Any]) -> int:
+def optimizer_bytes(modules: Iterable[nn.Module], layout: Layout, optimizer: Mapping[str, Any]) -> int:
     """What an optimizer keeps from step to step on a GPU: it makes a step on the meta device, and its states are counted.
 
     What it needs for a moment is not: at that time the activations are gone.
     """
-    names = [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("teacher.")]
-    trained = trained_parameters(model, dict.fromkeys(names, 1.0))
+    trained = []
+    for module in modules:
+        names = [name for name, p in module.named_parameters() if p.requires_grad and not name.startswith("teacher.")]
+        trained += trained_parameters(module, dict.fromkeys(names, 1.0))
     made = build_optimizer(optimizer, trained, fused=False)  # kernels for whole groups are not there on the meta device
     for one in trained:
         one.parameter.grad = torch.empty_like(one.parameter)
@@ -288,16 +305,17 @@ def _size(parameters: Iterable[Tensor], trained: bool = False) -> int:
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad or not trained)
 
 
-def _gathered(model: EveForConditionalGeneration, layout: Layout) -> int:
+def _gathered(model: EveForConditionalGeneration, auxiliaries: nn.Module, layout: Layout) -> int:
     """Under FSDP2, in the backward pass: each decoder block is a group, everything else but the teacher is the root group.
 
     Gathered are the root, which stays so between the passes, the block at work and the buffer of the next one. Gradients of the
     root wait until the end; those of the block at work are being made while those of the block before are reduced, from a copy
-    in float32.
+    in float32. Auxiliary modules, groups of their own, are gathered from forward to backward pass as the root is.
     """
     blocks = list(blocks_of(model.get_decoder()))
     of_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
     root = [p for name, p in model.named_parameters() if id(p) not in of_blocks and not name.startswith("teacher.")]
+    root += auxiliaries.parameters()
     block = max(_size(block.parameters()) for block in blocks)
     trained = max(_size(block.parameters(), trained=True) for block in blocks)
     size = layout.computed.itemsize

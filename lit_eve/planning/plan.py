@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveForConditionalGeneration
@@ -15,6 +17,8 @@ from lit_eve.planning.memory import Layout, Memory, measure, memory_of, meta_bat
 from lit_eve.planning.needs import IMAGE_BYTES, Needs, checkpoint_bytes, host_bytes
 from lit_eve.planning.typical_data import TypicalEpoch, typical_epoch
 from lit_eve.planning.ways import Way, smaller_decoder, ways_to_fit
+from lit_eve.training.auxiliary import planned_auxiliaries
+from lit_eve.training.module import LitEve
 from lit_eve.training.recipe import Recipe
 
 SECONDS_PER_DAY = 86_400
@@ -53,7 +57,7 @@ class Plan:
         stage: its name.
         gpus: how many.
         gpu: of which kind.
-        parameters: by part of the model.
+        parameters: by part of the model, and by auxiliary part.
         flops: of an average sample, by part.
         memory: on each GPU, as the recipe says.
         memory_other: the same with gradient checkpointing turned over (None if not asked for).
@@ -63,6 +67,7 @@ class Plan:
         days: of computing, without validation, checkpoints and interruptions; None where it does not fit.
         needs: disk, host memory, loaders.
         ways: changes with which it would fit; none if it does.
+        unmeasured: the subclass of LitEve whose own losses are neither in ``flops`` nor in ``activations``; None without one.
     """
 
     stage: str
@@ -78,6 +83,7 @@ class Plan:
     days: float | None
     needs: Needs
     ways: tuple[Way, ...] = ()
+    unmeasured: str | None = None
 
     @property
     def fits(self) -> bool:
@@ -110,7 +116,8 @@ def make_plan(
         progress: show progress bars while shards are indexed.
 
     Raises:
-        ConfigError: a value that makes no sense, or rows of a step that cannot be shared out to the GPUs.
+        ConfigError: a value that makes no sense, rows of a step that cannot be shared out to the GPUs, or auxiliary parts that
+            cannot be made without a real model.
         CheckpointError: the decoder is neither well known nor to be found.
     """
     if gpus < 1:
@@ -121,21 +128,22 @@ def make_plan(
         raise ConfigError(f"--samples must be at least 1, got {num_samples:g}")
     layout = Layout.of(recipe.trainer, gpus)
     accumulated = _accumulated(recipe, gpus)
-    model = _model(recipe, layout.computed)
+    model, own = _model(recipe, layout.computed)
     epoch = typical_epoch(recipe, model.geometry, num_samples, progress)
     steps = _steps(recipe, epoch, gpus, accumulated)
-    flops = _flops_per_sample(recipe, model, epoch)
+    flops = _flops_per_sample(recipe, model, own, epoch)
 
     row, checkpointing = epoch.heaviest_row(), recipe.module.gradient_checkpointing
     batch = meta_batch(model, recipe.data.rows, recipe.data.max_tokens, row)
-    optimizer = recipe.module.optimizer
+    optimizer, arguments = recipe.module.optimizer, recipe.module.forward_arguments
     memory = {
-        on: memory_of(model, layout, measure(model, batch, on), optimizer) for on in {checkpointing, checkpointing ^ compare}
+        on: memory_of(model, layout, measure(model, batch, on, arguments), optimizer, own)
+        for on in {checkpointing, checkpointing ^ compare}
     }
     fits = memory[checkpointing].total <= gpu.memory_gib * GIB
     ways = []
     if compare and not fits:
-        ways = [*ways_to_fit(recipe, model, row, gpus, gpu), smaller_decoder(recipe, model, row, gpus, gpu)]
+        ways = [*ways_to_fit(recipe, model, own, row, gpus, gpu), smaller_decoder(recipe, model, row, gpus, gpu)]
 
     work = total_flops(flops) * steps.samples_per_step * steps.steps
     seconds = work / (gpus * gpu.teraflops * 1e12 * mfu) if fits else None
@@ -144,7 +152,7 @@ def make_plan(
         stage=recipe.module.stage.name,
         gpus=gpus,
         gpu=gpu,
-        parameters=_parameters(model),
+        parameters=_parameters(model, own),
         flops=flops,
         memory=memory[checkpointing],
         memory_other=memory.get(not checkpointing),
@@ -160,6 +168,7 @@ def make_plan(
             host=host_bytes(memory[checkpointing], layout, gpus, recipe.data.num_workers),
         ),
         ways=tuple(way for way in ways if way is not None),
+        unmeasured=_with_own_losses(recipe.module),
     )
 
 
@@ -167,24 +176,32 @@ def _assumed_bytes(epoch: TypicalEpoch) -> int:
     return round(float(epoch.num_images.mean()) * epoch.num_samples * IMAGE_BYTES)
 
 
-def _model(recipe: Recipe, dtype: torch.dtype) -> EveForConditionalGeneration:
-    """The recipe's model on the meta device, with gradients required where the stage trains."""
+def _model(recipe: Recipe, dtype: torch.dtype) -> tuple[EveForConditionalGeneration, dict[str, nn.Module]]:
+    """The recipe's model and auxiliary parts on the meta device, with gradients required where the stage trains."""
     model = recipe.module.blueprint.skeleton(planned=True).to(dtype)
-    recipe.module.stage.apply(model)
-    return model
+    own = planned_auxiliaries(recipe.module, model)
+    recipe.module.stage.apply(model, own)
+    return model, own
 
 
-def _parameters(model: EveForConditionalGeneration) -> dict[str, Parameters]:
-    parts = {name: list(part.parameters()) for name, part in model.named_children()}
+def _with_own_losses(module: LitEve) -> str | None:
+    kind = type(module)
+    return None if kind.auxiliary_losses is LitEve.auxiliary_losses else kind.__name__
+
+
+def _parameters(model: EveForConditionalGeneration, own: Mapping[str, nn.Module]) -> dict[str, Parameters]:
+    parts = {name: list(part.parameters()) for name, part in (*model.named_children(), *own.items())}
     return {
         name: Parameters(*(sum(p.numel() for p in part if p.requires_grad is trained) for trained in (True, False)))
         for name, part in parts.items()
     }
 
 
-def _flops_per_sample(recipe: Recipe, model: EveForConditionalGeneration, epoch: TypicalEpoch) -> dict[str, Flops]:
+def _flops_per_sample(
+    recipe: Recipe, model: EveForConditionalGeneration, own: Mapping[str, nn.Module], epoch: TypicalEpoch
+) -> dict[str, Flops]:
     teacher = None if model.teacher is None else model.teacher.backbone.config
-    flops = training_flops(model.config, epoch.workload, recipe.module.stage, teacher)
+    flops = training_flops(model.config, epoch.workload, recipe.module.stage, teacher, own)
     count = len(epoch.lengths)
     return {part: Flops(f.forward / count, f.backward / count) for part, f in flops.items()}
 

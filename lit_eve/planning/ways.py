@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
+from torch import nn
+
 from lit_eve.errors import LitEveError
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.checkpoints.catalog import decoder_names
 from lit_eve.planning.gpus import GIB, Gpu
 from lit_eve.planning.memory import Layout, Measured, measure, memory_of, meta_batch
+from lit_eve.training.auxiliary import planned_auxiliaries
 from lit_eve.training.recipe import Recipe
 
 MOST_GPUS = 1024
@@ -32,12 +35,20 @@ class Way:
     total: int
 
 
-def ways_to_fit(recipe: Recipe, model: EveForConditionalGeneration, row: Mapping[str, int], gpus: int, gpu: Gpu) -> list[Way]:
+def ways_to_fit(
+    recipe: Recipe,
+    model: EveForConditionalGeneration,
+    auxiliaries: Mapping[str, nn.Module],
+    row: Mapping[str, int],
+    gpus: int,
+    gpu: Gpu,
+) -> list[Way]:
     """Less memory by recomputation, by fewer rows, or by more GPUs that share the model under FSDP2; the smallest changes.
 
     Args:
         recipe: what does not fit.
         model: its model, on the meta device.
+        auxiliaries: its auxiliary parts, there too.
         row: the heaviest row (:meth:`TypicalEpoch.heaviest_row`).
         gpus: how many there are.
         gpu: their kind.
@@ -46,7 +57,7 @@ def ways_to_fit(recipe: Recipe, model: EveForConditionalGeneration, row: Mapping
 
     @cache
     def measured(rows: int, on: bool) -> Measured:
-        return measure(model, meta_batch(model, rows, data.max_tokens, row), on)
+        return measure(model, meta_batch(model, rows, data.max_tokens, row), on, recipe.module.forward_arguments)
 
     def total(settings: tuple[str, ...], rows: int, on: bool, count: int) -> int | None:
         """Bytes on each GPU; None where it is too much, or the rows cannot be shared out."""
@@ -55,7 +66,7 @@ def ways_to_fit(recipe: Recipe, model: EveForConditionalGeneration, row: Mapping
         layout = Layout.of(recipe.trainer, count)
         if "trainer.strategy=fsdp2" in settings:
             layout = Layout(count, True, 1, layout.stored, layout.computed)
-        size = memory_of(model, layout, measured(rows, on), recipe.module.optimizer).total
+        size = memory_of(model, layout, measured(rows, on), recipe.module.optimizer, auxiliaries).total
         return size if size <= gpu.memory_gib * GIB else None
 
     sharding = () if Layout.of(recipe.trainer, gpus).gathers else ("trainer.strategy=fsdp2",)
@@ -86,21 +97,23 @@ def smaller_decoder(
 ) -> Way | None:
     """The largest decoder of the catalog that fits in place of the recipe's; else as :func:`ways_to_fit`."""
     layout, blueprint = Layout.of(recipe.trainer, gpus), recipe.module.blueprint
-    skeletons: dict[str, EveForConditionalGeneration] = {}
+    others: dict[str, tuple[EveForConditionalGeneration, Mapping[str, nn.Module]]] = {}
     for name in decoder_names():
         try:
-            skeletons[name] = replace(blueprint, decoder=name).skeleton(planned=True)
-        except LitEveError:  # the recipe's other parts do not go with it
+            other = replace(blueprint, decoder=name).skeleton(planned=True).to(layout.computed)
+            auxiliaries = planned_auxiliaries(recipe.module, other)
+            recipe.module.stage.apply(other, auxiliaries)
+        except LitEveError:  # the recipe's other parts, or its stage, do not go with it
             continue
-    count = {name: skeleton.num_parameters() for name, skeleton in skeletons.items()}
-    for name in sorted(skeletons, key=count.get, reverse=True):
+        others[name] = other, auxiliaries
+    count = {name: other.num_parameters() for name, (other, _) in others.items()}
+    for name in sorted(others, key=count.get, reverse=True):
         if count[name] >= model.num_parameters():
             continue
-        other = skeletons[name].to(layout.computed)
-        recipe.module.stage.apply(other)
+        other, auxiliaries = others[name]
         batch = meta_batch(other, recipe.data.rows, recipe.data.max_tokens, row)
-        step = measure(other, batch, recipe.module.gradient_checkpointing)
-        size = memory_of(other, layout, step, recipe.module.optimizer).total
+        step = measure(other, batch, recipe.module.gradient_checkpointing, recipe.module.forward_arguments)
+        size = memory_of(other, layout, step, recipe.module.optimizer, auxiliaries).total
         if size <= gpu.memory_gib * GIB:
             return Way((f"model.decoder={name}",), gpus, size)
     return None

@@ -6,6 +6,7 @@ model is free of them. Like the aligner they lie beside it, for a later stage (`
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,11 @@ from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.models.checkpoints.filling import copy_into
 from lit_eve.models.checkpoints.folders import find_model_folder
 from lit_eve.models.checkpoints.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
+from lit_eve.models.checkpoints.skeletons import parameters_on_meta
 from lit_eve.models.checkpoints.weights import is_checkpoint, read_file
 
 if TYPE_CHECKING:
+    from lit_eve.models import EveForConditionalGeneration
     from lit_eve.training.module import LitEve
 
 FILE = "auxiliary.safetensors"
@@ -47,6 +50,32 @@ def make_auxiliaries(module: LitEve) -> dict[str, nn.Module]:
         ConfigError: a name that the model or LitEve has, or a parameter that is in no module.
         CheckpointError: ``init_from`` has weights of that name and another shape.
     """
+    own = _made(module)
+    if own and module.blueprint.init_from is not None:
+        _take(own, _stored(module.blueprint.init_from), str(module.blueprint.init_from))
+    return own
+
+
+def planned_auxiliaries(module: LitEve, model: EveForConditionalGeneration) -> dict[str, nn.Module]:
+    """What :func:`make_auxiliaries` would make for a model on the meta device, on the meta device too.
+
+    Nothing is read, parameters keep no memory, and the module stays as it is: without a model.
+
+    Raises:
+        ConfigError: as there, or ``auxiliary_parts`` needs what only a real model has.
+    """
+    twin = copy.deepcopy(module)
+    twin.model = model
+    try:
+        with parameters_on_meta():
+            return _made(twin)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{type(module).__name__}.auxiliary_parts cannot be planned, as it needs more of the model than its shape: {error}"
+        ) from error
+
+
+def _made(module: LitEve) -> dict[str, nn.Module]:
     kind = type(module).__name__
     if bare := [name for name, _ in module.named_parameters(recurse=False)]:
         raise ConfigError(f"{kind}.{bare[0]} is a parameter in no module: return a module with it from auxiliary_parts()")
@@ -62,8 +91,6 @@ def make_auxiliaries(module: LitEve) -> dict[str, nn.Module]:
         raise ConfigError(f"{kind}.{taken[0]}: the model has a part of that name, and stages go by names; choose another")
     for part in own.values():
         part.to(device=module.model.device, dtype=module.model.dtype).train()
-    if own and module.blueprint.init_from is not None:
-        _take(own, _stored(module.blueprint.init_from), str(module.blueprint.init_from))
     return own
 
 

@@ -78,6 +78,13 @@ class NamesakeEve(LitEve):
         return {"projector": nn.Linear(2, 2)}
 
 
+class ReadingEve(LitEve):
+    """Has a head whose size hangs on a weight."""
+
+    def auxiliary_parts(self):
+        return {"pixel_head": nn.Linear(2, int(self.model.projector.state_dict().popitem()[1].sum()))}
+
+
 class MaskingEve(LitEve):
     """Asks its model otherwise in training than anybody could later."""
 
