@@ -23,6 +23,7 @@ from lit_eve.data.skips import SkipLog
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
 from lit_eve.processing import EveProcessor
+from lit_eve.processing.templates import Plain
 
 
 @dataclass
@@ -131,7 +132,11 @@ class EveDataModule(LightningDataModule):
             longest_sample: how many tokens the decoder was made for; None: any number.
             reads_longer_samples: longer samples are warned of; otherwise they are refused.
         """
-        processor.answer_end(self.template)  # says whether the template can be written with this tokenizer
+        try:
+            processor.answer_end(self.template)  # says whether the template can be written with this tokenizer
+        except ConfigError as error:
+            key = "model.template" if self.template is None else "data.template"
+            raise ConfigError(f"{key}: {error}") from error
         self.processor = processor
         self.uses_teacher = uses_teacher
         self.longest_sample = longest_sample
@@ -173,6 +178,8 @@ class EveDataModule(LightningDataModule):
         if stage in ("fit", "validate") and self.benchmarks is not None:
             self.benchmarks.trainer = self.trainer
             self.benchmarks.setup(stage)
+        if stage == "fit":
+            self._check_template()
         if stage == "fit" and self.trainer is not None:
             others = [callback for callback in self.trainer.callbacks if not isinstance(callback, ExactResume)]
             self.trainer.callbacks = [*others, ExactResume(self._resume)]
@@ -345,6 +352,15 @@ class EveDataModule(LightningDataModule):
             self.attach(**{name: getattr(model, name) for name in names if hasattr(model, name)})
         if self.processor is None:
             raise ConfigError("the data needs a processor: give the datamodule to a trainer, or call attach(processor)")
+
+    def _check_template(self) -> None:
+        """Say that dialogues are trained which are written otherwise than those in which the model will be asked."""
+        trained, asked = (self.processor.template_of(template) for template in (self.template, None))
+        if trained is not asked and not isinstance(trained, Plain):
+            rank_zero_warn(
+                f"data.template = {self.template!r} is trained, but chat, evaluations and benchmarks ask the model as its own "
+                f"template says, {self.processor.template!r} (model.template)"
+            )
 
     def _check_positions(self, split: str, table: SampleTable) -> None:
         """Say at the start that samples are longer than what the decoder was made for."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,6 +16,14 @@ from lit_eve.processing.processor import TemplateName
 
 Row = list[tuple[int, bool]]
 """Indices of the prompts of a batch, and whether the answer of each counts."""
+
+
+STAND_IN = Sample(
+    "stand-in",
+    [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "."}]}],
+    (Image.new("RGB", (32, 32)),),
+)
+"""Is asked in place of what cannot be, so that all ranks are in step; with an image, for some templates drop all else."""
 
 
 @dataclass
@@ -116,7 +125,7 @@ class _Prompts(Dataset):
                     self._inputs([sample])
                 except SampleError as error:
                     errors[indices[place]] = str(error)
-                    samples[place], counts[place] = _without_images(sample), False
+                    samples[place], counts[place] = STAND_IN, False
             inputs = self._inputs(samples)
         return PromptBatch(self.source, indices, counts, inputs, self.max_new_tokens, errors, self.template)
 
@@ -128,11 +137,6 @@ class _Prompts(Dataset):
             keys=[sample.key for sample in samples],
         )
         return dict(features)
-
-
-def _without_images(sample: Sample) -> Sample:
-    """Something to keep a batch in step with those of other ranks."""
-    return Sample(sample.key, [{"role": "user", "content": "."}])
 
 
 def _as_it_is(batch: PromptBatch) -> PromptBatch:

@@ -117,7 +117,10 @@ class BenchmarkData(LightningDataModule):
         self._detach()  # after an error there was no teardown
         trainer = self.trainer
         _check_all_batches(trainer, "limit_test_batches" if stage == "test" else "limit_val_batches")
-        trainer.lightning_module.processor.template_of(self.template)  # there is one of this name
+        try:
+            trainer.lightning_module.processor.answer_end(self.template)  # says whether the template can be used
+        except ConfigError as error:
+            raise ConfigError(f"template of the benchmarks: {error}") from error
         found = find_tasks(self.benchmarks, self.path, while_training=stage != "test")
         unjudged = [benchmark.title for benchmark, _ in found if type(benchmark).judge is not Benchmark.judge]
         if stage != "test" and self.judge is not None and unjudged:

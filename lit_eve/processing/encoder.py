@@ -186,8 +186,9 @@ class SampleEncoder:
             return AnswerEnd(self.tokenizer.convert_tokens_to_ids(special[-1]), None)
         text = (written[last].text.rpartition(word)[2] if last >= 0 else "") + "".join(segment.text for segment in tail)
         if not text:
-            name = self.template if template is None else template
-            raise ConfigError(f"the template {name!r} ends an answer with nothing, so that a model could never end one")
+            raise ConfigError(
+                f"the template {template or self.template!r} ends an answer with nothing, so that a model could never end one"
+            )
         return AnswerEnd(None, text)
 
     def _render(
@@ -207,6 +208,8 @@ class SampleEncoder:
                 raise SampleError("only an answer can be continued, but the last message is none")
             while segments and not (segments[-1].kind == "text" and segments[-1].supervised):
                 segments.pop()
+        if not segments:
+            raise SampleError(f"the template {template or self.template!r} leaves nothing of the conversation to ask")
         if with_labels and not any(segment.supervised for segment in segments):
             raise SampleError("nothing of the conversation is supervised")
         return segments

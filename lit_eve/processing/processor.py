@@ -147,13 +147,14 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
             add_bos = [add_special_tokens and not starts_with_bos(prompt, self.tokenizer) for prompt in prompts]
         else:
             conversations = [conversation] if is_single(conversation) else conversation
-            prompts = [
-                self._render(one, template, False, add_generation_prompt, continue_final_message) for one in conversations
-            ]
+            prompts = []
+            for one, key in zip(conversations, keys or _names_of(conversations), strict=True):
+                with naming(key):
+                    prompts.append(self._render(one, template, False, add_generation_prompt, continue_final_message))
             add_bos = [self.template_of(template).add_bos] * len(prompts)
             if images is None:
                 images = [images_of(one) for one in conversations]
-        keys = [f"prompt {index + 1}" for index in range(len(prompts))] if keys is None else keys
+        keys = keys or _names_of(prompts)
         rows, loaded = self._encode_prompts(prompts, add_bos, images, keys)
         width = padding.width([len(row) for row in rows], keys, self.tokenizer.model_max_length)
         pad = self.tokenizer.pad_token_id or 0  # masked, so that any id will do
@@ -269,6 +270,10 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
             "max_image_pixels": self.max_image_pixels,
             "max_aspect_ratio": self.max_aspect_ratio,
         }
+
+
+def _names_of(prompts: Sequence[Any]) -> list[str]:
+    return [f"prompt {index + 1}" for index in range(len(prompts))]
 
 
 def _name_of(template: TemplateName) -> str:

@@ -141,7 +141,10 @@ class Blueprint:
 
     def check(self) -> None:
         """Raise ConfigError or CheckpointError if something is missing or does not fit; weights are not read."""
-        self.processor.answer_end()  # says whether the template can be written with this tokenizer
+        try:
+            self.processor.answer_end()  # says whether the template can be written with this tokenizer
+        except ConfigError as error:
+            raise ConfigError(f"model.template: {error}") from error
         if self.teacher is not None:
             check_teacher(self.teacher)
         source = self.init_from or self.decoder

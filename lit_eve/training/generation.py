@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lit_eve.data.prompts import STAND_IN
 from lit_eve.errors import SampleError
 from lit_eve.models.generation.answer_ends import stop_arguments, without_end
 from lit_eve.processing import Sample, parse_conversation
@@ -105,7 +106,7 @@ def ask(
     """
 
     def prompts_of(questions: Sequence[Question]) -> Mapping[str, Any]:
-        asked = [_STAND_IN if question.fault else question for question in questions]
+        asked = [STAND_IN if question.fault else question for question in questions]
         return processor(
             conversation=[question.conversation for question in asked],
             images=[list(question.images) for question in asked],
@@ -130,6 +131,3 @@ def _question(sample: Sample) -> Question:
         return split_answer(sample)
     except SampleError as error:
         return Question(sample.key, (), (), "", str(error))
-
-
-_STAND_IN = Question("stand-in", [{"role": "user", "content": "."}], (), "")

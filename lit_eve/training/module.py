@@ -15,7 +15,7 @@ from torch.nn import Module, ModuleDict
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from lit_eve.data import PromptBatch, model_inputs
+from lit_eve.data import EveDataModule, PromptBatch, model_inputs
 from lit_eve.errors import ConfigError
 from lit_eve.imports import asked_for, path_of
 from lit_eve.losses import Term, weighted_sum
@@ -320,10 +320,12 @@ class LitEve(LightningModule):
     def predict_step(self, batch: list[Sample], batch_idx: int) -> list[dict[str, str]]:
         """Answer samples, greedily: ``id``, ``answer``, and the ``expected`` answer of the sample, for each.
 
-        A sample that cannot be asked (a broken image, no question) has an empty answer, and ``error`` says why.
+        They are asked with the template of the data, as in training (``data.template``). A sample that cannot be asked (a
+        broken image, no question) has an empty answer, and ``error`` says why.
         """
-        questions, prompts = ask(batch, self.processor)
-        answers = self._answer(prompts, self.max_new_tokens)
+        template = data.template if isinstance(data := self.trainer.datamodule, EveDataModule) else None
+        questions, prompts = ask(batch, self.processor, template)
+        answers = self._answer(prompts, self.max_new_tokens, template)
         return [
             {"id": question.key, "answer": "", "expected": question.expected, "error": question.fault}
             if question.fault

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,6 +81,32 @@ def test_every_argument_is_explained_and_typos_are_refused(kind: type, capsys: p
     for argument in ("train", "template", "max_tokens", "rows", "shuffle_window", "max_bad_fraction", "seed"):
         explained = text.rsplit(f"--data.{argument} {argument.upper()}", 1)[1].split("(type:")[0]
         assert len(explained.split()) > 4 and "--data" not in explained.removeprefix(", --data.train+"), argument
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (None, False),
+        ("plain", False),
+        ({"name": "vicuna_v1"}, False),
+        ("eve_v1", True),
+        ({"name": "vicuna_v1", "system": ""}, True),
+    ],
+)
+def test_another_dialogue_than_the_models_is_told(shards: SimpleNamespace, processor: EveProcessor, template, told) -> None:
+    data = EveDataModule(train=str(shards.path), template=template, num_workers=0).attach(processor)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.setup("fit")
+    message = f"data.template = {template!r} is trained, but chat, evaluations and benchmarks ask the model as its own template"
+    assert any(message in str(one.message) for one in caught) == told
+
+
+@pytest.mark.parametrize("template", [None, {"name": "plain", "end": ""}])
+def test_a_template_that_cannot_be_used_is_named_by_its_key(processor: EveProcessor, template) -> None:
+    own = EveProcessor(processor.tokenizer, processor.geometry, template={"name": "plain", "end": ""})
+    with pytest.raises(ConfigError, match=f"^{'data' if template else 'model'}.template: .* ends an answer with nothing"):
+        EveDataModule(template=template).attach(own)
 
 
 def test_validation_is_the_same_every_time_and_packed(shards: SimpleNamespace, processor: EveProcessor) -> None:

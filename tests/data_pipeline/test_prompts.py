@@ -61,4 +61,13 @@ def test_a_broken_image_is_named_and_keeps_no_other_from_being_asked(tmp_path):
     assert batch.counts == [False, True]
     assert len(batch.errors) == 1 and batch.errors[0].startswith("first")
     alone = processor(images=[[scene_image(2)]], conversation=[asked[1].conversation])
-    assert torch.equal(batch.inputs["pixel_values"], alone["pixel_values"])
+    assert torch.equal(batch.inputs["pixel_values"][-len(alone["pixel_values"]) :], alone["pixel_values"])
+
+
+def test_what_a_template_leaves_nothing_of_is_told(tmp_path):
+    """A tokenizer without a beginning of its own would give the model no token at all."""
+    _, processor = make_tiny()
+    (batch,) = prompt_loader(samples(), [[(1, True), (2, True)]], processor, "plain")
+    assert batch.counts == [True, False] and batch.inputs["attention_mask"].any(1).all()
+    assert batch.errors == {2: "third: the template 'plain' leaves nothing of the conversation to ask"}
+    assert str(processor.count_tokens_batch(samples(), template="plain", with_labels=False)[2]) == batch.errors[2]

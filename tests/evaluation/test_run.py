@@ -176,7 +176,9 @@ def test_a_folder_holds_the_answers_of_one_model(given, tmp_path, capsys):
     (tmp_path / "data").symlink_to(given / "data")
     told = refusal(capsys, *arguments(tmp_path, tmp_path / "run"))
     assert "run holds answers with another weights" in told and f"those of {given / 'model'}: choose another" in told
-    assert "unknown template 'nosuch'" in refusal(capsys, *arguments(given, tmp_path / "run", "--template", "nosuch"))
+    assert "template of the benchmarks: unknown template 'nosuch'" in refusal(
+        capsys, *arguments(given, tmp_path / "run", "--template", "nosuch")
+    )
 
 
 def test_the_same_weights_elsewhere_are_the_same_model(given, tmp_path):
@@ -293,6 +295,13 @@ def trainer(tmp_path) -> Trainer:
 
 def few(given: Path, **settings: object) -> BenchmarkData:
     return BenchmarkData(str(given / "data"), ["pope"], **{"limit": 3, "max_new_tokens": 2, "num_workers": 0, **settings})
+
+
+def test_a_template_that_ends_no_answer_is_refused_before_anything_is_asked(given, trainer):
+    module = LitEve(init_from=str(given / "model"))
+    with pytest.raises(ConfigError, match="^template of the benchmarks: .* ends an answer with nothing"):
+        trainer.test(module, few(given, template={"name": "plain", "end": ""}), verbose=False)
+    assert not Path(trainer.default_root_dir).exists()
 
 
 def test_weights_that_change_in_memory_are_another_model(given, trainer):

@@ -55,8 +55,9 @@ def test_samples_that_cannot_be_asked_end_nothing(world, tmp_path):
         writer.write({"id": "opening", "conversations": talk("> hello", "red circle", "> green")})
         writer.write({"id": "broken", "conversations": talk("<image>small", "> red")}, [buffer.getvalue()[:2000]])
         writer.write({"id": "alone", "conversations": talk("> red circle above")})
-        writer.write({"id": "usual", "conversations": talk("the circle", "> green")})
-    overrides = {"data.validation": tmp_path / "odd", "answers.num_samples": 4, "data.max_bad_fraction": 1}
+        writer.write({"id": "usual", "conversations": talk("<image>the circle", "> green")}, [buffer.getvalue()])
+        writer.write({"id": "blind", "conversations": talk("the circle", "> green")})
+    overrides = {"data.validation": tmp_path / "odd", "answers.num_samples": 5, "data.max_bad_fraction": 1}
     arguments = micro.arguments(
         world, tmp_path / "run", **overrides, **{"trainer.max_steps": 2, "trainer.val_check_interval": 2}
     )
@@ -65,11 +66,33 @@ def test_samples_that_cannot_be_asked_end_nothing(world, tmp_path):
     assert "**expected** green" in events["answers/0"] and "**expected** green" in events["answers/3"]
     assert "**not asked** broken: the image cannot be decoded" in events["answers/1"]
     assert "**not asked** alone: the conversation has no question" in events["answers/2"]
+    assert "**not asked** blind: the template 'plain' leaves nothing of the conversation to ask" in events["answers/4"]
 
     rest = [one for one in micro.arguments(world, tmp_path / "answers", "3_finetune")[1:] if not one.startswith("--data.")]
     rest += [f"--model.init_from={tmp_path / 'run' / 'model'}", f"--data.test={tmp_path / 'odd'}", "--data.max_bad_fraction=1"]
     EveCLI(args=["predict", *rest, "--data.template=plain"])
     rows = [json.loads(line) for line in (tmp_path / "answers" / "predictions.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == ["opening", "broken", "alone", "usual"] and trained.trainer.global_step == 2
-    assert ["error" in row for row in rows] == [False, True, True, False] and rows[0]["expected"] == "green"
+    assert [row["id"] for row in rows] == ["opening", "broken", "alone", "usual", "blind"] and trained.trainer.global_step == 2
+    assert ["error" in row for row in rows] == [False, True, True, False, True] and rows[0]["expected"] == "green"
     assert rows[1]["error"].startswith("broken: the image cannot be decoded") and rows[1]["answer"] == ""
+
+
+@pytest.mark.parametrize(("template", "question"), [("plain", ""), ("null", "USER: "), ("eve_v1", "a curious human")])
+def test_predict_asks_with_the_template_of_the_data(world, tmp_path, monkeypatch, template, question):
+    module = micro.make_module(world, template="vicuna_v1")
+    module.configure_model()
+    for part in (module.model, module.processor):
+        part.save_pretrained(tmp_path / "model")
+    given = micro.arguments(world, tmp_path / "run", "3_finetune", **{"model.init_from": tmp_path / "model"})
+    asked = []
+
+    def answer(model, processor, prompts, max_new_tokens, template, **kwargs):
+        texts = processor.tokenizer.batch_decode(prompts["input_ids"].clamp(max=511))
+        asked.append((template, texts))
+        return ["green" for _ in texts]
+
+    monkeypatch.setattr("lit_eve.training.module.generate_answers", answer)
+    EveCLI(args=["predict", *given[1:], f"--data.template={template}", "--data.limit_samples=2", "--data.num_workers=0"])
+    ((used, texts), *_) = asked
+    assert used == (None if template == "null" else template)
+    assert all((question in text) if question else ("USER" not in text) for text in texts)
