@@ -24,32 +24,13 @@ from scipy.stats import t
 from lit_eve.errors import LitEveError
 from lit_eve.files import write_atomically
 from lit_eve.nano.pipeline import CONFIG, make_steps, read_stage, train_stage
-from lit_eve.nano.seeds import cores, run_side_by_side, slug, spread, write_seeded
+from lit_eve.nano.seeds import describe, make_parser, measure_over_seeds, write_seeded_config
 from lit_eve.nano.steps import Journal, Step
-from lit_eve.training.record import environment
 
-RESULTS = Path(__file__).parent / "results"
+RESULT = "result.json"
 SHARED = ("world", "language_model", "teacher")
 STAGES = ("1_prealign", "2_pretrain")
 ARMS = ("with", "without")
-
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="pairs of runs (%(default)s)")
-    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first seed (%(default)s)")
-    parser.add_argument("--at-a-time", type=int, default=cores(), metavar="N", help="seeds at a time (one per core)")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=CONFIG.with_name("nano_hard"),
-        metavar="FOLDER",
-        help="YAML files (experiments/nano_hard)",
-    )
-    parser.add_argument("--output", type=Path, default=Path("runs/nano_alignment"), metavar="FOLDER", help="%(default)s")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the JSON goes (%(default)s)")
-    parser.add_argument("--worker", type=int, metavar="SEED", help=argparse.SUPPRESS)  # one seed, in a process of its own
-    return parser.parse_args(argv)
 
 
 def arm_settings(path: Path, folder: Path, arm: str) -> dict[str, Any]:
@@ -64,10 +45,9 @@ def arm_settings(path: Path, folder: Path, arm: str) -> dict[str, Any]:
     return settings
 
 
-def run_seed(options: argparse.Namespace, seed: int) -> None:
+def run_seed(options: argparse.Namespace, folder: Path, seed: int) -> None:
     """World, language model and teacher of a seed, and both arms of it."""
-    folder = options.output / f"seed_{seed}"
-    config = write_seeded(options.config, folder / "config", seed)
+    config = write_seeded_config(options.config, folder / "config", seed)
     journal = Journal(folder / "steps")
     shared = [step for step in make_steps(folder, config, journal) if step.name in SHARED]
     steps = list(shared)
@@ -82,11 +62,11 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
         if not journal.is_done(step):
             print(step.title, flush=True)
             journal.run(step)
-    if not (folder / "result.json").exists():
-        write_atomically(folder / "result.json", json.dumps(measure(folder, seed, journal, steps), indent=2) + "\n")
+    if not (folder / RESULT).exists():
+        write_atomically(folder / RESULT, json.dumps(evaluate_arms(folder, seed, journal, steps), indent=2) + "\n")
 
 
-def measure(folder: Path, seed: int, journal: Journal, steps: Sequence[Step]) -> dict[str, Any]:
+def evaluate_arms(folder: Path, seed: int, journal: Journal, steps: Sequence[Step]) -> dict[str, Any]:
     """Held-out losses of both arms: on the test captions at the end, and at every validation."""
     from lit_eve.nano.evaluate import caption_accuracy
     from lit_eve.nano.figures import read_curves
@@ -103,6 +83,10 @@ def measure(folder: Path, seed: int, journal: Journal, steps: Sequence[Step]) ->
                 if (curve := curves.get(f"val/{loss}")) is not None:
                     result[arm][f"{name}/{loss}"] = curve[1].tolist()
     return result
+
+
+def read_result(folder: Path, seed: int) -> dict[str, Any]:
+    return json.loads((folder / RESULT).read_text())
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -124,9 +108,9 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     low, high = paired_interval(gains)
     alignment = [run["with"]["2_pretrain/alignment_loss"][-1] for run in runs]
     return {
-        "caption_loss": {arm: spread([run[arm]["caption_loss"] for run in runs]) for arm in ARMS},
-        "gain": {**spread(gains), "interval_95": [low, high], "seeds_with_gain": sum(gain > 0 for gain in gains)},
-        "alignment_loss_at_the_end": spread(alignment),
+        "caption_loss": {arm: describe([run[arm]["caption_loss"] for run in runs]) for arm in ARMS},
+        "gain": {**describe(gains), "interval_95": [low, high], "seeds_with_gain": sum(gain > 0 for gain in gains)},
+        "alignment_loss_at_the_end": describe(alignment),
         "seconds_of_an_arm": {arm: fmean([run[arm]["seconds"] for run in runs]) for arm in ARMS},
     }
 
@@ -156,31 +140,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what is missing, print the table, write the JSON and return it."""
-    from rich.console import Console
-    from rich.progress import track
-
-    options = parse(argv)
-    if options.worker is not None:
-        run_seed(options, options.worker)
-        return {}
-    if options.seeds < 2 or options.at_a_time < 1:
-        raise LitEveError("--seeds must be at least 2, --at-a-time at least 1")
-    seeds = range(options.first, options.first + options.seeds)
-    script = [sys.executable, __file__, "--output", str(options.output), "--config", str(options.config)]
-    commands = {f"seed_{seed}": [*script, "--worker", str(seed)] for seed in seeds}
-    console = Console()
-    done = run_side_by_side(commands, options.output / "logs", options.at_a_time)
-    for _ in track(done, "pairs", len(commands), console=console):
-        pass
-    runs = [json.loads((options.output / f"seed_{seed}" / "result.json").read_text()) for seed in seeds]
-    machine = environment()
-    result = {**machine, "at_a_time": options.at_a_time, "summary": summary(runs), "runs": runs}
-    write_atomically(options.output / "table.md", table(runs))
-    path = options.results / f"nano_alignment_{slug(machine['machine']['processor'])}.json"
-    write_atomically(path, json.dumps(result, indent=2) + "\n")
-    console.print(table(runs), highlight=False, soft_wrap=True)
-    console.print(f"written to {path}", soft_wrap=True)
-    return result
+    parser = make_parser(__file__, __doc__, CONFIG.with_name("nano_hard"))
+    return measure_over_seeds(parser, argv, run_seed, read_result, summary, table, min_seeds=2)
 
 
 if __name__ == "__main__":

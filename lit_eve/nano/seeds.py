@@ -1,14 +1,19 @@
-"""The miniature world again and again, every seed of it changed: how far can one run be trusted?"""
+"""A measurement in the miniature world, repeated with other seeds: how far can one run be trusted?
+
+A script such as ``benchmarks/nano_seeds.py`` says what is done with one seed, and how all results become a table. What such
+scripts share is here: their options, seeds in parallel, the files that they write.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -24,7 +29,94 @@ STAGE_SEED = "seed_everything"
 POLL = 0.5  # seconds between two looks at running processes
 
 
-def write_seeded(config: Path, folder: Path, seed: int) -> Path:
+def make_parser(script: str, description: str | None, config: Path) -> argparse.ArgumentParser:
+    """The options of every script that calls `measure_over_seeds`; it may add its own.
+
+    Args:
+        script: the script's ``__file__``. Its name is the measurement's; ``results`` beside it is where the JSON goes.
+        description: of ``--help``.
+        config: default folder of YAML files.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(script=Path(script))
+
+    def folder(option: str, default: Path, text: str) -> None:
+        parser.add_argument(option, type=Path, default=default, metavar="FOLDER", help=text)
+
+    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="how many (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first of them (%(default)s)")
+    parser.add_argument("--at-a-time", type=int, default=cores(), metavar="N", help="seeds at a time (one per core)")
+    folder("--config", config, f"YAML files (experiments/{config.name})")
+    folder("--output", Path("runs") / Path(script).stem, "all runs, and their table (%(default)s)")
+    folder("--results", Path(script).with_name("results"), "where the JSON goes (%(default)s)")
+    parser.add_argument("--worker", type=int, metavar="SEED", help=argparse.SUPPRESS)  # one seed, in a process of its own
+    return parser
+
+
+def measure_over_seeds(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    run_seed: Callable[[argparse.Namespace, Path, int], None],
+    read_result: Callable[[Path, int], dict[str, Any]],
+    summary: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+    table: Callable[[Sequence[dict[str, Any]]], str],
+    min_seeds: int = 1,
+) -> dict[str, Any]:
+    """The whole of a script: run all seeds, print their table, write table and JSON.
+
+    A seed is a process with a folder of its own, ``OUTPUT/seed_N``: the script itself, called again with the same options and
+    ``--worker SEED``. The table goes to ``OUTPUT/table.md``, the JSON to ``RESULTS/SCRIPT_PROCESSOR.json``.
+
+    Args:
+        parser: what `make_parser` made.
+        argv: the script's arguments; None: those of this process.
+        run_seed: does what one seed takes, given options, folder and seed; called again, it goes on with what is missing.
+        read_result: what came out, as JSON, given folder and seed.
+        summary: statistics of all results, as JSON.
+        table: all results, as Markdown.
+        min_seeds: the fewest that ``summary`` takes.
+
+    Returns:
+        What is in the JSON: ``machine``, ``versions``, ``at_a_time``, ``summary`` and ``runs``, the results. A worker: nothing.
+
+    Raises:
+        LitEveError: too few seeds, or a seed failed.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = parser.parse_args(arguments)
+    if options.worker is not None:
+        run_seed(options, _folder(options, options.worker), options.worker)
+        return {}
+    if options.seeds < min_seeds or options.at_a_time < 1:
+        raise LitEveError(f"--seeds must be at least {min_seeds}, --at-a-time at least 1")
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from lit_eve.training.record import environment
+
+    seeds = range(options.first, options.first + options.seeds)
+    commands = {f"seed_{seed}": [sys.executable, str(options.script), *arguments, "--worker", str(seed)] for seed in seeds}
+    console = Console()
+    done = run_in_parallel(commands, options.output / "logs", options.at_a_time)
+    for _ in track(done, "seeds", len(commands), console=console):
+        pass
+    runs = [read_result(_folder(options, seed), seed) for seed in seeds]
+    machine = environment()
+    result = {**machine, "at_a_time": options.at_a_time, "summary": summary(runs), "runs": runs}
+    write_atomically(options.output / "table.md", table(runs))
+    path = options.results / f"{options.script.stem}_{slug(machine['machine']['processor'])}.json"
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
+    console.print(table(runs), highlight=False, soft_wrap=True)
+    console.print(f"written to {path}", soft_wrap=True)
+    return result
+
+
+def _folder(options: argparse.Namespace, seed: int) -> Path:
+    return options.output / f"seed_{seed}"
+
+
+def write_seeded_config(config: Path, folder: Path, seed: int) -> Path:
     """The YAML files of ``config`` with every seed in them set to ``seed``, in ``folder``.
 
     Returns:
@@ -37,7 +129,7 @@ def write_seeded(config: Path, folder: Path, seed: int) -> Path:
     return folder
 
 
-def run_side_by_side(commands: Mapping[str, Sequence[str]], logs: Path, at_a_time: int) -> Iterator[str]:
+def run_in_parallel(commands: Mapping[str, Sequence[str]], logs: Path, at_a_time: int) -> Iterator[str]:
     """Run commands as processes, so many at a time; what they print goes to ``logs/NAME.log``.
 
     Whoever stops early (an exception, Ctrl-C) ends those that run.
@@ -79,12 +171,7 @@ def _end(process: subprocess.Popen) -> None:
             process.kill()
 
 
-def pipeline_command(output: Path, config: Path) -> list[str]:
-    """``lit-eve nano`` as a process of its own."""
-    return [sys.executable, "-m", "lit_eve.cli", "nano", "--output", str(output), "--config", str(config)]
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
+def describe(values: Sequence[float]) -> dict[str, float]:
     """Mean, least, median, greatest, and standard deviation (0 of a single value)."""
     return {
         "mean": fmean(values),
@@ -92,18 +179,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "median": median(values),
         "greatest": max(values),
         "deviation": stdev(values) if len(values) > 1 else 0.0,
-    }
-
-
-def result_of(output: Path, seed: int) -> dict[str, Any]:
-    """What counts of a run's ``metrics.json``."""
-    metrics = json.loads((output / "metrics.json").read_text())
-    names = ("question_accuracy", "shuffled_accuracy", "blind_accuracy", "caption_accuracy", "caption_loss")
-    return {
-        "seeds": dict.fromkeys(("world", "language_model", "teacher", "stages"), seed),
-        **{name: metrics[name] for name in names},
-        "by_type": {type: row["accuracy"] for type, row in metrics["by_type"].items()},
-        "seconds": metrics["seconds"],
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from scipy.stats import ttest_1samp
 
 from lit_eve.errors import LitEveError
 from lit_eve.nano.pipeline import CONFIG
-from lit_eve.nano.seeds import run_side_by_side, slug, spread, write_seeded
+from lit_eve.nano.seeds import describe, run_in_parallel, slug, write_seeded_config
 from lit_eve.nano.world.questions import TYPES
 from tests.nano.test_pipeline import write_config
 
@@ -35,7 +36,7 @@ def script(name: str) -> ModuleType:
 @pytest.mark.parametrize("config", ["nano", "nano_hard"])
 def test_every_seed_is_changed_and_nothing_else(tmp_path: Path, config: str) -> None:
     source = CONFIG.with_name(config)
-    write_seeded(source, tmp_path, 7)
+    write_seeded_config(source, tmp_path, 7)
     names = {path.name for path in source.glob("*.yaml")}
     assert {path.name for path in tmp_path.iterdir()} == names and "3_finetune.yaml" in names
     for name in names:
@@ -58,7 +59,7 @@ print("said at the end"); sys.exit({code})
 
 def test_so_many_run_at_a_time(tmp_path: Path) -> None:
     commands = {str(i): sleeper(tmp_path / "log", 0.6) for i in range(5)}
-    assert sorted(run_side_by_side(commands, tmp_path / "logs", at_a_time=2)) == list("01234")
+    assert sorted(run_in_parallel(commands, tmp_path / "logs", at_a_time=2)) == list("01234")
     events = sorted(line.split() for line in (tmp_path / "log").read_text().splitlines())
     running = peak = 0
     for _, change in events:
@@ -72,9 +73,55 @@ def test_an_error_names_the_run_and_ends_the_others(tmp_path: Path) -> None:
     commands = {"good": sleeper(tmp_path / "log", 60), "bad": sleeper(tmp_path / "other", 0.1, code=3)}
     start = time.monotonic()
     with pytest.raises(LitEveError, match=r"bad ended with 3: said at the end .*bad\.log"):
-        list(run_side_by_side(commands, tmp_path, at_a_time=2))
+        list(run_in_parallel(commands, tmp_path, at_a_time=2))
     assert time.monotonic() - start < 30
     assert len((tmp_path / "log").read_text().splitlines()) == 1, "the other one was ended"
+
+
+MEASUREMENT = """
+from pathlib import Path
+from lit_eve.nano.seeds import make_parser, measure_over_seeds
+
+def run_seed(options, folder, seed):
+    folder.mkdir(parents=True)
+    (folder / "product").write_text(str(options.factor * seed))
+
+def read_result(folder, seed):
+    return {"seed": seed, "product": (folder / "product").read_text()}
+
+def summary(runs):
+    return {"runs": len(runs)}
+
+def table(runs):
+    return f"a table of {len(runs)}\\n"
+
+def main(argv=None):
+    parser = make_parser(__file__, __doc__, Path("nowhere"))
+    parser.add_argument("--factor", type=int, default=1)
+    return measure_over_seeds(parser, argv, run_seed, read_result, summary, table, min_seeds=2)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_measurement_calls_its_script_for_every_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the options that it was given, its own among them; what comes out is a table and a JSON."""
+    path, runs = tmp_path / "my_script.py", tmp_path / "runs"
+    path.write_text(MEASUREMENT)
+    main = runpy.run_path(str(path))["main"]
+    result = main(["--seeds", "2", "--first", "3", "--factor", "10", "--output", str(runs)])
+    assert list(result) == ["machine", "versions", "at_a_time", "summary", "runs"]
+    assert result["runs"] == [{"seed": 3, "product": "30"}, {"seed": 4, "product": "40"}] and result["summary"] == {"runs": 2}
+    (written,) = (tmp_path / "results").iterdir()
+    assert (
+        written.name == f"my_script_{slug(result['machine']['processor'])}.json" and json.loads(written.read_text()) == result
+    )
+    assert (runs / "table.md").read_text() == "a table of 2\n" and "a table of 2\n" in (said := capsys.readouterr().out)
+    assert str(written) in said and {path.name for path in runs.iterdir()} == {"seed_3", "seed_4", "logs", "table.md"}
+    for few in (["--seeds", "1"], ["--at-a-time", "0"]):
+        with pytest.raises(LitEveError, match="--seeds must be at least 2, --at-a-time at least 1"):
+            main([*few, "--output", str(runs)])
 
 
 def test_statistics_agree_with_scipy() -> None:
@@ -82,14 +129,14 @@ def test_statistics_agree_with_scipy() -> None:
     gains = [0.08, 0.07, -0.01, 0.05, 0.06]
     interval = ttest_1samp(gains, 0).confidence_interval(0.95)
     assert paired_interval(gains) == pytest.approx((interval.low, interval.high))
-    assert spread([1.0, 2.0, 6.0]) == {
+    assert describe([1.0, 2.0, 6.0]) == {
         "mean": 3.0,
         "least": 1.0,
         "median": 2.0,
         "greatest": 6.0,
         "deviation": pytest.approx(7**0.5),
     }
-    assert spread([2.0])["deviation"] == 0.0
+    assert describe([2.0])["deviation"] == 0.0
     with pytest.raises(ValueError, match="two pairs"):
         paired_interval([0.1])
     assert slug("AMD EPYC 9B14 96-Core") == "amd_epyc_9b14_96_core"
@@ -123,13 +170,13 @@ def test_the_table_of_seeds_has_mean_least_and_deviation() -> None:
     assert summary["by_type/place"]["least"] == 0.8 and summary["benchmarks/gqa"]["median"] == 85.0
 
 
-def test_the_very_words_of_any_right_answer_count(tmp_path: Path) -> None:
+def test_an_exact_match_with_any_right_answer_counts(tmp_path: Path) -> None:
     answers = {"v1_0": "2<OR>two", "v1_1": "row-1<AND>column-3", "v1_2": "red", "v1_3": "small<OR>little"}
     (tmp_path / "mm-vet.json").write_text(json.dumps({name: {"answer": answer} for name, answer in answers.items()}))
     said = ["two", "row-1 column-3", "blue", "small"]
     lines = (json.dumps({"question_id": number, "text": text}) for number, text in enumerate(said))
     (tmp_path / "mmvet.jsonl").write_text("\n".join(lines))
-    assert script("nano_seeds").very_words(tmp_path / "mm-vet.json", tmp_path / "mmvet.jsonl") == 75.0
+    assert script("nano_seeds").exact_match(tmp_path / "mm-vet.json", tmp_path / "mmvet.jsonl") == 75.0
 
 
 def tiny(folder: Path, source: str) -> Path:
