@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from rich.progress import track
+from torch.utils.data import DataLoader
 
 import lit_eve
-from lit_eve.data import EveDataModule
+from lit_eve.data import EveDataModule, model_inputs
 from lit_eve.evaluation import AnswerAccuracy, answer_all, token_accuracy
 from lit_eve.files import write_atomically
 from lit_eve.nano.world.questions import TYPES
@@ -104,10 +108,41 @@ def caption_accuracy(model_path: Path, data_path: Path) -> dict[str, float]:
         data_path: folder of the world's data sets.
     """
     model, processor = lit_eve.load(model_path)
+    return token_accuracy(model, _test_captions(processor, data_path))
+
+
+@torch.no_grad()
+def caption_losses(model_path: Path, data_path: Path, kinds: Mapping[str, Collection[str]]) -> dict[str, float]:
+    """Mean loss of the words of the test captions, by kind of word.
+
+    Args:
+        model_path: what `lit_eve.load` takes.
+        data_path: folder of the world's data sets.
+        kinds: words of each kind; a word of none is of the kind "other".
+    """
+    model, processor = lit_eve.load(model_path)
+    kind_of = {word: kind for kind, words in kinds.items() for word in words}
+    names = [*kinds, "other"]
+    tokenizer = processor.tokenizer
+    words = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
+    kind_of_token = torch.tensor([names.index(kind_of.get(word, "other")) for word in words])
+    total, count = torch.zeros(len(names), dtype=torch.double), torch.zeros(len(names), dtype=torch.double)
+    for batch in track(_test_captions(processor, data_path), "words of captions"):
+        inputs = model_inputs(batch)
+        positions, labels = inputs.pop("target_positions"), inputs.pop("labels")
+        logits = model(**inputs).logits.flatten(0, 1)[positions].float()  # (M, V)
+        targets = labels.flatten()[positions + 1]  # (M,)
+        losses = F.cross_entropy(logits, targets, reduction="none").double()
+        total.index_add_(0, kind_of_token[targets], losses)
+        count.index_add_(0, kind_of_token[targets], torch.ones_like(losses))
+    return dict(zip(names, (total / count).tolist(), strict=True))
+
+
+def _test_captions(processor: EveProcessor, data_path: Path) -> DataLoader:
     data = EveDataModule(test=str(data_path / "test_captions"), template="plain", max_tokens=896, rows=4, num_workers=0)
     data.attach(processor).prepare_data()
     data.setup("test")
-    return token_accuracy(model, data.test_dataloader())
+    return data.test_dataloader()
 
 
 def majority_answers(training: Iterable[Sample], questions: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -226,6 +227,14 @@ def test_arms_differ_in_the_alignment_alone(tmp_path: Path) -> None:
         assert run["with"]["caption_loss"] > 0 and run["with"]["caption_loss"] != run["without"]["caption_loss"]
     gains = [run["without"]["caption_loss"] - run["with"]["caption_loss"] for run in result["runs"]]
     assert result["summary"]["gain"]["mean"] == pytest.approx(sum(gains) / 2)
+    for run in result["runs"]:
+        by_word = run["with"]["loss_by_word"]
+        assert by_word.keys() == {"colour", "shape", "size", "place", "other"} and min(by_word.values()) > 0
+    looks = [
+        fmean(run["without"]["loss_by_word"][kind] - run["with"]["loss_by_word"][kind] for kind in ("colour", "shape", "size"))
+        for run in result["runs"]
+    ]
+    assert result["summary"]["gain_of_looks"]["mean"] == pytest.approx(fmean(looks))
     for name in ("1_prealign", "2_pretrain"):
         first, second = (
             yaml.safe_load((output / "seed_0" / arm / "configs" / f"{name}.yaml").read_text()) for arm in ("with", "without")
