@@ -23,7 +23,9 @@ from lit_eve.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DATA_FORMAT = (ROOT / "docs/data_format.md").read_text()
+DATA_FORMAT, EVALUATION, PARITY, VARIANTS = (
+    (ROOT / f"docs/{name}.md").read_text() for name in ("data_format", "evaluation", "parity", "variants")
+)
 
 
 def blocks(text: str, language: str) -> list[tuple[str, str]]:
@@ -35,14 +37,16 @@ def blocks(text: str, language: str) -> list[tuple[str, str]]:
 
 def quoted_files() -> Iterator[tuple[str, str]]:
     for language in ("python", "yaml"):
-        for before, code in blocks(README, language):
+        for before, code in blocks(VARIANTS, language):
             if named := re.match(r"The [^`]*`((?:lit_eve|experiments|tests)/[\w/]+\.\w+)`", before):
                 yield named[1], code
 
 
 def commands() -> list[list[str]]:
-    text = "\n".join(code for _, code in blocks(README, "sh"))
-    return [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines() if line]
+    lines = "\n".join(code for _, code in blocks(README, "sh")).replace("\\\n", " ").splitlines()
+    in_table = re.findall(r"^\| [a-z][^|]* \| `((?:lit-eve|python|launch/)[^`]*)`", README, flags=re.MULTILINE)
+    lines += [line if line.startswith("launch/") else f".venv/bin/{line}" for line in in_table]
+    return [shlex.split(line, comments=True) for line in lines if line]
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def test_quoted_files_are_what_the_files_say():
     quoted = dict(quoted_files())
     assert len(quoted) == 3
     for path, code in quoted.items():
-        assert code in (ROOT / path).read_text(), f"the README quotes {path} as it was"
+        assert code in (ROOT / path).read_text(), f"docs/variants.md quotes {path} as it was"
     assert (
         quoted["lit_eve/models/patch_embeddings/linear.py"] == (ROOT / "lit_eve/models/patch_embeddings/linear.py").read_text()
     )
@@ -78,7 +82,7 @@ def test_commands(command, place, capsys):
         script = next(word for word in command if word.startswith("launch/"))
         assert (ROOT / script).stat().st_mode & 0o111
         assert print_config(*command[command.index(script) + 1 :])["trainer"]["strategy"] == "fsdp2"
-    elif command[1:2] in (["pack"], ["plan"], ["convert"]):  # work of minutes, each with tests of its own
+    elif command[1] in ("pack", "plan", "convert") or "MODEL" in command:  # work of minutes, each with tests of its own
         parser = ArgumentParser()
         import_module(COMMANDS[command[1]][0]).add_arguments(parser)
         assert vars(parser.parse_args(command[2:]))
@@ -93,11 +97,14 @@ def test_commands(command, place, capsys):
         assert config["model"]["lr"] == 1e-3 and config["model"]["init_from"]
 
 
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
 def test_python_blocks(place):
     from PIL import Image
 
-    quoted = [code for _, code in quoted_files()]
-    code = [code for _, code in blocks(README, "python") if code not in quoted]
+    code = [code for _, code in blocks(README, "python")]
     assert len(code) == 2
     for block in code:
         names: dict = {}
@@ -129,7 +136,7 @@ def test_variant_builds_and_trains(tmp_path):
 def test_parity_table_says_what_is_asserted():
     from tests.models import test_parity_v1 as parity
 
-    asserted = dict(re.findall(r"^\| ([a-z]\w+ \w+|logits|gradients)[^|]* \| [^|]+ \| (1e-\d) \|$", README, flags=re.MULTILINE))
+    asserted = dict(re.findall(r"^\| ([a-z]\w+ \w+|logits|gradients)[^|]* \| [^|]+ \| (1e-\d) \|$", PARITY, flags=re.MULTILINE))
     expected = {"both losses": parity.LOSS, "logits": parity.LOGITS, "gradients": parity.GRADIENT}
     assert {name: float(value) for name, value in asserted.items()} == expected
 
@@ -187,7 +194,7 @@ def test_data_format_examples(tmp_path, monkeypatch):
 def test_the_files_of_all_benchmarks_are_listed_with_their_sources():
     from lit_eve.evaluation.benchmarks import BENCHMARKS
 
-    table = README[README.index("| folder | files in it |") :].split("\n\n")[0]
+    table = EVALUATION[EVALUATION.index("| folder | files in it |") :].split("\n\n")[0]
     for benchmark in BENCHMARKS.values():
         assert f"| `{benchmark.name}` |" in table
         for source in benchmark.sources:
