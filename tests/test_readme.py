@@ -202,3 +202,21 @@ def test_the_files_of_all_benchmarks_are_listed_with_their_sources():
             assert source.url.split(":", 2)[1].lstrip("/").partition(" ")[0].rstrip(",") in table, source.url
         for size in benchmark.sizes.values():
             assert f"{size:,}" in table
+
+
+# ---- docs/interpretation.md
+
+
+def test_interpretation_examples(place, capsys):
+    from lit_eve.data import ShardWriter
+    from tests.tiny_model import scene_image
+
+    with ShardWriter("runs/nano/data/test_questions") as shards:
+        for number in range(3):
+            turns = [{"from": "human", "value": "<image>\nwhere is the red circle?"}, {"from": "gpt", "value": "row-1"}]
+            shards.write({"id": str(number), "conversations": turns}, [scene_image(number)])
+    names: dict = {}
+    for _, code in blocks((ROOT / "docs/interpretation.md").read_text(), "python")[:2]:
+        exec(compile(code, "interpretation.md", "exec"), names)
+    assert capsys.readouterr().out.count("->") == 3
+    assert names["hidden"].shape[:2] == names["seen"].inputs["input_ids"].shape and names["last_row"].shape[2] == 1
