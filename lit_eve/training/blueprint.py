@@ -140,16 +140,21 @@ class Blueprint:
         return replace(self, init_from=None).processor
 
     def check(self) -> None:
-        """Raise ConfigError or CheckpointError if something is missing or does not fit; weights are not read."""
+        """Raise ConfigError or CheckpointError if something is missing or does not fit.
+
+        Weights are not read; those of the hub are in its cache after this.
+        """
         try:
             self.processor.answer_end()  # says whether the template can be written with this tokenizer
         except ConfigError as error:
             raise ConfigError(f"model.template: {error}") from error
         if self.teacher is not None:
             check_teacher(self.teacher)
-        source = self.init_from or self.decoder
-        if Path(source).exists():
-            iterate_weights(source)  # maps the files, and reads no weight
+        key = "decoder" if self.init_from is None else "init_from"
+        try:
+            iterate_weights(getattr(self, key))  # maps the files, and reads no weight; downloads what the hub has
+        except CheckpointError as error:
+            raise CheckpointError(f"model.{key}: {error}") from error
         self.skeleton()
 
     def skeleton(self, planned: bool = False) -> EveForConditionalGeneration:

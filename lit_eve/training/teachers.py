@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from lit_eve.errors import CheckpointError
-from lit_eve.models.checkpoints.folders import read_json
+from lit_eve.models.checkpoints.folders import find_model_folder, is_hub_name, read_json
 from lit_eve.models.checkpoints.weights import read_file, weight_files
 
 _TYPES = ("clip", "clip_vision_model")
@@ -16,13 +16,19 @@ _PREFIX = "vision_model."
 
 
 def check_teacher(name: str) -> None:
-    """Look at the files of a teacher's folder; a name on the hub is left to the download.
+    """Look at the files of a teacher; of a name on the hub, at the copy in the cache, for which what is missing is downloaded.
 
     Raises:
-        CheckpointError: it is no CLIP, or files or weights of its vision half are missing, damaged or of another shape.
+        CheckpointError: it is no CLIP, cannot be had, or files or weights of its vision half are missing, damaged or of another
+            shape.
     """
     folder = Path(name)
-    if not folder.is_dir():
+    if is_hub_name(name):
+        try:
+            folder = find_model_folder(name)
+        except CheckpointError as error:
+            raise CheckpointError(f"model.teacher: {error}") from error
+    if not folder.is_dir():  # which is said where its config is read
         return
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"model.teacher: {name} holds no config.json: it is no CLIP")

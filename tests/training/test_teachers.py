@@ -102,6 +102,56 @@ def test_what_is_no_teacher(world, tmp_path, kind, message):
     assert kind == "other sizes" or str(folder) in said
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Makes a folder what the hub's cache holds under a name; there is no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def put(folder: Path, name: str) -> str:
+        repository = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, repository / "snapshots" / "abc")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("abc")
+        return name
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("siglip", "someone/a-teacher is of the type 'siglip_vision_model'; a teacher must be a CLIP"),
+        ("cut", "cannot be read, it may be truncated"),
+        ("no weights", "abc has a config.json but no weights"),
+        ("deeper config", "someone/a-teacher lacks "),
+    ],
+)
+def test_a_teacher_of_the_hub_is_looked_at_in_the_cache(world, tmp_path, cache, kind, message):
+    name = cache(teacher(tmp_path / "a teacher", kind), "someone/a-teacher")
+    said = refused(world, **{"model.teacher": name})
+    assert said.startswith("error: model.teacher: ") and message in said
+
+
+def test_what_no_cache_holds_is_told_before_data_is_read(world, cache):
+    said = refused(world, **{"model.teacher": "someone/a-teacher"})
+    assert said.startswith("error: model.teacher: someone/a-teacher is no folder here, the Hugging Face hub cannot be reached")
+
+
+def test_a_whole_teacher_in_the_cache_is_taken(world, tmp_path, cache):
+    module = micro.make_module(world, teacher=cache(teacher(tmp_path / "a teacher", "clip"), "someone/a-teacher"))
+    module.blueprint.check()
+    module.configure_model()
+    assert module.model.config.teacher == "someone/a-teacher"
+
+
+def test_a_decoder_in_the_cache_without_weights(world, tmp_path, cache):
+    folder = shutil.copytree(world / "decoder", tmp_path / "decoder")
+    (folder / "model.safetensors").unlink()
+    said = refused(world, **{"model.decoder": cache(folder, "someone/a-decoder")})
+    assert said.startswith("error: model.decoder: ") and "abc has a config.json but no weights" in said
+
+
 @pytest.mark.parametrize("form", ["vision half", "whole CLIP", "several files", "bin"])
 def test_teachers_of_all_forms_are_taken(world, tmp_path, form):
     torch.manual_seed(0)
@@ -135,6 +185,6 @@ def test_damaged_weights_of_the_others_are_found_as_early(world, tmp_path, key):
         more = {"stage": "2_pretrain"}
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert f"{weights} cannot be read, it may be truncated" in refused(world, **{key: source}, **more)
+    assert f"{key}: {weights} cannot be read, it may be truncated" in refused(world, **{key: source}, **more)
     weights.unlink()
     assert "no weights" in refused(world, **{key: source}, **more)

@@ -115,5 +115,5 @@ def _download(name: str) -> Path:
     except (LocalEntryNotFoundError, OSError) as error:  # OSError: what the hub's client raises without a connection
         raise CheckpointError(
             f"{name} is no folder here, the Hugging Face hub cannot be reached, and its cache holds no copy: "
-            "give the path of a downloaded folder"
+            f"download it where there is a network (hf download {name}), and give the path of its folder"
         ) from error
