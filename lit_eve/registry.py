@@ -31,7 +31,7 @@ class Registry(Generic[T]):
 
         def add(variant: Callable[..., T]) -> Callable[..., T]:
             if self._variants.get(name, variant) is not variant:
-                raise ConfigError(f"a {self.kind} named {name!r} is registered already")
+                raise ConfigError(f"{self.kind} {name!r} is registered already")
             self._variants[name] = variant
             return variant
 

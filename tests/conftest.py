@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs from a run that asks for no test of them: the others are about CPUs, and some fork."""
+    """Ctrl-C arrives. GPUs are hidden from a run that asks for no test of them: the others are about CPUs, and some fork."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in its background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

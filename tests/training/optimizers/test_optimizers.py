@@ -140,16 +140,16 @@ def own():
 
 
 def test_an_own_optimizer(own):
-    @own("sgd")
-    def sgd(parameters, momentum: float = 0.0) -> torch.optim.SGD:
+    @own("plain_sgd")
+    def plain_sgd(parameters, momentum: float = 0.0) -> torch.optim.SGD:
         return torch.optim.SGD(parameter_groups(parameters), momentum=momentum)
 
-    check_optimizer({"name": "sgd", "momentum": 0.9})
-    with pytest.raises(ConfigError, match="optimizer 'sgd': Invalid momentum value: -1"):
-        check_optimizer({"name": "sgd", "momentum": -1})
+    check_optimizer({"name": "plain_sgd", "momentum": 0.9})
+    with pytest.raises(ConfigError, match="optimizer 'plain_sgd': Invalid momentum value: -1"):
+        check_optimizer({"name": "plain_sgd", "momentum": -1})
     model = Model()
-    optimizer = build_optimizer({"name": "sgd", "momentum": 0.9}, trained_parameters(model, rates(model)))
-    again = build_optimizer({"name": "sgd", "momentum": 0.9}, trained_parameters(model, rates(model)))
+    optimizer = build_optimizer({"name": "plain_sgd", "momentum": 0.9}, trained_parameters(model, rates(model)))
+    again = build_optimizer({"name": "plain_sgd", "momentum": 0.9}, trained_parameters(model, rates(model)))
     model.first(torch.ones(4)).sum().backward()
     optimizer.step()
     again.load_state_dict(optimizer.state_dict())
