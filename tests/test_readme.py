@@ -216,7 +216,12 @@ def test_interpretation_examples(place, capsys):
             turns = [{"from": "human", "value": "<image>\nwhere is the red circle?"}, {"from": "gpt", "value": "row-1"}]
             shards.write({"id": str(number), "conversations": turns}, [scene_image(number)])
     names: dict = {}
-    for _, code in blocks((ROOT / "docs/interpretation.md").read_text(), "python")[:2]:
-        exec(compile(code, "interpretation.md", "exec"), names)
+    code = [code for _, code in blocks((ROOT / "docs/interpretation.md").read_text(), "python")]
+    for block in code[:2]:
+        exec(compile(block, "interpretation.md", "exec"), names)
     assert capsys.readouterr().out.count("->") == 3
     assert names["hidden"].shape[:2] == names["seen"].inputs["input_ids"].shape and names["last_row"].shape[2] == 1
+    for block in code[2:]:
+        exec(compile(block, "interpretation.md", "exec"), names)
+    drawn = re.findall(r'savefig\("(.*?)"\)', "".join(code))
+    assert drawn and all(Path(name).stat().st_size > 1000 for name in drawn)

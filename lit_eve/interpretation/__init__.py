@@ -1,8 +1,20 @@
 """What a model looks at and what it computes, recorded without changing the model; heat maps over its images."""
 
 from lit_eve.interpretation.answers import AnswerAttention, attend
+from lit_eve.interpretation.figures import maps_figure
 from lit_eve.interpretation.maps import image_maps
 from lit_eve.interpretation.overlay import overlay
 from lit_eve.interpretation.recording import ActivationRecorder, AttentionRecorder
+from lit_eve.interpretation.rollout import gradient_rollout, rollout
 
-__all__ = ["ActivationRecorder", "AnswerAttention", "AttentionRecorder", "attend", "image_maps", "overlay"]
+__all__ = [
+    "ActivationRecorder",
+    "AnswerAttention",
+    "AttentionRecorder",
+    "attend",
+    "gradient_rollout",
+    "image_maps",
+    "maps_figure",
+    "overlay",
+    "rollout",
+]

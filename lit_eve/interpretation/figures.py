@@ -1,0 +1,69 @@
+"""Figures of what was found, to be shown in a notebook or saved: matplotlib's ``Figure``, without pyplot's global state.
+
+Notation: H x W token grid of an image, A answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lit_eve.errors import LitEveError
+from lit_eve.processing.images import load_image
+from lit_eve.processing.sources import ImageSource
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.linewidth": 0, "xtick.major.size": 0, "ytick.major.size": 0}
+_GAIN, _BOTH_WAYS = "Reds", "RdBu_r"
+
+
+def maps_figure(image: ImageSource, maps: Mapping[str, Tensor], tokens: Sequence[str]) -> Figure:
+    """Maps of several kinds over one image: a row per answer token, a column per kind, which share a scale of colours.
+
+    Args:
+        image: what the model saw.
+        maps: by title, (A, H, W) of this image each: ``{"attention": seen.maps[0], "rollout": rollout(model, seen)[0]}``. A
+            kind with negative numbers gets colours of two signs, white at 0.
+        tokens: A names.
+
+    Raises:
+        LitEveError: there is no map, or not one per token.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    for title, kind in maps.items():
+        if kind.ndim != 3 or len(kind) != len(tokens):
+            raise LitEveError(f"the maps {title!r} have the shape {tuple(kind.shape)}, but there are {len(tokens)} tokens")
+    if not maps or not tokens:
+        raise LitEveError("there is no map to draw")
+    picture = load_image(image)
+    width, height = picture.size
+    cell = max(1.0, 2.2 * min(1.0, width / height)), max(0.4, 2.2 * min(1.0, height / width))  # inches
+    size = (len(maps) + 1) * (cell[0] + 0.1) + 1.0, len(tokens) * (cell[1] + 0.1) + 0.8
+    with rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        heights = [*[cell[1]] * len(tokens), 0.08]  # below them the scales
+        axes = figure.subplots(len(heights), len(maps) + 1, squeeze=False, height_ratios=heights)
+        for ax in axes[:-1].flat:
+            ax.set(xticks=[], yticks=[])
+        for ax, token in zip(axes[:-1, 0], tokens, strict=True):
+            ax.imshow(picture)
+            ax.set_ylabel(token.strip(), rotation="horizontal", ha="right", va="center")
+        axes[0, 0].set_title("image")
+        axes[-1, 0].axis("off")
+        for column, (title, kind) in zip(axes[:, 1:].T, maps.items(), strict=True):
+            values = kind.detach().float().cpu()
+            limit = values.abs().max().item() or 1.0
+            signed = bool((values < 0).any())
+            scale = {"cmap": _BOTH_WAYS if signed else _GAIN, "vmin": -limit if signed else 0.0, "vmax": limit}
+            for ax, heat in zip(column, values, strict=False):
+                ax.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255)
+                drawn = ax.imshow(heat.numpy(), extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.7, **scale)
+            column[0].set_title(title)
+            figure.colorbar(drawn, cax=column[-1], orientation="horizontal").ax.locator_params(nbins=2)
+    return figure
