@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,10 @@ from transformers import PreTrainedModel
 from lit_eve.models.checkpoints.skeletons import restore_buffers
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import decoder_of
+from lit_eve.models.generation.answer_ends import end_answers
+from lit_eve.processing import EveProcessor
+
+_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class EvePreTrainedModel(PreTrainedModel):
@@ -28,10 +34,18 @@ class EvePreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, whose loader does not know what the constructors of our parts computed."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        restore_buffers(loaded[0] if isinstance(loaded, tuple) else loaded)
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, whose loader does not know what the constructors of our parts computed.
+
+        Answers end where the tokenizer and the template beside the model say so too: not all configs name all ends.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        restore_buffers(model)
+        if pretrained_model_name_or_path is not None:
+            with suppress(OSError, ValueError):  # there is no tokenizer, or it is one of a template that is still unknown
+                where = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs}
+                end_answers(model, EveProcessor.from_pretrained(pretrained_model_name_or_path, **where))
         return loaded
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EvePreTrainedModel:

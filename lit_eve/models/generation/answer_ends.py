@@ -34,12 +34,11 @@ def end_answers(model: PreTrainedModel, processor: EveProcessor, stored: Iterabl
     template = None
     with suppress(ConfigError):  # a template that this tokenizer cannot write is refused where it is used
         template = processor.answer_end().token
-    named = [
-        *(config.eos_token_id, config.text_config.eos_token_id, model.generation_config.eos_token_id),
-        *(tokenizer.eos_token_id, template, *stored),
-    ]
+    configs = (config, config.text_config, model.generation_config)
+    written = [getattr(one, "eos_token_id", None) for one in configs]  # a config that was not given one may lack the attribute
+    named = [*written, tokenizer.eos_token_id, template, *stored]
     config.eos_token_id = model.generation_config.eos_token_id = _united(named)
-    if config.pad_token_id is None:
+    if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = config.pad_token_id
 

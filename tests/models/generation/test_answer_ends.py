@@ -14,6 +14,7 @@ import lit_eve
 from lit_eve.data import FinetuneDataModule
 from lit_eve.demo.session import ChatSession
 from lit_eve.errors import ConfigError
+from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.generation.answer_ends import TextEnd, end_answers
 from lit_eve.nano.world.tokenizer import make_tokenizer
 from lit_eve.processing import EveProcessor, Sample, templates
@@ -131,13 +132,43 @@ def test_every_way_to_ask_stops_there(tmp_path, monkeypatch):
     assert len(answer(text=QUESTION, max_new_tokens=6, return_full_text=False)[0]["generated_text"].split()) == 1
 
 
-def test_an_export_whose_files_name_one_end_only_is_loaded_with_all(tmp_path):
+@pytest.fixture(params=["null", "absent"])
+def older(tmp_path, request) -> Path:
+    """An export whose files do not name the end of a turn; the tokenizer is beside them."""
     model, processor = make_tiny()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["eos_token_id"] = config["text_config"]["eos_token_id"] = None
+    if request.param == "absent":
+        del config["eos_token_id"], config["text_config"]["eos_token_id"]
+        config.pop("pad_token_id", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
-    loaded, _ = lit_eve.load(tmp_path)
-    assert set(loaded.generation_config.eos_token_id) == {9, processor.tokenizer.eos_token_id}
+    return tmp_path
+
+
+def test_an_export_whose_files_name_one_end_only_is_loaded_with_all(older):
+    loaded, processor = lit_eve.load(older)
+    assert {9, processor.tokenizer.eos_token_id} <= set(loaded.generation_config.eos_token_id)  # LLaMA has one by default
+
+
+def test_transformers_loads_it_with_all_too(older, tmp_path, monkeypatch):
+    expected, processor = lit_eve.load(older)
+    answer = pipeline("image-text-to-text", model=str(older))
+    for model in (EveForConditionalGeneration.from_pretrained(older), answer.model):
+        assert model.generation_config.eos_token_id == model.config.eos_token_id == expected.generation_config.eos_token_id
+        assert model.generation_config.pad_token_id == expected.generation_config.pad_token_id
+    word, end = processor.tokenizer("red", add_special_tokens=False)["input_ids"][-1], processor.tokenizer.eos_token_id
+    writes(answer.model, monkeypatch, [word, end, word, word, word, word])
+    said = answer(text=QUESTION, max_new_tokens=6, return_full_text=False)[0]["generated_text"]
+    assert len(said.split()) == 1
+
+
+def test_a_model_without_a_tokenizer_is_loaded_as_it_is(older):
+    for file in older.glob("*token*"):
+        file.unlink()
+    assert EveForConditionalGeneration.from_pretrained(older).generation_config.eos_token_id == 9
 
 
 # ---- ends that are text, or several tokens
