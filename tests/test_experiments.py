@@ -185,7 +185,7 @@ def test_parameters(name):
     assert trainable == (around if stage == "1_prealign" else around + decoder)
 
 
-# ---- README.md and docs/recipes.md
+# ---- docs/scale.md and docs/recipes.md
 
 
 def lines_of(text: str) -> dict[str, list[str]]:
@@ -199,7 +199,7 @@ def plan_lines(names: list[str], capsys: pytest.CaptureFixture) -> dict[str, lis
     return lines_of(capsys.readouterr().out)
 
 
-DOCUMENTED = lines_of((ROOT / "README.md").read_text())
+DOCUMENTED = lines_of((ROOT / "docs/scale.md").read_text())
 
 
 def test_documented_plans_are_of_all_recipes():
