@@ -51,6 +51,25 @@ def local_path(text: str | os.PathLike[str], key: str | None = None, folder: str
     return path
 
 
+def output_folder(text: str | os.PathLike[str], key: str | None = None) -> str:
+    """:func:`local_path` of a folder that is to be written, which is not made here.
+
+    Raises:
+        ConfigError: as :func:`local_path`, or it cannot be a folder of this machine that this user may write.
+    """
+    path, where = local_path(text, key), "" if key is None else f"{key}: "
+    if _URL.match(path):
+        raise ConfigError(f"{where}{path} is no folder of this machine; write to a disk, and copy it from there")
+    place = Path(path)
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"{where}{place} is no folder" + (f", so that {path} cannot be made" if str(place) != path else ""))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{where}{path} cannot be written: this user may not write in {place}")
+    return path
+
+
 def path_argument(text: str) -> str:
     """:func:`local_path` as the ``type`` of an argument of argparse."""
     try:

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from lit_eve.errors import ConfigError
-from lit_eve.files import local_path, same_path
+from lit_eve.files import local_path, output_folder, same_path
 
 
 def in_shell(text: str) -> str:
@@ -74,6 +74,22 @@ def test_the_home_of_a_user():
 def test_a_path_that_cannot_be_meant(text, message):
     with pytest.raises(ConfigError, match=message):
         local_path(text, "model.teacher")
+
+
+def test_a_folder_to_write_in(folders, tmp_path, monkeypatch):
+    (folders / "file").write_text("")
+    assert output_folder("~/new/run") == str(tmp_path / "home/new/run") and not (tmp_path / "home/new").exists()
+    for text, message in {
+        "file": "--output: file is no folder$",
+        "file/a/b": "--output: file is no folder, so that file/a/b cannot be made",
+        "s3://bucket/run": "--output: s3://bucket/run is no folder of this machine",
+        "~nobody_is_called_so": "there is no user",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            output_folder(text, "--output")
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "runs")  # root may write everywhere
+    with pytest.raises(ConfigError, match="runs/new cannot be written: this user may not write in runs"):
+        output_folder("runs/new")
 
 
 def test_what_is_no_path_of_this_machine():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import ConfigError
-from lit_eve.files import path_argument
+from lit_eve.files import output_folder, path_argument
 
 if TYPE_CHECKING:
     from lit_eve.evaluation import OpenAIJudge
@@ -101,8 +101,7 @@ def _devices(text: str) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate and print the table."""
-    if Path(args.output).exists() and not Path(args.output).is_dir():
-        raise ConfigError(f"{args.output} is no folder")
+    output_folder(args.output, "--output")
     judge = _judge(args)
     if args.answers is not None:
         _score_answers(args, judge)

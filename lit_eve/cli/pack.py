@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_eve.errors import ConfigError
-from lit_eve.files import path_argument
+from lit_eve.files import output_folder, path_argument
 
 if TYPE_CHECKING:
     from lit_eve.data.annotations import Annotations
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     """Pack, or go on packing, and say what became of the records."""
     if args.processes is not None and args.processes < 1:
         raise ConfigError(f"--processes must be at least 1, got {args.processes}")
+    if args.output is not None:
+        output_folder(args.output, "--output")
     from lit_eve.data.annotations import ShardedAnnotations, open_annotations
 
     annotations = open_annotations(args.annotations, args.json_path)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, Cache
 from transformers.utils import ModelOutput
 
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError
+from lit_eve.files import local_path
 from lit_eve.losses import (
     ALIGNERS,
     FrozenTeacher,
@@ -82,6 +83,12 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         dtype = config.text_config.dtype
         self.language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
         config.text_config.dtype = dtype  # of no meaning inside a larger model
+        width, hidden_size = self.get_input_embeddings().weight.shape[1], config.text_config.hidden_size
+        if width != hidden_size:
+            raise ConfigError(
+                f"a decoder whose word embeddings have the width {width}, and its layers {hidden_size}, cannot be used: image "
+                "tokens are made in the width of its layers"
+            )
         self._head = FamilyHead(self.language_model, self.get_decoder())
         self.patch_embedding = self._part("patch_embedding", PATCH_EMBEDDINGS, geometry=geometry)
         sizes = {"input_size": self.patch_embedding.width, "output_size": config.text_config.hidden_size}
@@ -133,6 +140,7 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
 
     def save_pretrained(self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
         """Write a transformers folder that needs no teacher; an aligner goes into a file of its own beside the weights."""
+        save_directory = local_path(save_directory)
         weights = self.state_dict() if state_dict is None else state_dict
         prefix = "aligner."
         aligner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import lit_eve
 from lit_eve.errors import ConfigError, LitEveError
-from lit_eve.files import path_argument
+from lit_eve.files import output_folder, path_argument
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what is not done yet, and print the result."""
+    output_folder(args.output, "--output")
     try:
         run_pipeline(Path(args.output), args.config and Path(args.config), args.redo)
     except KeyboardInterrupt:

@@ -6,12 +6,14 @@ Legend: B rows, T tokens, N images, P patches of all images, p side of a patch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from lit_eve.errors import ConfigError
+from lit_eve.files import local_path
 from lit_eve.processing.encoder import Conversation, SampleEncoder, TemplateName
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, MAX_ASPECT_RATIO, MAX_PIXELS
@@ -255,6 +257,10 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values", "image_grid_hw"]
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, into the folder where :func:`lit_eve.load` looks for it."""
+        return super().save_pretrained(local_path(save_directory), *args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """What ``processor_config.json`` holds; the tokenizer has its own files."""

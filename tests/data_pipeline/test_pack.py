@@ -222,7 +222,7 @@ def test_bad_arguments_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
     write_shards(tmp_path / "shards", 4)
     for arguments, message in [
         (annotations, "--output is needed"),
-        ((*annotations, "--output", tmp_path / "a.json" / "out"), "packing into .* stopped: .*Not a directory"),
+        ((*annotations, "--output", tmp_path / "a.json" / "out"), "--output: .*a.json is no folder"),
         (("--annotations", tmp_path / "gone.json", *output), "gone.json does not exist"),
         ((*annotations, *output, "--images", tmp_path / "gone"), "folder of images"),
         ((*annotations, *output, "--samples-per-shard", 0), "samples_per_shard must be at least 1"),

@@ -78,6 +78,7 @@ def test_images_under_common_names(tmp_path: Path, record: dict) -> None:
         ({"video": "clip.mp4", "conversations": talk("What happens?")}, "is about a video"),
         ({"video": "clip.mp4", "image": "a.jpg", "conversations": talk()}, "is about a video"),
         ({"videos": ["clip.mp4"], "messages": [{"role": "user", "content": "Hi"}]}, "is about a video"),
+        ({"Video Files": ["clip.mp4"], "conversations": talk("What happens?")}, "is about a video"),
         ({"audio": "clip.wav", "conversations": talk("What?")}, "is about a sound"),
         ({"conversations": talk("<video>\nWhat happens?")}, "place for <video>"),
         ({"conversations": talk("What happens?\n<video>")}, "place for <video>"),

@@ -104,6 +104,17 @@ def test_writer_refuses_what_nobody_can_use(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # no empty shard
 
 
+def test_writer_finds_its_folder_where_readers_look_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with ShardWriter("~/new/shards") as writer:
+        writer.write(record(RNG, 0, 1))
+    assert list_shards("~/new/shards") == [tmp_path / "home/new/shards/shard-000000.tar"]
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    with pytest.raises(ConfigError, match="shard-000000.tar is no folder"):
+        ShardWriter("~/new/shards/shard-000000.tar")
+
+
 def test_img2dataset_shards_are_captions(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "00000.tar", "w") as tar:
         for i in range(3):

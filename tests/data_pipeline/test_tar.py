@@ -251,6 +251,19 @@ def test_what_is_no_tar_is_named(tmp_path: Path, wrap: Any, words: str) -> None:
         pack(PackJob(open_annotations(path), tmp_path / "out"))
 
 
+@pytest.mark.parametrize(("wrap", "tool"), [(gzip.compress, "gunzip"), (bz2.compress, "bunzip2"), (lzma.compress, "unxz")])
+def test_what_unpacks_it_does(tmp_path: Path, wrap: Any, tool: str) -> None:
+    """Whatever the file is called: gunzip alone takes no name that ends in .tar."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"needs {tool}")
+    data = make_tar(tmp_path / "0.tar", *pair("a")).read_bytes()
+    (tmp_path / "a 0.tar").write_bytes(wrap(data))
+    with pytest.raises(ConfigError, match="unpack it first, with ") as refused:
+        index_shard(tmp_path / "a 0.tar")
+    subprocess.run(str(refused.value).partition("with ")[2], shell=True, check=True, cwd=tmp_path)
+    assert (tmp_path / "NEW").read_bytes() == data
+
+
 # ---- anything
 
 

@@ -362,7 +362,7 @@ def test_devices_that_make_no_sense_are_told(given, tmp_path, capsys, devices):
 def test_an_output_that_cannot_be_used_is_told(given, tmp_path, capsys):
     (tmp_path / "run").write_text("")
     assert "run is no folder" in refusal(capsys, *arguments(given, tmp_path / "run"))
-    told = "answers cannot be kept in /dev/null/x: Not a directory"
+    told = "--output: /dev/null is no folder, so that /dev/null/x cannot be made"
     assert told in refusal(capsys, *arguments(given, Path("/dev/null/x")))
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 
-_COMPRESSED = "is compressed ({kind}), and samples are read at their place in the file: unpack it first, with {tool} {path}"
+_COMPRESSED = "is compressed ({kind}), and samples are read at their place in the file: unpack it first, with {tool}"
 _KINDS: list[tuple[bytes, str, str, str]] = [  # first bytes, kind, tool, sentence
-    (b"\x1f\x8b", "gzip", "gunzip", _COMPRESSED),
-    (b"BZh", "bzip2", "bunzip2", _COMPRESSED),
-    (b"\xfd7zXZ\0", "xz", "unxz", _COMPRESSED),
-    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd", _COMPRESSED),
-    (b"\x04\x22\x4d\x18", "lz4", "unlz4", _COMPRESSED),
+    (b"\x1f\x8b", "gzip", "gunzip < {path} > NEW", _COMPRESSED),
+    (b"BZh", "bzip2", "bunzip2 < {path} > NEW", _COMPRESSED),
+    (b"\xfd7zXZ\0", "xz", "unxz < {path} > NEW", _COMPRESSED),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd < {path} > NEW", _COMPRESSED),
+    (b"\x04\x22\x4d\x18", "lz4", "unlz4 < {path} > NEW", _COMPRESSED),
     (b"PK\x03\x04", "zip, or a spreadsheet", "unzip", "is an archive or a document ({kind}): unpack it, or save it as CSV"),
-    (b"7z\xbc\xaf\x27\x1c", "7z", "7z x", _COMPRESSED),
+    (b"7z\xbc\xaf\x27\x1c", "7z", "7z x {path}", _COMPRESSED),
     (b"PAR1", "Parquet", "", "is a {kind} file: {convert}"),
     (b"ARROW1", "Arrow", "", "is an {kind} file: {convert}"),
     (b"\xff\xfe", "UTF-16", "", "is written in {kind}: convert it with iconv -f UTF-16 -t UTF-8"),
@@ -44,5 +45,6 @@ def foreign_kind(path: str | os.PathLike[str]) -> str | None:
         head = file.read(_HEAD)
     for magic, kind, tool, sentence in _KINDS:
         if head.startswith(magic):
-            return sentence.format(kind=kind, tool=tool, path=os.fspath(path), convert=_CONVERT)
+            command = tool.format(path=shlex.quote(os.fspath(path)))
+            return sentence.format(kind=kind, tool=command, convert=_CONVERT)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from itertools import chain
 from pathlib import Path
 
@@ -41,10 +41,17 @@ def list_shards(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def _expand(text: str) -> Iterator[str]:
+    folder, rest = _split(text)
     try:
-        yield from braceexpand(text) if "{" in text else [text]
+        yield from (os.path.join(folder, name) for name in (braceexpand(rest) if "{" in rest else [rest]))
     except UnbalancedBracesError as error:
         raise ConfigError(f"{text}: {error}") from error
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The folders at the beginning that are there, which stand for themselves whatever characters they have, and the rest."""
+    folder = next(folder for folder in Path(text).parents if folder.is_dir())
+    return (str(folder), str(Path(text).relative_to(folder))) if folder.name else ("", text)
 
 
 def _list_piece(text: str) -> list[Path]:
@@ -57,7 +64,9 @@ def _list_piece(text: str) -> list[Path]:
         return [path.absolute()]
     if path.is_symlink():
         raise ConfigError(f"{text} is a link to {os.readlink(path)}, which does not exist")
-    found = [found for name in sorted(glob(str(path))) if not (found := Path(name).absolute()).name.startswith(".")]
+    folder, rest = _split(str(path))
+    names = sorted(glob(os.path.join(escape(folder), rest)))
+    found = [Path(name).absolute() for name in names if not os.path.basename(name).startswith(".")]
     if not found:
         raise ConfigError(
             f"{text} does not exist" if not has_magic(text) else f"{text} does not exist: no file has such a name"

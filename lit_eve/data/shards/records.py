@@ -31,10 +31,7 @@ FILE_KEYS = (
 )
 """Keys that name an image where the record has a place for one, and something else where not."""
 
-_MEDIA = {
-    **dict.fromkeys(("video", "videos", "video_path", "video_paths", "video_file"), "video"),
-    **dict.fromkeys(("audio", "audios", "audio_path", "audio_paths", "audio_file"), "sound"),
-}
+_MEDIA = re.compile(r"(video|audio)s?(_(path|file)s?)?")
 _PLACEHOLDER = re.compile(r"^\s*<(video|audio|speech|sound)>|<(video|audio|speech|sound)>\s*$", re.MULTILINE)
 
 
@@ -109,7 +106,8 @@ def _is_image(value: Any) -> bool:
 
 def _check_media(record: Mapping[str, Any]) -> None:
     for key, value in record.items():
-        if (kind := _MEDIA.get(plain_key(key))) is not None and isinstance(value, str | list | dict) and value:
+        if isinstance(value, str | list | dict) and value and (found := _MEDIA.fullmatch(plain_key(key))) is not None:
+            kind = {"video": "video", "audio": "sound"}[found[1]]
             raise SampleError(f"the record is about a {kind} (key {key!r}); samples are made of images and text")
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from PIL import Image, ImageOps
 
 from lit_eve.errors import SampleError
+from lit_eve.files import output_folder
 from lit_eve.processing.formats import FORMATS
 from lit_eve.processing.images import image_format
 
@@ -35,6 +36,9 @@ class ShardWriter:
         samples_per_shard: a shard is closed after so many samples ...
         bytes_per_shard: ... or when its members pass so many bytes.
         first_shard: number of the first shard.
+
+    Raises:
+        ConfigError: the folder cannot be written.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class ShardWriter:
     ) -> None:
         import webdataset  # takes seconds to import, and only writers need it
 
-        self.folder = Path(folder)
+        self.folder = Path(output_folder(folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.shards: list[Path] = []
         self._stream: BinaryIO | None = None

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from lit_eve.errors import CheckpointError, ConfigError
-from lit_eve.files import local_path
+from lit_eve.files import local_path, output_folder
 from lit_eve.losses import ALIGNERS
 from lit_eve.models.checkpoints import official
 from lit_eve.models.checkpoints.folders import check_replaceable, find_model_folder, read_json, replace_folder
@@ -94,7 +94,7 @@ def convert(
         CheckpointError: ``source`` cannot be read or has missing, unknown or misshapen weights, the other layout cannot hold
             it, or ``output`` cannot be written.
     """
-    output = Path(os.path.abspath(local_path(output)))
+    output = Path(os.path.abspath(output_folder(output)))
     tokenizer, teacher = (path and local_path(path) for path in (tokenizer, teacher))
     if to not in (None, *LAYOUTS):
         raise ConfigError(f"to = {to!r} is no layout; there are {' and '.join(LAYOUTS)}")

@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 import lit_eve.data  # noqa: F401 - its datamodules can then be named without their path
 from lit_eve.bars import show_long_bars_only
 from lit_eve.errors import ConfigError, LitEveError
-from lit_eve.files import local_path
+from lit_eve.files import local_path, output_folder
 from lit_eve.imports import get_class, import_own
 from lit_eve.training.callbacks import (
     AtomicCheckpointIO,
@@ -188,6 +188,7 @@ class EveCLI(LightningCLI):
         Before that, and before data is read: whether decoder, teacher and the earlier stage are there and fit, and where a run
         goes on.
         """
+        output_folder(self._get(self.config, "trainer").default_root_dir, "trainer.default_root_dir")
         if isinstance(self.model, LitEve):
             self.model.blueprint.check()
         self._resumed = self._find_checkpoint()

@@ -13,6 +13,7 @@ import lit_eve
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.models.checkpoints import official
 from tests.models import reference, tiny
+from tests.tiny_model import make_tiny
 
 
 def test_official_folder_with_its_relative_towers(official_folder):
@@ -75,6 +76,17 @@ def test_missing_weights_are_named(official_folder):
     (official_folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 12}))
     with pytest.raises(CheckpointError, match=r"layers\.1\d"):
         lit_eve.load(official_folder)
+
+
+def test_a_model_is_loaded_from_the_home_that_it_was_saved_in(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for part in make_tiny():
+        part.save_pretrained("~/saved")
+    model, processor = lit_eve.load("~/saved")
+    assert model.config.image_token_id == processor.image_token_id
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_no_folder(tmp_path):
