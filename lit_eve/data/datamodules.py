@@ -47,7 +47,7 @@ class EveDataModule(LightningDataModule):
     """Packed rows from WebDataset shards, for training, validation and test.
 
     Args:
-        train: shards to train on: a path, or a list of sources, each with a path and a weight.
+        train: shards to train on: a path, or a list of paths and of sources, which have a path and a weight.
         validation: shards for validation, read in storage order, the same in every epoch. None: no validation.
         test: shards for ``test``. None: those for validation.
         template: how conversations are written: ``plain``, ``vicuna_v1``, ``eve_v1``, ``chat`` or another registered one, or
@@ -73,7 +73,7 @@ class EveDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str | list[Source] | None = None,
+        train: str | list[str | Source] | None = None,
         validation: str | None = None,
         test: str | None = None,
         template: str | dict[str, Any] | None = None,
@@ -91,7 +91,7 @@ class EveDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.sources = {
-            "train": [Source(train)] if isinstance(train, str) else list(train or []),
+            "train": [x if isinstance(x, Source) else Source(x) for x in ([train] if isinstance(train, str) else train or [])],
             "validation": [Source(validation)] if validation else [],
             "test": [Source(path)] if (path := test or validation) else [],
         }
@@ -371,8 +371,8 @@ class EveDataModule(LightningDataModule):
         if not (longer := int((lengths > limit).sum())):
             return
         message = (
-            f"data.{split}: {longer} of {len(table)} samples have more tokens (up to {lengths.max()}) than the decoder was "
-            f"made for: its max_position_embeddings is {limit}; data.max_tokens = {limit} cuts them"
+            f"data.{split}: {longer} of {len(table)} samples have more tokens (up to {lengths.max()}) than the {limit} that "
+            f"the decoder was made for (max_position_embeddings, and what its RoPE says); data.max_tokens = {limit} cuts them"
         )
         if not self.reads_longer_samples:
             raise ConfigError(message)

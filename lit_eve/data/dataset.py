@@ -25,6 +25,7 @@ from lit_eve.processing import EveProcessor, Sample
 from lit_eve.processing.processor import TemplateName
 
 IGNORE = -100
+_PADDING = 64  # tokens of a piece of padding in a batch without samples
 Encoded = dict[str, Any]
 
 
@@ -153,7 +154,8 @@ class Collate:
         labels            (B, T) int64     -100 = not supervised; not shifted. The first token of a sample is never supervised:
                                            shifted labels would ask the sample before it to predict it
         position_ids      (B, T) int64     restart at 0 in every sample, and in the padding
-        cu_seqlens        (S + 1,) int32   boundaries in the flattened B * T tokens; a tail of padding is a sample of its own
+        cu_seqlens        (S + 1,) int32   boundaries in the flattened B * T tokens; padding is cut into samples of its own,
+                                           none longer than the longest sample, so that no decoder sees further positions
         max_seqlen        int              the longest of them; attention kernels must know it, and a GPU would have to be asked
         target_positions  (M,) int64       positions in the flattened tokens whose next token is supervised
         pixel_values      (P, 3 * p * p) uint8
@@ -185,6 +187,7 @@ class Collate:
         samples = [sample for row in kept for sample in row]
         input_ids = torch.full((len(rows), size), self.pad_token_id)  # (B, T)
         labels = torch.full((len(rows), size), IGNORE)  # (B, T)
+        longest = max((len(sample["input_ids"]) for sample in samples), default=_PADDING)
         boundaries = [0]
         for number, row in enumerate(kept):
             end = 0
@@ -194,8 +197,7 @@ class Collate:
                 labels[number, start:end] = sample["labels"]
                 labels[number, start] = IGNORE
                 boundaries.append(number * size + end)
-            if end < size:
-                boundaries.append((number + 1) * size)
+            boundaries += [number * size + place for place in (*range(end + longest, size, longest), size) if end < size]
         cu_seqlens = torch.tensor(boundaries)  # (S + 1,)
         lengths = cu_seqlens.diff()  # (S,)
         restarts = cu_seqlens[:-1].repeat_interleave(lengths)  # (B * T,) where the token's sample begins

@@ -163,9 +163,9 @@ class LitEve(LightningModule):
     @property
     def reads_longer_samples(self) -> bool:
         """Whether the decoder can read on behind that."""
-        from lit_eve.models.decoders import has_position_table
+        from lit_eve.models.decoders import reads_longer_samples
 
-        return not has_position_table(self.blueprint.config.text_config)
+        return reads_longer_samples(self.blueprint.config.text_config)
 
     def configure_model(self) -> None:
         """Build the model once; set what trains."""

@@ -74,8 +74,9 @@ def test_a_batch_is_its_samples_one_after_the_other(
         rest = iter(encoded)
         for start, end in zip(cu[:-1], cu[1:], strict=True):
             assert positions[start:end].tolist() == list(range(end - start))
-            if (labels[start:end] == -100).all():  # the tail of a row
-                assert end % T == 0 and set(ids[start:end].tolist()) == {pad}
+            if (labels[start:end] == -100).all():  # of the tail of a row
+                assert end % T == 0 or end - start == max(len(e["input_ids"]) for e in encoded)
+                assert set(ids[start:end].tolist()) == {pad}
                 continue
             sample = next(rest)
             assert torch.equal(ids[start:end], sample["input_ids"])
@@ -99,8 +100,9 @@ def test_the_first_token_of_a_packed_sample_is_no_target_of_the_one_before() -> 
     batch = Collate(max_tokens=8, pad_token_id=0, patch_dim=48)([[encoded | {"key": k, "shard": "x"} for k in "ab"], []])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 5, 6, 7, 0, 0], [0] * 8]
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 6, 7, -100, -100], [-100] * 8]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1], list(range(8))]
-    assert batch["cu_seqlens"].tolist() == [0, 3, 6, 8, 16] and batch["cu_seqlens"].dtype == torch.int32
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 2, 0, 1]]
+    assert batch["cu_seqlens"].tolist() == [0, 3, 6, 8, 11, 14, 16] and batch["cu_seqlens"].dtype == torch.int32
+    assert batch["max_seqlen"] == 3
     assert batch["num_targets"] == 4 and batch["sample_ids"] == ["a", "b"]
 
 

@@ -177,7 +177,7 @@ def test_samples_longer_than_the_decoder_was_made_for_are_told_at_the_start(
 ) -> None:
     data = EveDataModule(train=str(shards.path), max_tokens=512, max_bad_fraction=1.0)
     message = (
-        r"data.train: \d+ of 100 samples have more tokens \(up to \d+\) than .* max_position_embeddings is 200; .* cuts them"
+        r"data.train: \d+ of 100 samples have more tokens \(up to \d+\) than the 200 that .*; data.max_tokens = 200 cuts them"
     )
     with pytest.warns(UserWarning, match=message):
         data.attach(processor, longest_sample=200).setup()

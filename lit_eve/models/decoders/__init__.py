@@ -3,9 +3,9 @@
 from lit_eve.models.decoders.families import (
     check_decoder,
     embed_tokens,
-    has_position_table,
     keeps_samples_apart,
     longest_sample,
+    reads_longer_samples,
 )
 from lit_eve.models.decoders.head import FamilyHead
 from lit_eve.models.decoders.side_by_side import SideBySide, packed_inputs, usual_attention
@@ -18,9 +18,9 @@ __all__ = [
     "check_decoder",
     "decoder_of",
     "embed_tokens",
-    "has_position_table",
     "keeps_samples_apart",
     "longest_sample",
     "packed_inputs",
+    "reads_longer_samples",
     "usual_attention",
 ]

@@ -96,12 +96,26 @@ def keeps_samples_apart(config: PreTrainedConfig) -> bool:
 
 def longest_sample(config: PreTrainedConfig) -> int | None:
     """How many tokens a sample may have at most; None if nothing says so."""
-    return getattr(config, "max_position_embeddings", None)
+    limits = [getattr(config, "max_position_embeddings", None), *_lengths_of_one_scale(config)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def has_position_table(config: PreTrainedConfig) -> bool:
-    """Whether the decoder cannot read a longer sample."""
-    return config.model_type in POSITION_TABLES
+def reads_longer_samples(config: PreTrainedConfig) -> bool:
+    """Whether the decoder can read a longer sample, and the others of its batch as they are alone."""
+    return config.model_type not in POSITION_TABLES and not _lengths_of_one_scale(config)
+
+
+def _lengths_of_one_scale(config: PreTrainedConfig) -> list[int]:
+    """Up to how many tokens rotary frequencies stay the same, where they depend on the longest sample of a batch."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    lengths = []
+    for one in [parameters, *parameters.values()]:  # of the decoder, or of each kind of layer
+        kind = one.get("rope_type", "") if isinstance(one, dict) else ""
+        if kind == "longrope":
+            lengths.append(one.get("original_max_position_embeddings", config.max_position_embeddings))
+        elif "dynamic" in kind:
+            lengths.append(config.max_position_embeddings)
+    return lengths
 
 
 def embed_tokens(language_model: PreTrainedModel, input_ids: Tensor) -> Tensor:

@@ -9,17 +9,19 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lit_eve
+from lit_eve.data.dataset import Collate, model_inputs
 from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.models import EveConfig, EveForConditionalGeneration
 from lit_eve.models.checkpoints.skeletons import unsaved_buffers
-from lit_eve.models.decoders import blocks_of, check_decoder
+from lit_eve.models.decoders import blocks_of, check_decoder, longest_sample, reads_longer_samples
 from lit_eve.models.decoders.families import PACKED, POSITION_TABLES, REFUSED, SIDE_BY_SIDE
 from lit_eve.models.taps import hidden_state_taps
 from lit_eve.training.blueprint import Blueprint
 from tests.models import tiny
-from tests.models.decoders.decoder_families import FAMILIES, VOCAB, tiny_model
+from tests.models.decoders.decoder_families import FAMILIES, VOCAB, tiny_config, tiny_model
 
 # Tried by default: one of each kind. The others are slow.
 TRIED = [
@@ -53,6 +55,7 @@ def test_a_family_is_right(family, tokenizer, tmp_path):
     tokenizer.save_pretrained(folder)
     known.set_attn_implementation("eager")
     blueprint = Blueprint(decoder=str(folder), **PARTS)
+    blueprint.check()
     model = blueprint.build().eval()
     with torch.no_grad():
         for parameter in (*model.patch_embedding.parameters(), *model.projector.parameters()):
@@ -160,6 +163,42 @@ def test_a_position_behind_the_table_cannot_be_read(family):
         assert family in POSITION_TABLES
     else:
         assert family not in POSITION_TABLES
+
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "factor": 16.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "limit"),
+    [
+        ("gpt2", {"max_position_embeddings": 24}, 24),
+        ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 24}, 24),
+        ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 24}, 24),
+        ("gemma3_text", {}, None),
+    ],
+)
+def test_padding_has_no_positions_that_no_sample_has(family, changes, limit):
+    """Where decoders cannot read on behind a limit, or read all samples otherwise once one is behind it."""
+    config = tiny_config(family, **changes)
+    assert (longest_sample(config), reads_longer_samples(config)) == ((limit, False) if limit else (256, True))
+    torch.manual_seed(0)
+    model = EveForConditionalGeneration(EveConfig(text_config=config, **PARTS)).eval()
+    rows = [{**row, "key": "a", "shard": "x"} for row in tiny.samples(model, [0, 0], seed=1)]
+    batch = Collate(max_tokens=90, pad_token_id=0, patch_dim=48)([rows, []])
+    assert max(len(row["input_ids"]) for row in rows) <= 24 < 90 - sum(len(row["input_ids"]) for row in rows)
+    with torch.no_grad():
+        alone = [model(**without_labels(tiny.padded([row]))).logits[0] for row in rows]
+        found = model(**without_labels(model_inputs(batch))).logits[0, : sum(map(len, alone))]
+    assert_close(found, torch.cat(alone), **CLOSE)
+
+
+def test_word_embeddings_of_another_width_are_refused(tokenizer, tmp_path):
+    """As OPT-350m has them."""
+    AutoModelForCausalLM.from_config(tiny_config("opt", word_embed_proj_dim=16)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="word embeddings have the width 16, and its layers 32"):
+        Blueprint(decoder=str(tmp_path), **PARTS).check()
 
 
 def test_each_family_of_transformers_stands_in_one_list():
