@@ -63,8 +63,8 @@ class EveDataModule(LightningDataModule):
         num_workers: processes per device that read and resize images.
         index_workers: processes that index shards and count their tokens when they are seen for the first time.
         seed: of the order of samples, which depends on it and the epoch, and on nothing else. None: ``seed_everything``.
-        max_bad_fraction: end the run when more than this share of the samples cannot be used. Those that cannot are skipped and
-            listed in ``skipped.jsonl`` in ``trainer.default_root_dir``.
+        max_bad_fraction: end the run when more than this share of the samples cannot be used, or none. Those that cannot are
+            skipped and listed in ``skipped.jsonl`` in ``trainer.default_root_dir``.
         benchmarks: more validation loaders, whose prompts are answered: ``lit_eve.evaluation.BenchmarkData`` and its arguments.
 
     Raises:
@@ -239,16 +239,13 @@ class EveDataModule(LightningDataModule):
     def samples(self, split: str, count: int | None = None) -> StoredSamples:
         """So many samples of train, validation or test as they are stored, spread evenly; None: all that can be used."""
         table = self._tables[split]
-        usable = np.flatnonzero(table.length)
-        if count is not None and count < len(usable):
-            usable = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)]
-        return StoredSamples(ShardReader(table.paths), table.references(usable))
+        return StoredSamples(ShardReader(table.paths), table.references(self._chosen(split, count)))
 
     def plan(self, split: str, epoch: int = 0) -> RowPlan:
         """The rows of an epoch, over all ranks; ``split`` is train, validation or test."""
         table = self._tables[split]
         if split == "train":
-            return plan_epoch(
+            plan = plan_epoch(
                 table.length,
                 self.max_tokens,
                 sizes=table.source_sizes,
@@ -257,12 +254,20 @@ class EveDataModule(LightningDataModule):
                 epoch=epoch,
                 shuffle_window=self.shuffle_window,
             )
-        lengths = table.length
-        if self.limit_samples is not None and self.limit_samples < len(table):
-            chosen = np.zeros(len(table), bool)
-            chosen[np.linspace(0, len(table) - 1, self.limit_samples).round().astype(int)] = True
-            lengths = np.where(chosen, lengths, 0)
+            if not len(plan):
+                raise ConfigError(f"data.train: epoch {epoch} has no samples: the weights of its sources are too small")
+            return plan
+        lengths = np.zeros_like(table.length)
+        chosen = self._chosen(split, self.limit_samples)
+        lengths[chosen] = table.length[chosen]
         return plan_epoch(lengths, self.max_tokens, shuffle=False)
+
+    def _chosen(self, split: str, count: int | None) -> np.ndarray:
+        """Numbers of so many samples that can be used, spread evenly; None: of all."""
+        usable = np.flatnonzero(self._tables[split].length)
+        if count is not None and count < len(usable):
+            usable = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)]
+        return usable
 
     def _close(self) -> None:
         self._resumed = None

@@ -17,6 +17,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
+from math import inf
 from types import FrameType, SimpleNamespace
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lit_eve.data.dataset import Collate, PackedDataset
 from lit_eve.data.lengths import SampleTable
-from lit_eve.data.plan import RowPlan, batch_rows, num_batches
+from lit_eve.data.plan import RowPlan, batch_rows, num_batches, num_samples
 from lit_eve.data.skips import SkipLog
 from lit_eve.errors import ConfigError
 
@@ -45,6 +46,9 @@ class Progress(Protocol):
     def epoch_length(self, available: int) -> int:
         """Micro-batches that are taken of an epoch."""
 
+    def run_length(self) -> float:
+        """Micro-batches that are taken at most, of all epochs."""
+
     def done(self) -> int:
         """Micro-batches of this epoch that are trained on; one that was handed out may have failed."""
 
@@ -61,6 +65,9 @@ class FitProgress:
 
     def epoch_length(self, available: int) -> int:
         return int(min(available, self.trainer.num_training_batches))
+
+    def run_length(self) -> float:
+        return inf if self.trainer.max_steps == -1 else self.trainer.max_steps * self.accumulate
 
     def done(self) -> int:
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
@@ -214,13 +221,14 @@ class PackedLoader:
         self._start = (0, 0)
         self._handed_out = start
         self._schedule.batches = self._references(range(start, length))
+        if self.skips is not None:
+            run = min(length, self.progress.run_length()) if self.progress else length
+            self.skips.expect(*(num_samples(self.plan, end, self.rows, self.rank, self.world_size) for end in (length, run)))
         batches = iter(self._reader)
         while start < length:
             accumulate = self._accumulate()
             end = min(start - start % accumulate + accumulate, length)  # of the window that this micro-batch lies in
             window = [self._received(next(batches)) for _ in range(start, end)]
-            if end == length and self.skips is not None:
-                self.skips.judge()
             totals = {name: sum(batch[name] for batch in window) for name in ("num_targets", "num_images")}
             while window:
                 self._handed_out += 1

@@ -166,6 +166,12 @@ def num_batches(num_rows: int, rows: int, world_size: int) -> int:
     return -(-num_rows // (rows * world_size))
 
 
+def num_samples(plan: RowPlan, batches: int, rows: int, rank: int, world_size: int) -> int:
+    """Samples of a rank in the first so many micro-batches of an epoch."""
+    counts = np.diff(plan.starts)[: batches * rows * world_size]
+    return int(counts[np.arange(len(counts)) // rows % world_size == rank].sum())
+
+
 def batch_rows(batch: int, rows: int, rank: int, world_size: int) -> range:
     """Rows of a rank in a global micro-batch: the global batch is ``rows * world_size`` consecutive rows, cut by rank."""
     start = (batch * world_size + rank) * rows

@@ -6,12 +6,15 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 
 from lit_eve.data.lengths import Skipped
 from lit_eve.errors import LitEveError
 
 log = logging.getLogger(__name__)
+
+_NONE = 100  # so many samples, and not a usable one among them, are enough to give up
 
 
 class SkipLog:
@@ -20,7 +23,7 @@ class SkipLog:
     Args:
         path: the file; None lists nothing. Several processes may append to it, in this run and in later ones.
         max_bad_fraction: more than this share of samples unusable is an error ...
-        min_samples: ... once so many have been seen, or at the end of an epoch.
+        min_samples: ... once so many have been seen. Until then, what is still to come in the epoch counts as usable.
         known: share of samples that is known to be unusable without reading images; they never come to be seen.
     """
 
@@ -31,21 +34,22 @@ class SkipLog:
         self.known = known
         self.seen = 0
         self.bad = 0
+        self._epoch: float = inf
+        self._none_after: float = _NONE
         self._last: Skipped | None = None
 
-    def add(self, skipped: Iterable[Skipped], usable: int) -> None:
-        """Count samples of a batch and list those that were skipped.
+    def expect(self, epoch: int, run: int) -> None:
+        """Say how many samples an epoch has, and how many of them are read before the run ends."""
+        self._epoch, self._none_after = max(epoch, 1), min(run, _NONE)
 
-        Raises:
-            LitEveError: too many of them.
-        """
+    def add(self, skipped: Iterable[Skipped], usable: int) -> None:
+        """Count samples of a batch, list those that were skipped, and :meth:`judge`."""
         skipped = list(skipped)
         self.seen += usable + len(skipped)
         self.bad += len(skipped)
         if skipped:
             self.list(skipped)
-        if self.seen >= self.min_samples:
-            self.judge()
+        self.judge()
 
     def list(self, skipped: Iterable[Skipped]) -> None:
         """Write samples that are not in the file yet, and log them."""
@@ -60,14 +64,22 @@ class SkipLog:
                 file.write("".join(json.dumps(asdict(sample)) + "\n" for sample in new))
 
     def judge(self) -> None:
-        """Raise LitEveError when the share of unusable samples is above the limit."""
-        fraction = self.known + self.bad / max(self.seen, 1)
-        if fraction > self.max_bad_fraction:
-            raise LitEveError(
-                f"{fraction:.2%} of the samples cannot be used ({self.bad} of {self.seen} that were read, {self.known:.2%} "
-                f"known from the index), more than data.max_bad_fraction = {self.max_bad_fraction:g}; they are listed in "
-                f"{self.path}" + (f"; the last one: {self._last.reason}" if self._last else "")
+        """Raise LitEveError when the share of unusable samples is above the limit, or none can be used, whatever the limit."""
+        to_come = -self.seen % self._epoch if self.seen < self.min_samples else 0
+        fraction = self.known + self.bad / max(self.seen + to_come, 1)
+        if 0 < self.bad == self.seen >= self._none_after:
+            what = f"none of the {self.seen} samples that were read can be used"
+        elif fraction > self.max_bad_fraction:
+            what = (
+                f"{'at least ' if to_come else ''}{fraction:.2%} of the samples cannot be used ({self.bad} of {self.seen} that "
+                f"were read, {self.known:.2%} known from the index), more than data.max_bad_fraction = "
+                f"{self.max_bad_fraction:g}"
             )
+        else:
+            return
+        listed = f"; they are listed in {self.path}" if self.path else ""
+        last = f"; the last one, of {self._last.shard}: {self._last.reason}" if self._last else ""
+        raise LitEveError(what + listed + last)
 
     def _listed(self) -> set[tuple[str, str]]:
         if self.path is None or not self.path.exists():

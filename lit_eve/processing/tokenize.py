@@ -58,7 +58,7 @@ class Tokens:
             if end > kept:
                 raise SampleError(f"image {index} of {len(self.images)} ends at token {end} and does not fit in {kept} tokens")
         labels = self.labels[:kept]
-        if with_labels and all(label == IGNORE for label in labels):
+        if with_labels and all(label == IGNORE for label in labels[1:]):  # nothing predicts the first
             raise SampleError(f"nothing that is supervised lies in the first {kept} of its {total} tokens")
         return Tokens(self.input_ids[:kept], labels, self.images)
 

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from lit_eve.data import EveDataModule, PromptBatch, model_inputs
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.imports import asked_for, path_of
 from lit_eve.losses import Term, weighted_sum
 from lit_eve.training.architecture import check_architecture
@@ -346,7 +346,13 @@ class LitEve(LightningModule):
 
     def _log_metrics(self, prefix: str) -> None:
         sums, self._evaluated = self._evaluated, TermSums()
-        scalars = {f"{prefix}/{name}": value for name, value in sums.means(self.device).items()}
+        means = sums.means(self.device)
+        if sums.names and not means and not self.trainer.sanity_checking:
+            raise LitEveError(
+                f"{prefix}: its batches hold no supervised token, so that there is no loss; samples that were skipped are "
+                f"listed in {os.path.join(self.trainer.default_root_dir, 'skipped.jsonl')}"
+            )
+        scalars = {f"{prefix}/{name}": value for name, value in means.items()}
         log_scalars(self, scalars, prog_bar=[f"{prefix}/{name}" for name in ("loss", "language_loss", "token_accuracy")])
 
     # ---- checkpoints

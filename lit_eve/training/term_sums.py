@@ -24,6 +24,11 @@ class TermSums:
         self._counts: dict[str, int] = {}
         self._spec: dict[str, tuple[str, float]] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """Of the terms that were added, also where there was nothing to average them over."""
+        return list(self._totals)
+
     def add(self, terms: Mapping[str, Term], batch: Mapping[str, Any]) -> None:
         """Add the terms of a batch; its tokens and images are counted by the shapes of its tensors."""
         for name, term in terms.items():
@@ -57,7 +62,7 @@ class TermSums:
 
     def state(self, device: torch.device) -> dict[str, Any]:
         """All sums over all ranks, as numbers, for a checkpoint. Waits for the device."""
-        names, kinds = list(self._totals), list(self._counts)
+        names, kinds = self.names, list(self._counts)
         dtype = torch.float32 if device.type == "mps" else torch.float64
         values = [
             torch.as_tensor(value, dtype=dtype, device=device) for value in (*self._totals.values(), *self._counts.values())

@@ -280,6 +280,59 @@ def test_early_failure_is_judged_on_enough_samples() -> None:
     skips.add([], usable=500)
 
 
+def test_a_share_that_the_epoch_cannot_make_good_ends_the_run_at_once() -> None:
+    from lit_eve.data.lengths import Skipped
+    from lit_eve.data.skips import SkipLog
+
+    bad = [Skipped("shard-7.tar", "b", "it is broken")]
+    skips = SkipLog(None, max_bad_fraction=0.02)
+    skips.expect(100, 100)
+    skips.add([], usable=97)
+    for _ in range(2):  # the last but one of an epoch: 2 of 100 in the end
+        skips.add(bad, usable=0)
+    with pytest.raises(LitEveError, match=r"^3.00% of .* \(3 of 100 .*; the last one, of shard-7.tar: it is broken$"):
+        skips.add(bad, usable=0)
+    resumed = SkipLog(None, max_bad_fraction=0.02)  # what was read before a restart was good
+    resumed.expect(100, 100)
+    resumed.add(bad, usable=3)
+    with pytest.raises(LitEveError, match="^at least 3.00% of"):
+        resumed.add(bad * 2, usable=0)
+
+
+@pytest.mark.parametrize(("epoch", "run", "count"), [(10_000, 10_000, 100), (30, 30, 30), (10_000, 5, 5)])
+def test_nothing_but_unusable_samples_end_the_run_whatever_is_allowed(epoch: int, run: int, count: int) -> None:
+    from lit_eve.data.lengths import Skipped
+    from lit_eve.data.skips import SkipLog
+
+    skips = SkipLog(None, max_bad_fraction=1.0)
+    skips.expect(epoch, run)
+    skips.add([Skipped("a", "b", "c")] * (count - 1), usable=0)
+    with pytest.raises(LitEveError, match=f"none of the {count} samples that were read can be used"):
+        skips.add([Skipped("a", "b", "c")], usable=0)
+    skips = SkipLog(None, max_bad_fraction=1.0)
+    skips.expect(epoch, run)
+    skips.add([Skipped("a", "b", "c")] * (count - 1), usable=1)
+
+
+@pytest.mark.parametrize(("limit", "steps", "words"), [(0.01, 9, "at least [0-9.]+% of the"), (1.0, 1, "none of the [0-9]+")])
+def test_a_run_in_which_nothing_can_be_learnt_ends_before_its_first_step(
+    tmp_path: Path, processor: EveProcessor, limit: float, steps: int, words: str
+) -> None:
+    damage_images(tmp_path / "shards", 60)
+    data = EveDataModule(train=str(tmp_path / "shards"), max_tokens=T, num_workers=0, max_bad_fraction=limit)
+    module = Recorder(processor)
+    with pytest.raises(LitEveError, match=rf"{words} samples .*skipped.jsonl; the last one, of .*shard-000000.tar: "):
+        train(module, data, tmp_path, max_steps=steps)
+    assert not module.seen
+
+
+def test_samples_that_are_cut_before_their_answers_are_not_learnt_from(tmp_path: Path, processor: EveProcessor) -> None:
+    write_shards(tmp_path / "shards", 20)
+    data = EveDataModule(train=str(tmp_path / "shards"), max_tokens=8, num_workers=0)
+    with pytest.raises(LitEveError, match="can be used; .* first 8 of its [0-9]+ tokens$|does not fit in 8 tokens$"):
+        train(Recorder(processor), data, tmp_path, max_steps=1)
+
+
 def test_a_shard_that_vanishes_is_reported(tmp_path: Path, processor: EveProcessor) -> None:
     write_shards(tmp_path / "shards", 30, per_shard=10)
     data = EveDataModule(train=str(tmp_path / "shards"), max_tokens=T, num_workers=0)
@@ -291,11 +344,12 @@ def test_a_shard_that_vanishes_is_reported(tmp_path: Path, processor: EveProcess
 
 
 def test_a_batch_of_nothing_but_bad_samples_is_a_batch_without_targets(tmp_path: Path, processor: EveProcessor) -> None:
-    damage_images(tmp_path / "shards", 60)
-    data = EveDataModule(train=str(tmp_path / "shards"), max_tokens=T, rows=2, num_workers=0, max_bad_fraction=1.0)
+    damage_images(tmp_path / "shards", 50)
+    data = EveDataModule(train=str(tmp_path / "shards"), max_tokens=T, num_workers=0, max_bad_fraction=1.0)
     module = Recorder(processor)
     train(module, data, tmp_path)
-    assert len(module.seen) > 10 and all(e["targets"] == 0 and e["ids"] == [] and e["loss"] == 0 for e in module.seen)
+    empty = [entry for entry in module.seen if not entry["ids"]]
+    assert len(empty) > 5 and all(entry["targets"] == 0 and entry["loss"] == 0 for entry in empty)
 
 
 def test_a_sample_longer_than_counted_does_not_break_its_row(tmp_path: Path, processor: EveProcessor) -> None:

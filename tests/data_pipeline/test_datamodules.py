@@ -6,12 +6,13 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
-from made_shards import write_shards
+from made_shards import photo, record, write_shards
 from recorder import Recorder, train
 
-from lit_eve.data import EveDataModule, FinetuneDataModule, PrealignDataModule, PretrainDataModule, Source
+from lit_eve.data import EveDataModule, FinetuneDataModule, PrealignDataModule, PretrainDataModule, ShardWriter, Source
 from lit_eve.errors import ConfigError
 from lit_eve.processing import EveProcessor
 
@@ -128,6 +129,23 @@ def test_validation_may_be_limited(shards: SimpleNamespace, processor: EveProces
     assert len(ids) == 10 and ids[0] == "s00000" and ids[-1] == "s00099"
     assert batches[0]["input_ids"].shape == (1, 512)
     assert len(list(data.test_dataloader())) == len(batches)
+
+
+def test_a_limited_validation_takes_samples_that_can_be_used(tmp_path: Path, processor: EveProcessor) -> None:
+    rng = np.random.default_rng(1)
+    with ShardWriter(tmp_path) as writer:
+        for number in range(9):
+            conversation = record(rng, number, 1)["conversations"][: 2 if number % 2 else 1]  # without an answer
+            writer.write({"id": number, "conversations": conversation}, [photo(rng)])
+    data = ready(processor, validation=str(tmp_path), limit_samples=3, max_bad_fraction=1.0)  # 0, 4 and 8 of them all
+    assert [key for batch in data.val_dataloader() for key in batch["sample_ids"]] == ["1", "5", "7"]
+    assert [sample.key for sample in data.samples("validation", 3)] == ["1", "5", "7"]
+
+
+def test_weights_that_take_no_sample(shards: SimpleNamespace, processor: EveProcessor) -> None:
+    data = ready(processor, train=[Source(str(shards.path), 1e-4)])
+    with pytest.raises(ConfigError, match="data.train: epoch 0 has no samples: the weights of its sources are too small"):
+        data.train_dataloader()
 
 
 def test_validation_in_a_run_sees_every_sample(tmp_path: Path, shards: SimpleNamespace, processor: EveProcessor) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from lit_eve.errors import ConfigError, SampleError
 from lit_eve.processing import EveProcessor, ImageGeometry, Sample, image_size, load_image, patchify, teacher_canvas
+from lit_eve.processing.tokenize import Tokens
 from tests.processing.conftest import IMAGES, SMALL, load_tokenizer, make_byte_level, picture
 from tests.processing.test_templates import CHATML
 
@@ -120,6 +121,13 @@ def test_truncation_comes_after_expansion(processor):
     ):
         processor.encode_sample(sample, max_length=length - targets)
     processor.encode_sample(sample, max_length=length - targets, with_labels=False)
+
+
+def test_an_answer_that_nothing_predicts_is_refused():
+    """Without a beginning of its own, a sample of one token has none that comes after another."""
+    assert Tokens([7, 8], [7, 8], []).truncate(2).labels == [7, 8]
+    with pytest.raises(SampleError, match="nothing that is supervised lies in the first 1 of its 2 tokens"):
+        Tokens([7, 8], [7, 8], []).truncate(1)
 
 
 def test_no_image_is_ever_cut(processor):

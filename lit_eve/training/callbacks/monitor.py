@@ -103,7 +103,9 @@ class TrainingMonitor(Callback):
             pl_module, self._loss, self._tokens, self._padding, self._timed_tokens, self._timed_images
         )
         seconds = time.perf_counter() - self._start
-        scalars = {f"train/{name}": value for name, value in terms.items()} | {"train/loss": loss / self._steps}
+        scalars = {f"train/{name}": value for name, value in terms.items()}
+        if tokens:  # else all samples were skipped, and 0 would be no loss
+            scalars["train/loss"] = loss / self._steps
         if pl_module.gradient_norm is not None:
             scalars["train/gradient_norm"] = float(pl_module.gradient_norm)
         scalars |= {f"lr/{group['label']}": group["lr"] for group in trainer.optimizers[0].param_groups}
