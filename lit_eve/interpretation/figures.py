@@ -1,6 +1,6 @@
 """Figures of what was found, to be shown in a notebook or saved: matplotlib's ``Figure``, without pyplot's global state.
 
-Notation: H x W token grid of an image, A answer tokens.
+Notation: H x W token grid of an image, A answer tokens, L layers, h heads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
+from lit_eve.interpretation.causal import AblatedHeads
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 
@@ -66,4 +67,29 @@ def maps_figure(image: ImageSource, maps: Mapping[str, Tensor], tokens: Sequence
                 drawn = ax.imshow(heat.numpy(), extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.7, **scale)
             column[0].set_title(title)
             figure.colorbar(drawn, cax=column[-1], orientation="horizontal").ax.locator_params(nbins=2)
+    return figure
+
+
+def heads_figure(ablated: AblatedHeads, token: int | None = None, *, probability: bool = False) -> Figure:
+    """What an answer token loses (None: the whole answer) with each head: a row per layer, the first at the bottom.
+
+    Raises:
+        LitEveError: there is no such token.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    values = ablated.drop(token, probability=probability).float().cpu()  # (L, h)
+    limit = values.abs().max().item() or 1.0
+    layers, heads = values.shape
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(min(0.35 * heads, 9) + 1.8, min(0.35 * layers, 9) + 1.0), layout="constrained")
+        ax = figure.subplots()
+        drawn = ax.imshow(values.numpy(), origin="lower", aspect="auto", cmap=_BOTH_WAYS, vmin=-limit, vmax=limit)
+        ax.set_xticks(range(heads), ablated.heads)
+        ax.set_yticks(range(layers), ablated.layers)
+        ax.set(xlabel="head", ylabel="layer")
+        of = "the whole answer" if token is None else repr(ablated.tokens[token].strip())
+        ax.set_title(f"what {of} loses without each head")
+        figure.colorbar(drawn, ax=ax, label="probability" if probability else "log-probability (nats)")
     return figure

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation import maps_figure
+from lit_eve.interpretation import AblatedHeads, heads_figure, maps_figure
 from tests.tiny_model import scene_image
 
 
@@ -36,3 +36,16 @@ def test_maps_that_are_not_those_of_the_tokens_are_refused() -> None:
     with pytest.raises(LitEveError, match="there is no map to draw"):
         maps_figure(scene_image(0), {}, ["a"])
     maps_figure(scene_image(0), {"rollout": torch.zeros(1, 2, 2)}, ["a"])  # nothing is bright
+
+
+def test_heads_are_drawn_from_the_first_layer_up() -> None:
+    ablated = AblatedHeads([" red", "circle"], torch.zeros(2), torch.randn(2, 2, 3), layers=[0, 5], heads=[1, 2, 3])
+    ax, bar = heads_figure(ablated, 1).axes
+    (drawn,) = ax.images
+    assert drawn.origin == "lower" and np.array_equal(drawn.get_array(), -ablated.ablated[1].numpy())
+    limit = ablated.ablated[1].abs().max().item()
+    assert drawn.get_clim() == pytest.approx((-limit, limit)) and bar.get_ylabel() == "log-probability (nats)"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "5"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "3"]
+    assert ax.get_title() == "what 'circle' loses without each head"
+    assert "the whole answer" in heads_figure(ablated, probability=True).axes[0].get_title()
