@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from lit_eve.errors import LitEveError
 from lit_eve.files import path_argument
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot work before the model is loaded."""
-    if args.temperature is not None and args.temperature < 0:
-        raise LitEveError(f"--temperature must be at least 0, got {args.temperature}")
+    if args.temperature is not None and not 0 <= args.temperature < float("inf"):
+        raise LitEveError(f"--temperature must be a number of at least 0, got {args.temperature}")
     for name, low, high in (("top_p", 0, 1), ("top_k", 0, float("inf"))):
         value = getattr(args, name)
         if value is not None and not low < value <= high:
@@ -143,6 +144,8 @@ def _talk(session: ChatSession) -> None:
                 return
             if line.startswith("/"):
                 _command(session, line)
+            elif files := _dropped(line):
+                _show(session, *files)
             elif line:
                 _answer(session, line)
         except (LitEveError, MemoryError, OutOfMemoryError) as error:
@@ -161,7 +164,7 @@ def _command(session: ChatSession, line: str) -> None:
         print("(a new conversation)")
     elif name == "/help":
         print(HELP, end="")
-    elif files := [file for file in written_files(line) if os.path.isfile(file)]:  # dropped without a command
+    elif files := _dropped(line):
         _show(session, *files)
     else:
         print(f"unknown command {line!r}\n{HELP}", end="")
@@ -190,5 +193,15 @@ def written_files(text: str) -> list[str]:
     return pieces if len(pieces) == 1 or all(map(_exists, pieces)) else [text]
 
 
+def _dropped(line: str) -> list[str]:
+    """The files that a line is, where it is nothing else: dropped into the terminal without a command."""
+    if not line.startswith(("/", "'", '"', "~/", "file://")):
+        return []
+    files = written_files(line)
+    return files if all(map(_exists, files)) else []
+
+
 def _exists(file: str) -> bool:
+    if file.startswith("file://"):
+        file = unquote(urlsplit(file).path)
     return os.path.exists(os.path.expanduser(file))

@@ -32,6 +32,7 @@ SOURCE_KEYS = ("image", "url", "path", "base64", "image_url")
 """Under which keys an image part of a message holds its image (transformers, OpenAI)."""
 
 TIMEOUT = 60.0  # seconds in which a server has to answer
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 _LONGEST_NAME = 120  # characters of a path or URL that a message repeats
 _DATA = re.compile(r"[A-Za-z0-9+/=\s]{64,}|.{256,}", re.DOTALL)  # a text that is no path that somebody wrote
 
@@ -102,6 +103,8 @@ def _fetch_text(text: str, name: str) -> ImageSource:
     if scheme.startswith("file:"):
         return _path_of_url(text, name)
     if not _is_there(text):
+        if (other := _SCHEME.match(text)) is not None:
+            raise SampleError(f"{name}: images are fetched from http:, https:, file: and data:, not from {other[0]}")
         content = _as_base64(text)
         if content:
             return content

@@ -91,7 +91,10 @@ def test_sampling_follows_the_seed(model_folder: Path, capsys: pytest.CaptureFix
         (["--model", "{run}", "--image", "no.png", QUESTION], "no.png: the image cannot be opened"),
         (["--model", "{run}", "--image", "{run}/model/config.json", QUESTION], "config.json: the image cannot be opened"),
         (["--model", "{run}", " "], "the question is empty"),
-        (["--model", "{run}", QUESTION, "--temperature", "-1"], "--temperature must be at least 0, got -1.0"),
+        (["--model", "{run}", QUESTION, "--temperature", "-1"], "--temperature must be a number of at least 0, got -1.0"),
+        (["--model", "{run}", QUESTION, "--temperature", "nan"], "--temperature must be a number of at least 0, got nan"),
+        (["--model", "{run}", QUESTION, "--temperature", "inf"], "--temperature must be a number of at least 0, got inf"),
+        (["--model", "{run}", "--image", "s3://bucket/x.png", QUESTION], "from http:, https:, file: and data:, not from s3"),
         (["--model", "{run}", "caf\udce9?"], "the question is no text in UTF-8"),
         (["--model", "{run}", QUESTION, "--top-p", "1.5"], "--top-p must be above 0 and at most 1, got 1.5"),
         (["--model", "{run}", QUESTION, "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
@@ -137,10 +140,11 @@ def test_images_as_people_and_terminals_write_them(
     scene_image(1).save(tmp_path / "b.png")
     written = str(path).replace(" ", "\\ ").replace("'", "\\'")
     forms = [str(path), f'"{path}"', written, path.as_uri(), f"'{path.as_uri()}'", "~/b.png", f'"{path}" {tmp_path}/b.png']
-    talk(model_folder, monkeypatch, *(f"/image {form}" for form in forms), written, "/image", "/image 'no", "/image no no.png")
+    dropped = [written, f'"{path}"', path.as_uri(), "~/b.png"]
+    talk(model_folder, monkeypatch, *(f"/image {form}" for form in forms), *dropped, "/image", "/image 'no", "/image no no.png")
     out = capsys.readouterr().out
     (width, height), other = scene_image(0).size, scene_image(1).size
-    assert out.count(f": {width} x {height}, comes with") == 7 and out.count(f": {other[0]} x {other[1]}, comes with") == 2
+    assert out.count(f": {width} x {height}, comes with") == 9 and out.count(f": {other[0]} x {other[1]}, comes with") == 3
     assert "error: /image needs the path or the URL" in out and "error: 'no: " in out and "error: no no.png: " in out
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_eve.errors import ConfigError
+from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.files import local_path
-from lit_eve.models.checkpoints.sharded import is_sharded
+from lit_eve.models.checkpoints.sharded import is_sharded, read_checkpoint
 from lit_eve.training.callbacks.last_step import is_last_step, is_validation_due
 from lit_eve.training.fsdp import FSDP2Strategy
 from lit_eve.training.sharded_checkpoint import not_written, read_whole_checkpoint
@@ -48,8 +50,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             part.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a file, or the folder that a sharded run wrote."""
-        return read_whole_checkpoint(path) if is_sharded(path) else super().load_checkpoint(path, *args, **kwargs)
+        """Read a file, or the folder that a sharded run wrote.
+
+        Raises:
+            CheckpointError: it holds more than tensors and plain values.
+        """
+        if is_sharded(path):
+            return read_whole_checkpoint(path)
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -155,6 +166,10 @@ def checkpoint_at(path: str) -> Path:
     if found is None:
         what = "holds no whole checkpoint" if place.is_dir() else "is no checkpoint, or only part of one"
         raise ConfigError(f"ckpt_path: {path!r} {what}")
+    with suppress(CheckpointError):  # of what holds objects of one's own, and is read if weights_only is false
+        content = read_checkpoint(found)
+        if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+            raise ConfigError(f"ckpt_path: {path!r} is no checkpoint of a training; weights alone are given as model.init_from")
     return found
 
 

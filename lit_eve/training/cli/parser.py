@@ -64,6 +64,8 @@ def _unknown_setting(message: str, known: list[str]) -> str | None:
     if found is None:
         return None
     word = found["option"] or found["top"] or found["argument"].split()[0]
+    if found["argument"] and word[:1] == "-" != word[1:2]:
+        return f"{word} is no setting: they begin with two dashes"
     if found["argument"] and not word.startswith("-"):
         return f"{word!r} is no setting; settings are written --key=value, with the value in quotes where it has blanks"
     name = word.lstrip("-").partition("=")[0].rstrip("+")
@@ -73,6 +75,8 @@ def _unknown_setting(message: str, known: list[str]) -> str | None:
     key = ".".join((*keys, name))
     if close := suggestion(key, [".".join((*keys, other)) for other in known]):
         return f"there is no setting {key}{close}"
+    if owner is not None and not known:  # the base of all classes that could be chosen
+        return f"no class of {'.'.join(keys)} is chosen, which {key} is a setting of: --config names a file that does"
     if owner is not None:
         return f"there is no setting {key}; {owner.rpartition('.')[2]} takes {', '.join(known)}"
     return f"there is no setting {key}; --help lists all there are"
@@ -85,7 +89,9 @@ def _missing_setting(message: str, known: list[str]) -> str | None:
     if found[2]:
         return f"{found[2].rpartition('/')[2].lstrip('-')} needs a value"
     keys, owner = _place(message[: found.start()])
-    return f"{'.'.join(keys)}: {(owner or 'the command').rpartition('.')[2]} needs {found[1].strip()}"
+    if owner is None:
+        return f"{found[1].strip().partition('.')[2]} is missing: --config names a file that has it"
+    return f"{'.'.join(keys)}: {owner.rpartition('.')[2]} needs {found[1].strip()}"
 
 
 def _unknown_class(message: str, known: list[str]) -> str | None:
@@ -116,10 +122,11 @@ def _wrong_value(message: str, known: list[str]) -> str | None:
     kinds, choices = [], []
     for kind in wanted:
         if kind.startswith("typing.Literal"):
-            choices = re.findall(r"'([^']*)'", kind)
-            kinds.append(f"one of {', '.join(choices)}")
+            choices += re.findall(r"[^\s',\[\]]+", kind.partition("[")[2])
         elif match := re.fullmatch(r"<class '([\w.]+)'>", kind):
             kinds.append(_KINDS.get(match[1], match[1].rpartition(".")[2]))
+    if choices:
+        kinds.insert(0, f"one of {', '.join(dict.fromkeys(choices))}")
     if not kinds:
         return None
     value = nested["value"] if nested else given[1]

@@ -44,6 +44,8 @@ def parse():
         ),
         ("--data=FinetunDataModule", "data: there is no class 'FinetunDataModule'; did you mean FinetuneDataModule?"),
         ("--trainer.max_steps", "trainer.max_steps needs a value"),
+        ("-model.lr=1", "-model.lr=1 is no setting: they begin with two dashes"),
+        ("--trainer.detect_anomaly=5.5", "trainer.detect_anomaly must be true or false, got '5.5'"),
         ("foo", "'foo' is no setting; settings are written --key=value, with the value in quotes where it has blanks"),
     ],
 )
@@ -71,6 +73,29 @@ def test_a_file_that_is_not_taken(parse, tmp_path, content, message):
     with pytest.raises(ConfigError) as error:
         parse(config=str(path))
     assert str(error.value).startswith(message.format(path=path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data is missing: --config names a file that has it"),
+        (["--confg", RECIPE, "--data.rows=1"], "no class of data is chosen, which data.rows is a setting of: .*"),
+        ([f"--confg={RECIPE}", "--data=FinetuneDataModule"], "there is no setting confg; did you mean config?"),
+    ],
+)
+def test_without_a_file(parse, arguments, message):
+    with pytest.raises(ConfigError, match=f"^{message}$".replace("?", r"\?")):
+        _Reader(args=["fit", *arguments])
+
+
+def test_a_choice_of_numbers_and_words(parse):
+    with pytest.raises(ConfigError, match="^trainer.precision must be one of 64, 32, 16, transf.* or null, got '8'$"):
+        parse("--trainer.precision=8")
+
+
+def test_training_data_is_a_list_of_paths_and_of_sources(parse):
+    train = parse('--data.train=["~/a", {"path": "b", "weight": 2}]').data.init_args.train
+    assert train[0] == "~/a" and (train[1].path, train[1].weight) == ("b", 2)
 
 
 def test_a_file_that_is_not_there(parse):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from importlib.util import find_spec
 
 import pytest
+import torch
 
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.training.cli import EveCLI, main
 from tests.training import world as micro
 
@@ -91,6 +93,32 @@ def test_a_checkpoint_that_is_not_there(world, home, given, message):
         with pytest.raises(ConfigError, match=f"^{message}"):
             EveCLI(args=[subcommand, *rest, f"--ckpt_path={given}"])
     assert not (home / "here" / "run").exists()
+
+
+def test_a_folder_that_cannot_be_one(world, home):
+    (home / "here" / "file").write_text("")
+    for given, message in {
+        "file": "is no folder$",
+        "file/run": "is no folder, so that file/run",
+        "s3://b/run": "no folder of this",
+    }.items():
+        with pytest.raises(ConfigError, match=f"^trainer.default_root_dir: .*{message}"):
+            EveCLI(args=arguments(world, given))
+    assert [path.name for path in (home / "here").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.zeros(1)}, "^ckpt_path: 'other.ckpt' is no checkpoint of a training; weights alone"),
+        (torch.zeros(1), "^ckpt_path: 'other.ckpt' is no checkpoint of a training"),
+        (Fraction(1, 3), "other.ckpt cannot be read as a checkpoint"),
+    ],
+)
+def test_a_file_of_torch_that_is_no_checkpoint(world, home, content, message):
+    torch.save(content, home / "here" / "other.ckpt")
+    with pytest.raises(LitEveError, match=message):
+        EveCLI(args=[*arguments(world, "run", **{"trainer.max_steps": 1}), "--ckpt_path=other.ckpt"])
 
 
 def test_a_run_folder_stands_for_its_newest_checkpoint(world, tmp_path):
