@@ -208,20 +208,28 @@ def test_the_files_of_all_benchmarks_are_listed_with_their_sources():
 
 
 def test_interpretation_examples(place, capsys):
-    from lit_eve.data import ShardWriter
-    from tests.tiny_model import scene_image
+    from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    with ShardWriter("runs/nano/data/test_questions") as shards:
-        for number in range(3):
-            turns = [{"from": "human", "value": "<image>\nwhere is the red circle?"}, {"from": "gpt", "value": "row-1"}]
-            shards.write({"id": str(number), "conversations": turns}, [scene_image(number)])
+    from lit_eve.data import ShardWriter
+    from tests.tiny_model import make_tiny, scene_image
+
+    for name in ("test_questions", "test_captions"):
+        with ShardWriter(f"runs/nano/data/{name}") as shards:
+            for number in range(3):
+                turns = [{"from": "human", "value": "<image>\nwhere is the red circle?"}, {"from": "gpt", "value": "row-1"}]
+                shards.write({"id": str(number), "conversations": turns}, [scene_image(number)])
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    CLIPVisionModel(CLIPVisionConfig(**size, image_size=64, patch_size=8)).save_pretrained("runs/nano/teacher")
+    for run in ("1_prealign", "2_pretrain", "3_finetune"):
+        model, processor = make_tiny()
+        model.attach_teacher("runs/nano/teacher", {"name": "layerwise", "layer_interval": 1})
+        for part in (model, processor):
+            part.save_pretrained(f"runs/nano/{run}/model")
+    page = (ROOT / "docs/interpretation.md").read_text()
     names: dict = {}
-    code = [code for _, code in blocks((ROOT / "docs/interpretation.md").read_text(), "python")]
-    for block in code[:2]:
-        exec(compile(block, "interpretation.md", "exec"), names)
+    for _, code in blocks(page, "python"):
+        exec(compile(code, "interpretation.md", "exec"), names)
+    for name in re.findall(r'savefig\("(.*?)"\)', page):
+        assert Path(name).stat().st_size > 1000
     assert capsys.readouterr().out.count("->") == 3
-    assert names["hidden"].shape[:2] == names["seen"].inputs["input_ids"].shape and names["last_row"].shape[2] == 1
-    for block in code[2:]:
-        exec(compile(block, "interpretation.md", "exec"), names)
-    drawn = re.findall(r'savefig\("(.*?)"\)', "".join(code))
-    assert drawn and all(Path(name).stat().st_size > 1000 for name in drawn)
+    assert names["hidden"].ndim == 3 and names["last_row"].shape[2] == 1

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Colours that people who see red and green alike can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#00805E", "#C0392B"
@@ -32,15 +36,22 @@ STYLE = {
 
 
 @contextmanager
-def figure(path: Path, rows: int, columns: int, size: tuple[float, float], **kwargs: object) -> Iterator[np.ndarray]:
-    """Axes (rows, columns) of a new figure, saved to ``path`` at the end."""
+def drawing(rows: int, columns: int, size: tuple[float, float], **kwargs: object) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A new figure of so many inches, and its axes (rows, columns), in the look of all figures until the block ends."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        picture = Figure(figsize=size, layout="constrained")
+        picture = Figure(figsize=size, layout="constrained", facecolor="white")
         FigureCanvasAgg(picture)
-        yield picture.subplots(rows, columns, squeeze=False, **kwargs)
+        yield picture, picture.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+@contextmanager
+def figure(path: Path, rows: int, columns: int, size: tuple[float, float], **kwargs: object) -> Iterator[np.ndarray]:
+    """Axes (rows, columns) of a new figure, saved to ``path`` at the end."""
+    with drawing(rows, columns, size, **kwargs) as (picture, axes):
+        yield axes
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.savefig(path, dpi=150, facecolor="white")
+        picture.savefig(path, dpi=150)

@@ -5,7 +5,7 @@ Notation: N images, H x W token grid of an image, A answer tokens, L recorded la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,7 +67,6 @@ class AnswerAttention:
         return words.index(wanted)
 
 
-@torch.no_grad()
 def attend(
     model: EveForConditionalGeneration,
     processor: EveProcessor,
@@ -93,9 +92,27 @@ def attend(
     """
     if not images:
         raise LitEveError("attend: there is no image to look at")
+    inputs = question_inputs(model, processor, images, question)
+    return attend_prompt(model, processor, inputs, layers, heads, reduce, max_new_tokens)
+
+
+@torch.no_grad()
+def attend_prompt(
+    model: EveForConditionalGeneration,
+    processor: EveProcessor,
+    inputs: Mapping[str, Tensor],
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    reduce: Literal["mean"] | None = "mean",
+    max_new_tokens: int = 32,
+) -> AnswerAttention:
+    """As `attend`, of a prompt that the processor has made.
+
+    Args:
+        inputs: of one prompt with images, without padding, on the model's device.
+    """
     if reduce not in ("mean", None):
         raise LitEveError(f"attend: reduce is 'mean' or None, not {reduce!r}")
-    inputs = question_inputs(model, processor, images, question)
     prompt = inputs["input_ids"].shape[1]
     with AttentionRecorder(model, layers, heads) as recorder:
         stop = stop_arguments(model, processor, prompt)
