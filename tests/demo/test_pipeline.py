@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from packaging.version import Version
 from PIL import Image
 from transformers import Pipeline, TextStreamer, pipeline
 
 import lit_eve.models  # noqa: F401 - registers the model
+from lit_eve.errors import LitEveError
 from lit_eve.evaluation import answer_all
 from lit_eve.nano.world.tokenizer import make_tokenizer
 from lit_eve.processing import EveProcessor
@@ -60,7 +63,15 @@ def texts(results: Iterable[list[dict[str, Any]]]) -> list[list[str]]:
     return [[one["generated_text"] for one in result] for result in results]
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}])
+pairs_answers = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="before transformers 5.23 a pipeline loses answers where a prompt has several; that is refused",
+)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, pytest.param({"num_beams": 3, "num_return_sequences": 2}, marks=pairs_answers)]
+)
 def test_a_batch_gives_the_answers_of_its_members(answer: Pipeline, chats: list, options: dict) -> None:
     def ask(text: list, **kwargs: Any) -> list[list[str]]:
         return texts(answer(text=text, max_new_tokens=8, return_full_text=False, generate_kwargs={**options}, **kwargs))
@@ -74,6 +85,18 @@ def test_a_batch_gives_the_answers_of_its_members(answer: Pipeline, chats: list,
     if not options:
         right = answer_all(*make_tiny(), [(images_of(chat), chat) for chat in chats], max_new_tokens=8, progress=None)
         assert [result[0].strip() for result in alone] == right
+
+
+def test_several_answers_of_a_pipeline_that_loses_them_are_refused(
+    answer: Pipeline, chats: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers, "__version__", "5.22.2")
+    several = {"num_beams": 3, "num_return_sequences": 2}
+    for text, size in ((chats[0], 1), (chats, 2)):
+        with pytest.raises(LitEveError, match="num_return_sequences: the pipeline of transformers 5.22.2 gives one answer"):
+            answer(text=text, batch_size=size, max_new_tokens=2, generate_kwargs={**several})
+    inputs = answer.processor(text="is there a cross?")
+    assert len(answer.model.generate(**inputs, max_new_tokens=2, **several)) == 2
 
 
 def test_generators_datasets_and_lists_of_prompts_in_batches(answer: Pipeline, chats: list) -> None:

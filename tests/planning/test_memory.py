@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from jsonargparse import Namespace
+from torch._guards import active_fake_mode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
@@ -97,6 +98,15 @@ def ranks():
     dist.destroy_process_group()
 
 
+class ShardTracker(FSDPMemTracker):
+    """Passes over the tensors by which DTensor infers whole shapes: they take no memory, and torch 2.11 counts them."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if active_fake_mode() is not None:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_fsdp2(student, ranks, optimizer):
     model, batch, row = student(4, [1, 0], with_teacher=False)  # a small batch: what is measured here is sharding
@@ -108,7 +118,7 @@ def test_fsdp2(student, ranks, optimizer):
         fully_shard(block, **settings)
     fully_shard(model, **settings)
     optimizer = make_optimizer(optimizer, model)
-    tracker = FSDPMemTracker(model, optimizer)
+    tracker = ShardTracker(model, optimizer)
     tracker.track_inputs(tuple(value for value in batch.values() if isinstance(value, torch.Tensor)))
     with tracker:
         for _ in range(STEPS):

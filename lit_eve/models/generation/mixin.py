@@ -5,9 +5,11 @@ Notation: B rows, T tokens, N images, P patches, p side of a patch, V vocabulary
 
 from __future__ import annotations
 
+from traceback import walk_stack
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
@@ -65,6 +67,18 @@ class ImageGenerationMixin(GenerationMixin):
             )
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | {key: value for key, value in images.items() if value is not None}
+
+    def _validate_generation_mode(self, generation_mode: Any, generation_config: GenerationConfig, *args: Any) -> None:
+        """
+        Raises:
+            LitEveError: several answers per prompt through a ``pipeline`` that loses them.
+        """
+        super()._validate_generation_mode(generation_mode, generation_config, *args)
+        if (generation_config.num_return_sequences or 1) > 1 and _pipeline_loses_answers():
+            raise LitEveError(
+                f"num_return_sequences: the pipeline of transformers {transformers.__version__} gives one answer per prompt, "
+                "in a batch that of another prompt: call generate, or install transformers 5.23"
+            )
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)
@@ -137,6 +151,13 @@ class _WithImageSlots(LogitsProcessorList):
         scores = _widened(scores, columns).clone()  # (B, columns)
         scores[:, self.image_token_id] = -torch.inf
         return scores[:, :width]
+
+
+def _pipeline_loses_answers() -> bool:
+    """Whether one asks that takes row i of what is generated for the answer to prompt i: only the stack tells who asks."""
+    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23):
+        return False
+    return any(frame.f_globals.get("__name__") == "transformers.pipelines.image_text_to_text" for frame, _ in walk_stack(None))
 
 
 def _widened(scores: Tensor, columns: int) -> Tensor:
