@@ -116,9 +116,8 @@ def test_a_measurement_calls_its_script_for_every_seed(tmp_path: Path, capsys: p
     assert list(result) == ["machine", "versions", "at_a_time", "summary", "runs"]
     assert result["runs"] == [{"seed": 3, "product": "30"}, {"seed": 4, "product": "40"}] and result["summary"] == {"runs": 2}
     (written,) = (tmp_path / "results").iterdir()
-    assert (
-        written.name == f"my_script_{slug(result['machine']['processor'])}.json" and json.loads(written.read_text()) == result
-    )
+    assert written.name == f"my_script_{slug(result['machine']['processor'])}.json"
+    assert json.loads(written.read_text()) == result
     assert (runs / "table.md").read_text() == "a table of 2\n" and "a table of 2\n" in (said := capsys.readouterr().out)
     assert str(written) in said and {path.name for path in runs.iterdir()} == {"seed_3", "seed_4", "logs", "table.md"}
     for few in (["--seeds", "1"], ["--at-a-time", "0"]):

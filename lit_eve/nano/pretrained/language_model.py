@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.pretrained.fit import MUON, fit, optimize
-from lit_eve.nano.progress import is_done, mark_done
+from lit_eve.nano.pretrained.fit import MUON, LitPretrained, train
 from lit_eve.nano.world.datasets import DOCUMENTS
 from lit_eve.nano.world.language import ASSISTANT, glyph
 from lit_eve.nano.world.scenes import COLOURS, SHAPES, SIZES
-from lit_eve.nano.world.tokenizer import make_tokenizer
 from lit_eve.training.optimizers import check_optimizer
 
 SORTED_DOCUMENTS = 600  # are sorted by length together: little padding, yet any length at any time
@@ -70,12 +67,11 @@ class LanguageModelSettings:
             raise ConfigError(f"matching_heads: {self.matching_heads} are more than heads: {self.heads}")
 
 
-class LitLanguageModel(LightningModule):
+class LitLanguageModel(LitPretrained):
     """Next-token prediction on all tokens of each document."""
 
     def __init__(self, settings: LanguageModelSettings, tokenizer: Any) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings, tokenizer)
         self.model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
@@ -97,13 +93,21 @@ class LitLanguageModel(LightningModule):
         for layer in self.model.model.layers:
             match_heads(layer.self_attn, settings.matching_heads * settings.width // settings.heads)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.model(**batch).loss
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+    def batches(self, data: Path) -> Documents:
+        settings = self.settings
+        return Documents(data / "text", self.tokenizer, settings.tokens, settings.seed, settings.steps, settings.chats_from)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        return optimize(self, self.settings.optimizer, self.settings.lr, self.settings.steps)
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model(**batch).loss
+
+    def evaluate(self, data: Path) -> dict[str, float]:
+        documents = Documents(data / "validation_text", self.tokenizer, tokens=4096)
+        return {"answer_accuracy": answer_accuracy(self.model, documents, self.tokenizer)}
+
+    def save(self, folder: Path) -> None:
+        self.model.config.use_cache = True
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -192,15 +196,13 @@ def _scheduled(
     return [next(sources[kind]) for kind in [False] * before_chats + kinds]
 
 
-@torch.no_grad()
-def answer_accuracy(module: LitLanguageModel, documents: Documents, tokenizer: Any) -> float:
+def answer_accuracy(model: LlamaForCausalLM, documents: Documents, tokenizer: Any) -> float:
     """How many of the last answers of the documents the model gives, word by word and to their end, 0 to 1."""
-    module.eval()
     colon = tokenizer.convert_tokens_to_ids(ASSISTANT)
     right = total = 0
     for index in range(len(documents.batches)):
         batch = documents(index)
-        guessed = module.model(batch["input_ids"]).logits[:, :-1].argmax(-1)
+        guessed = model(batch["input_ids"]).logits[:, :-1].argmax(-1)
         wanted = batch["labels"][:, 1:]
         position = torch.arange(wanted.shape[1])
         start = (batch["input_ids"][:, :-1].eq(colon) * position).amax(1, keepdim=True)
@@ -210,9 +212,7 @@ def answer_accuracy(module: LitLanguageModel, documents: Documents, tokenizer: A
 
 
 def train_language_model(run_dir: str | Path, settings: LanguageModelSettings = LanguageModelSettings()) -> Path:
-    """Train on ``run_dir/data/text`` and save model and tokenizer to ``run_dir/language_model``, transformers' way.
-
-    Goes on from its last checkpoint; does nothing when it is done.
+    """Train on ``run_dir/data/text`` and save model and tokenizer to ``run_dir/language_model``; see `train`.
 
     Returns:
         The folder.
@@ -220,17 +220,4 @@ def train_language_model(run_dir: str | Path, settings: LanguageModelSettings = 
     Raises:
         ConfigError: the folder holds a model made with other settings.
     """
-    folder, data = Path(run_dir) / "language_model", Path(run_dir) / "data"
-    if is_done(folder, settings):
-        return folder
-    seed_everything(settings.seed, verbose=False)
-    tokenizer = make_tokenizer()
-    module = LitLanguageModel(settings, tokenizer)
-    documents = Documents(data / "text", tokenizer, settings.tokens, settings.seed, settings.steps, settings.chats_from)
-    fit(module, documents, settings.steps, folder, settings.checkpoint_every)
-    accuracy = answer_accuracy(module.cpu(), Documents(data / "validation_text", tokenizer, tokens=4096), tokenizer)
-    module.model.config.use_cache = True
-    module.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    mark_done(folder, settings, {"answer_accuracy": accuracy})
-    return folder
+    return train(LitLanguageModel, settings, Path(run_dir) / "data", Path(run_dir) / "language_model")

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, seed_everything
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from lit_eve.files import write_atomically
-from lit_eve.nano.pretrained.fit import ADAMW, fit, optimize
-from lit_eve.nano.progress import is_done, mark_done
-from lit_eve.nano.world.tokenizer import make_tokenizer
+from lit_eve.nano.pretrained.fit import ADAMW, LitPretrained, train
 from lit_eve.processing.geometry import ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, teacher_canvas
 from lit_eve.training.optimizers import check_optimizer
@@ -70,12 +67,11 @@ class TeacherSettings:
         )
 
 
-class LitTeacher(LightningModule):
+class LitTeacher(LitPretrained):
     """CLIP's symmetric contrastive loss over the pairs of a batch."""
 
     def __init__(self, settings: TeacherSettings, tokenizer: Any) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings, tokenizer)
         shape = {
             "hidden_size": settings.width,
             "intermediate_size": settings.feed_forward,
@@ -100,13 +96,28 @@ class LitTeacher(LightningModule):
         pixels = (batch["pixels"] / 255 - self.mean) / self.std
         return self.model(batch["input_ids"], pixels, batch["attention_mask"], return_loss=return_loss)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self(batch, return_loss=True).loss
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+    def batches(self, data: Path) -> Pairs:
+        return Pairs(data / "pretrain", self.tokenizer, self.settings)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        return optimize(self, self.settings.optimizer, self.settings.lr, self.settings.steps)
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self(batch, return_loss=True).loss
+
+    def evaluate(self, data: Path) -> dict[str, float]:
+        return {"retrieval_at_1": retrieval_at_1(self, Pairs(data / "test_captions", self.tokenizer, self.settings))}
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        side = self.settings.image_size
+        preprocessor = {
+            "image_processor_type": "CLIPImageProcessor",
+            "crop_size": {"height": side, "width": side},
+            "size": {"shortest_edge": side},
+            "resample": 3,
+            "image_mean": CLIP_MEAN,
+            "image_std": CLIP_STD,
+            **dict.fromkeys(("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
+        }
+        write_atomically(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
 
 
 class Pairs:
@@ -138,20 +149,16 @@ class Pairs:
         return {"pixels": torch.stack(squares), "input_ids": text.input_ids, "attention_mask": text.attention_mask}
 
 
-@torch.no_grad()
-def retrieval(module: LitTeacher, pairs: Pairs, batch: int = 128) -> float:
+def retrieval_at_1(teacher: LitTeacher, pairs: Pairs, batch: int = 128) -> float:
     """How many of the images find their own caption first among all captions of ``pairs``, 0 to 1."""
-    module.eval()
     chunks = [range(start, min(start + batch, len(pairs.images))) for start in range(0, len(pairs.images), batch)]
-    outputs = [module(pairs.batch(chunk)) for chunk in chunks]
+    outputs = [teacher(pairs.batch(chunk)) for chunk in chunks]
     images, texts = (torch.cat([getattr(output, name) for output in outputs]) for name in ("image_embeds", "text_embeds"))
     return (images @ texts.T).argmax(1).eq(torch.arange(len(images))).float().mean().item()
 
 
 def train_teacher(run_dir: str | Path, settings: TeacherSettings = TeacherSettings()) -> Path:
-    """Train on ``run_dir/data/pretrain`` and save to ``run_dir/teacher``, for `CLIPModel` and `CLIPVisionModel`.
-
-    Goes on from its last checkpoint; does nothing when it is done.
+    """Train on ``run_dir/data/pretrain`` and save to ``run_dir/teacher``, for `CLIPModel` and `CLIPVisionModel`; see `train`.
 
     Returns:
         The folder.
@@ -159,25 +166,4 @@ def train_teacher(run_dir: str | Path, settings: TeacherSettings = TeacherSettin
     Raises:
         ConfigError: the folder holds a teacher made with other settings.
     """
-    folder, data = Path(run_dir) / "teacher", Path(run_dir) / "data"
-    if is_done(folder, settings):
-        return folder
-    seed_everything(settings.seed, verbose=False)
-    tokenizer = make_tokenizer()
-    module = LitTeacher(settings, tokenizer)
-    fit(module, Pairs(data / "pretrain", tokenizer, settings), settings.steps, folder, settings.checkpoint_every)
-    module.cpu().model.save_pretrained(folder)
-    side = settings.image_size
-    preprocessor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "crop_size": {"height": side, "width": side},
-        "size": {"shortest_edge": side},
-        "resample": 3,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
-        **dict.fromkeys(("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
-    }
-    write_atomically(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
-    found = retrieval(module, Pairs(data / "test_captions", tokenizer, settings))
-    mark_done(folder, settings, {"retrieval_at_1": found})
-    return folder
+    return train(LitTeacher, settings, Path(run_dir) / "data", Path(run_dir) / "teacher")

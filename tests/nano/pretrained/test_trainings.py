@@ -45,7 +45,7 @@ def other_run_dir(run_dir, tmp_path):
 
 def kill_after(monkeypatch, steps: int) -> None:
     """Batch number ``steps`` never comes: the process dies there."""
-    honest = fit_module.Steps.__iter__
+    honest = fit_module.Batches.__iter__
 
     def dying(self):
         for batch in honest(self):
@@ -53,7 +53,7 @@ def kill_after(monkeypatch, steps: int) -> None:
                 raise SystemExit("killed")
             yield batch
 
-    monkeypatch.setattr(fit_module.Steps, "__iter__", dying)
+    monkeypatch.setattr(fit_module.Batches, "__iter__", dying)
 
 
 @pytest.mark.parametrize(
