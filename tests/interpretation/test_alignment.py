@@ -107,15 +107,18 @@ def test_packed_samples_are_seen_as_if_alone(geometry: dict[str, int]) -> None:
     model = tiny.model("qwen3", with_teacher=True, geometry=geometry).eval()
     samples = tiny.samples(model, [1, 2, 0, 1])
     batch = tiny.packed([samples[:2], samples[2:]])
+    given: list[torch.Tensor] = []  # to the aligner, one per tap
+    handle = model.aligner.register_forward_pre_hook(lambda _, arguments: given.extend(arguments[0]))
     seen = _beside_the_teacher(model, batch)
+    handle.remove()
+    for tap, features in zip(model.aligner.taps, given, strict=True):
+        assert torch.equal(seen.hidden[tap], features)
     assert torch.equal(batch["labels"], tiny.packed([samples[:2], samples[2:]])["labels"])
     alone = [_beside_the_teacher(model, tiny.packed([[sample]])) for sample in samples if len(sample["image_grid_hw"])]
     torch.testing.assert_close(seen.predictions, torch.cat([one.predictions for one in alone]), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(seen.targets, torch.cat([one.targets for one in alone]), atol=1e-4, rtol=1e-3)
     for state in range(5):
         torch.testing.assert_close(seen.hidden[state], torch.cat([one.hidden[state] for one in alone]), atol=1e-4, rtol=1e-3)
-    for tap, features in zip(model.aligner.taps, alone[0].hidden[:: -model.aligner.taps[-2]], strict=True):
-        assert torch.equal(alone[0].hidden[tap], features)  # the aligner's own inputs
     assert not any(module._forward_hooks for module in (model.aligner, model.teacher))
 
 
