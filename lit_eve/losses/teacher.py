@@ -26,7 +26,9 @@ class FrozenTeacher(nn.Module):
         config = vision_model.config
         depth = config.num_hidden_layers + 1 + select_layer if select_layer < 0 else select_layer
         if not 0 <= depth <= config.num_hidden_layers:
-            raise ConfigError(f"teacher layer {select_layer} does not exist: the teacher has {config.num_hidden_layers} layers")
+            raise ConfigError(
+                f"teacher_layer = {select_layer} does not exist: the teacher has {config.num_hidden_layers} layers"
+            )
         self.width: int = config.hidden_size
         self.image_size: int = config.image_size
         self.patch_size: int = config.patch_size

@@ -98,7 +98,7 @@ class Layout:
         name = strategy if isinstance(strategy, str) else strategy["class_path"].rpartition(".")[2]
         if name in ("fsdp2", "FSDP2Strategy"):
             replicas = 1 if isinstance(strategy, str) else strategy["init_args"].get("replicas", 1)
-            if gpus % replicas:
+            if replicas < 1 or gpus % replicas:
                 raise ConfigError(f"trainer.strategy: {gpus} GPUs cannot be shared out to replicas = {replicas}")
             return cls(gpus // replicas, True, replicas, *dtypes)
         if name == "auto" or name.startswith("ddp") or name in ("DDPStrategy", "SingleDeviceStrategy"):

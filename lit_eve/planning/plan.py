@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,6 +21,9 @@ from lit_eve.planning.ways import Way, smaller_decoder, ways_to_fit
 from lit_eve.training.auxiliary import planned_auxiliaries
 from lit_eve.training.module import LitEve
 from lit_eve.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
 SECONDS_PER_DAY = 86_400
 
@@ -124,8 +128,9 @@ def make_plan(
         raise ConfigError(f"--gpus must be at least 1, got {gpus}")
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu must lie between 0 and 1, got {mfu:g}")
-    if num_samples is not None and num_samples < 1:
-        raise ConfigError(f"--samples must be at least 1, got {num_samples:g}")
+    if num_samples is not None and not 1 <= num_samples < math.inf:
+        raise ConfigError(f"--samples must be a number of at least 1, got {num_samples:g}")
+    _check_end(recipe.trainer)
     layout = Layout.of(recipe.trainer, gpus)
     accumulated = _accumulated(recipe, gpus)
     model, own = _model(recipe, layout.computed)
@@ -201,7 +206,10 @@ def _flops_per_sample(
     recipe: Recipe, model: EveForConditionalGeneration, own: Mapping[str, nn.Module], epoch: TypicalEpoch
 ) -> dict[str, Flops]:
     teacher = None if model.teacher is None else model.teacher.backbone.config
-    flops = training_flops(model.config, epoch.workload, recipe.module.stage, teacher, own)
+    try:
+        flops = training_flops(model.config, epoch.workload, recipe.module.stage, teacher, own)
+    except ConfigError as error:
+        raise ConfigError(f"model.decoder: {error}") from error
     count = len(epoch.lengths)
     return {part: Flops(f.forward / count, f.backward / count) for part, f in flops.items()}
 
@@ -221,13 +229,20 @@ def _accumulated(recipe: Recipe, gpus: int) -> int:
     return wanted // rows
 
 
+def _check_end(trainer: Namespace) -> None:
+    for key in ("max_epochs", "max_steps"):
+        if (value := trainer[key]) is not None and value < 1 and value != -1:
+            raise ConfigError(f"trainer.{key} = {value}: there is no training to plan")
+    if trainer.max_epochs == trainer.max_steps == -1:
+        raise ConfigError("the training has no end: set trainer.max_epochs or trainer.max_steps")
+
+
 def _steps(recipe: Recipe, epoch: TypicalEpoch, gpus: int, accumulated: int) -> Steps:
     rows = recipe.data.rows * gpus * accumulated
-    steps = math.ceil(epoch.num_rows / rows) * (recipe.trainer.max_epochs or 1)
-    if recipe.trainer.max_epochs == recipe.trainer.max_steps == -1:
-        raise ConfigError("the training has no end: set trainer.max_epochs or trainer.max_steps")
-    if (limit := recipe.trainer.max_steps) != -1:
-        steps = limit if recipe.trainer.max_epochs in (None, -1) else min(steps, limit)
+    epochs, limit = recipe.trainer.max_epochs, recipe.trainer.max_steps
+    steps = math.ceil(epoch.num_rows / rows) * (epochs or 1)
+    if limit != -1:
+        steps = limit if epochs in (None, -1) else min(steps, limit)
     return Steps(
         data=epoch.origin,
         samples=epoch.num_samples,

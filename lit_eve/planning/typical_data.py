@@ -190,7 +190,8 @@ def _pack(origin: str, num_samples: int, max_tokens: int, lengths: np.ndarray, *
 
 
 def _counted(recipe: Recipe, geometry: ImageGeometry, progress: bool) -> TypicalEpoch:
-    data, processor = recipe.data, recipe.processor
+    processor = recipe.processor
+    data = recipe.data.attach(processor)
     paths = [source.path for source in data.sources["train"]]
     prepare_shards(paths, processor, data.template, data.index_workers, progress)
     table = load_table(paths, processor, data.template)

@@ -77,6 +77,8 @@ class Blueprint:
             raise ConfigError("give model.decoder (start a new model), model.init_from (go on from a model), or both")
         if self.model_class is not None and "<locals>" in self.model_class.__qualname__:
             raise ConfigError(f"model_class {self.model_class.__name__} stands inside a function: it must stand in a module")
+        if self.alignment_weight is not None and self.alignment_weight < 0:
+            raise ConfigError(f"model.alignment_weight must be at least 0, got {self.alignment_weight}")
         if self.aligner is not None and self.teacher is None:
             raise ConfigError("model.aligner needs model.teacher: without a teacher there is nothing to align to")
         for key, registry, context in (

@@ -130,6 +130,10 @@ class LitEve(LightningModule):
             check_optimizer(optimizer)
         except ConfigError as error:
             raise ConfigError(f"model.optimizer: {error}") from error
+        if not 0 <= lr_floor <= 1:
+            raise ConfigError(f"model.lr_floor must lie between 0 and 1, got {lr_floor}")
+        if max_new_tokens < 1:
+            raise ConfigError(f"model.max_new_tokens must be at least 1, got {max_new_tokens}")
         self.optimizer, self.lr_floor = optimizer, lr_floor
         self.gradient_checkpointing, self.max_new_tokens = gradient_checkpointing, max_new_tokens
         self.model: EveForConditionalGeneration | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_eve.data import EveDataModule
+from lit_eve.errors import ConfigError
 from lit_eve.training.cli import EveCLI
 from lit_eve.training.module import LitEve
 
@@ -43,10 +44,16 @@ def read_recipe(*arguments: str) -> Recipe:
     A single argument that is no option is the path of a file: ``read_recipe("experiments/nano/1_prealign.yaml")``.
 
     Raises:
-        ConfigError: an unknown key, or a value that makes no sense; the message names it.
+        ConfigError: an unknown key, or a value that makes no sense; the message names it. Or classes that are neither a LitEve
+            nor an EveDataModule.
     """
     first, *rest = arguments
     reader = _Reader(args=["fit", *([first] if first.startswith("-") else ["--config", first]), *rest])
+    for key, made, kind in (("model_class", reader.model, LitEve), ("data", reader.datamodule, EveDataModule)):
+        if not isinstance(made, kind):
+            raise ConfigError(
+                f"{key}: a {type(made).__name__} is no {kind.__name__}, of which alone it is known what it trains"
+            )
     return Recipe(reader.model, reader.datamodule, reader.config.fit.trainer)
 
 

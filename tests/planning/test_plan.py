@@ -144,6 +144,12 @@ def test_shards_that_were_never_indexed(world, tmp_path, capsys, form):
         assert json.loads(shown)[recipe]["steps"]["samples"] == 7
 
 
+def test_a_template_that_is_not_known_is_named_by_its_key(world, tmp_path, capsys):
+    _, _, recipe, *overrides = micro.arguments(world, tmp_path / "run", **{"data.template": "foo"})
+    assert main(["plan", recipe, "--gpus=1", *(f"--set={override.removeprefix('--')}" for override in overrides)]) == 2
+    assert "data.template: unknown template 'foo'" in capsys.readouterr().err
+
+
 def test_tables(capsys):
     assert main(["plan", PRETRAIN]) == 0
     shown = capsys.readouterr().out
@@ -164,7 +170,17 @@ def test_tables(capsys):
         (["--gpus", "32"], "data.global_batch = 144 rows cannot be shared out to 32 GPUs x data.rows = 3; choose"),
         (["--gpus", "0"], "--gpus must be at least 1, got 0"),
         (["--mfu", "40"], "--mfu must lie between 0 and 1, got 40"),
-        (["--samples", "0"], "--samples must be at least 1"),
+        (["--samples", "0"], "--samples must be a number of at least 1, got 0"),
+        (["--samples", "nan"], "--samples must be a number of at least 1, got nan"),
+        (["--samples", "inf"], "--samples must be a number of at least 1, got inf"),
+        (["--set", "trainer.max_steps=0"], "trainer.max_steps = 0: there is no training to plan"),
+        (["--set", "trainer.max_epochs=0"], "trainer.max_epochs = 0: there is no training to plan"),
+        (["--set", "trainer.max_epochs=-5"], "trainer.max_epochs = -5: there is no training to plan"),
+        (
+            ["--set", "trainer.strategy={class_path: lit_eve.training.FSDP2Strategy, init_args: {replicas: 0}}"],
+            "trainer.strategy: 16 GPUs cannot be shared out to replicas = 0",
+        ),
+        (["--set", "data=lit_eve.evaluation.BenchmarkData"], "data: a BenchmarkData is no EveDataModule"),
         (["--set", "data.rows"], "--set takes KEY=VALUE, as in data.rows=2, got 'data.rows'"),
         (["--set", "data.rosw=2"], "rosw"),
         (["--set", "data.train=shards/mine"], "there are no shards in 'shards/mine' yet; say with --samples how many"),

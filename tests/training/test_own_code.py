@@ -215,6 +215,15 @@ def test_imports_of_all_files_add_up(tmp_path):
     assert arguments[-1] == '--imports=["zeroth", "first", "second", "third"]' and "--import" not in arguments
 
 
+def test_no_class_takes_a_class_back(tmp_path):
+    from lit_eve.training.cli.config_files import own_code, with_bases
+
+    (tmp_path / "a.yaml").write_text("model_class: first.A\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nmodel_class: null\n")
+    for more in (["--config", str(tmp_path / "b.yaml")], ["--config", str(tmp_path / "a.yaml"), "--model_class=null"]):
+        assert own_code(with_bases(["fit", *more]))[2] is None
+
+
 def test_names_of_classes():
     assert module_of(lit_eve.EveConfig) is None and path_of(lit_eve.LitEve) is None
     assert path_of(Path) == f"{Path.__module__}:Path" and find_class(path_of(Path)) is Path

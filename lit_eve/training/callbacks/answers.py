@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 
 from lit_eve.data import EveDataModule
+from lit_eve.errors import ConfigError
 from lit_eve.processing import Sample, load_image
 from lit_eve.training.generation import Question, ask, generate_answers
 from lit_eve.training.record import forget_after
@@ -34,6 +35,9 @@ class SampleAnswers(Callback):
     """
 
     def __init__(self, num_samples: int = 4, max_new_tokens: int = 48) -> None:
+        for key, value, least in (("num_samples", num_samples, 0), ("max_new_tokens", max_new_tokens, 1)):
+            if value < least:
+                raise ConfigError(f"answers.{key} must be at least {least}, got {value}")
         self.num_samples, self.max_new_tokens = num_samples, max_new_tokens
         self._samples: Sequence[Sample] | None = None
         self._shown = False

@@ -79,6 +79,8 @@ class RunCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_steps,
             enable_version_counter=False,
         )
+        if every_n_steps < 1:
+            raise ConfigError(f"checkpoint.every_n_steps must be at least 1, got {every_n_steps}")
         if keep == 0 or keep < -1:
             raise ConfigError(f"checkpoint.keep must be at least 1, or -1 for all, got {keep}")
         self.keep = keep

@@ -58,7 +58,10 @@ class EveCLI(LightningCLI):
         if isinstance(args, list):
             args, imports, named = own_code(with_bases(config_first(args)))
             import_own(imports)
-            model_class = model_class if named is None else get_class(named, MODEL_CLASS)
+            if named is not None:
+                model_class = get_class(named, MODEL_CLASS)
+                if not issubclass(model_class, LightningModule):
+                    raise ConfigError(f"{MODEL_CLASS}: {named} is no LightningModule; a subclass of LitEve is meant")
         kwargs["args"] = args
         self._asked = args[0] if isinstance(args, list) and args[0:1] and args[0] in self.subcommands() else None
         super().__init__(
@@ -90,11 +93,17 @@ class EveCLI(LightningCLI):
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().parse_arguments(parser, args)
         asked = self.config.get("subcommand")
-        trainer = (self.config[asked] if asked else self.config).trainer
-        trainer.default_root_dir = local_path(trainer.default_root_dir or "runs/default", "trainer.default_root_dir")
+        settings = self.config[asked] if asked else self.config
+        if (seed := settings.seed_everything) is not None and not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything must lie between 0 and {2**32 - 1}, got {seed}")
+        trainer = settings.trainer
+        run = "runs/default" if trainer.default_root_dir is None else trainer.default_root_dir
+        trainer.default_root_dir = local_path(run, "trainer.default_root_dir")
         for key in ("log_every_n_steps", "check_val_every_n_epoch", "accumulate_grad_batches"):
             if (value := trainer[key]) is not None and value < 1:
                 raise ConfigError(f"trainer.{key} must be at least 1, got {value}")
+        if isinstance(interval := trainer.val_check_interval, int | float) and interval <= 0:
+            raise ConfigError(f"trainer.val_check_interval must be positive, got {interval}")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks that a YAML may set, and the file that it is laid over."""
@@ -175,7 +184,7 @@ class EveCLI(LightningCLI):
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, LitEveError):
                 cause = cause.__cause__ or cause.__context__
-            raise cause or _missing_package(error) or error from None
+            raise cause or _missing_package(error) or _refused(error) or error from None
 
     def after_instantiate_classes(self) -> None:
         """Now that nothing was refused, make room for a run that starts over."""
@@ -220,6 +229,12 @@ def _missing_package(error: BaseException) -> ConfigError | None:
         return None
     name = next(iter(re.findall(r"[\w.-]+(?=[<>=~])", str(error))), error.name or str(error))
     return ConfigError(f"a class in the settings needs the package {name}, which is not installed: pip install {name}")
+
+
+def _refused(error: ValueError) -> ConfigError | None:
+    """What a class said about its arguments, where other types than this class were tried as well."""
+    said = re.findall(r"^ +- (?!Expected)(.+)$", str(error), flags=re.MULTILINE)
+    return ConfigError(said[-1]) if said else None
 
 
 def _lengths(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,21 +34,30 @@ def with_bases(arguments: Sequence[str]) -> list[str]:
     """Put in front of every ``--config FILE`` the files that it is laid over, the lowest first.
 
     Raises:
-        ConfigError: a file that does not exist or is no YAML, or a base that leads back to a file above it.
+        ConfigError: a file that does not exist or is no YAML, a base that leads back to a file above it, or one that is named
+            outside of a file.
     """
     expanded: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         option, joined, value = argument.partition("=")
+        if option == f"--{KEY}":
+            raise _in_files_only()
         if option not in _OPTIONS or not (joined or (value := next(rest, ""))):
             expanded.append(argument)
             continue
         if value.lstrip()[:1] == "{":  # settings, no file
+            if _content(value).get(KEY) is not None:
+                raise _in_files_only()
             expanded += ["--config", value]
             continue
         for path in _with_bases(Path(local_path(value, "--config")), ()):
             expanded += ["--config", str(path)]
     return expanded
+
+
+def _in_files_only() -> ConfigError:
+    return ConfigError(f"{KEY} is a key of YAML files: on the command line, give both files with --config")
 
 
 def own_code(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:
@@ -72,7 +81,7 @@ def own_code(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None
         option, joined, value = argument.partition("=")
         if option in ("--import", f"--{IMPORTS}", f"--{IMPORTS}+"):
             value = value if joined else next(rest, "")
-            names += _names(value if option == "--import" else yaml.safe_load(value), option)
+            names += _names(value if option == "--import" else _parsed(value, option), option)
             continue
         kept.append(argument)
         if option not in (*_OPTIONS, f"--{MODEL_CLASS}"):
@@ -80,11 +89,11 @@ def own_code(arguments: Sequence[str]) -> tuple[list[str], list[str], str | None
         if not joined:
             kept.append(value := next(rest, ""))
         if option == f"--{MODEL_CLASS}":
-            model_class = value
+            model_class = None if value == "null" else value
             continue
         content = _content(value)
         names += _names(content.get(IMPORTS), f"{value}: {IMPORTS}")
-        model_class = content.get(MODEL_CLASS) or model_class
+        model_class = content.get(MODEL_CLASS, model_class)
     names = list(dict.fromkeys(names))
     return kept + ([f"--{IMPORTS}={json.dumps(names)}"] if names else []), names, model_class
 
@@ -94,6 +103,13 @@ def _names(value: Any, where: str) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(f"{where} takes names of modules, as in [my_module], got {value!r}")
     return names
+
+
+def _parsed(text: str, option: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{option} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def _content(config: str) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def _unknown_class(message: str, known: list[str]) -> str | None:
         return None
     keys, _ = _place(message[: found.start()])
     bases = re.findall(r"[\w.]+\.[A-Z]\w+", (re.search(r"Subtypes: (.*)", message) or ["", ""])[1])
+    bases = [base for base in bases if not base.startswith(("typing.", "collections."))]  # a list of the classes is taken too
     names = sorted({name for base in bases for name in _subclasses(base)})
     close = suggestion(found[1], names)
     more = close or (f"; known: {', '.join(names)}" if names else "")

@@ -56,25 +56,32 @@ def refuse_other_settings(run: Path, config: str) -> None:
         config: the YAML of the experiment that wants to go on in it.
 
     Raises:
-        ConfigError: the run in the folder has other settings; the message names them.
+        ConfigError: the run in the folder has other settings, which the message names, or nobody can say which.
     """
     if not (run / CONFIG).exists():
         return
-    old, new = yaml.safe_load((run / CONFIG).read_text()), yaml.safe_load(config)
+    hint = "another folder with --trainer.default_root_dir, or --resume never to move the old run aside and start over"
+    new = _settings(config)
+    try:
+        old = _settings((run / CONFIG).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{run / CONFIG} is damaged: what the run beside it is cannot be said. Choose {hint}") from error
     changed = []
     for section in (MODEL_CLASS, "model", "data", "seed_everything"):
         before, now = old.get(section), new.get(section)
-        if section == "data":
-            before, now = ({"class_path": x["class_path"], **x["init_args"]} for x in (before, now))
         if isinstance(before, dict):  # a key that came with a newer version of the code is no change of settings
             now = {key: value for key, value in now.items() if key in before}
         changed += differences({section: before}, {section: now}, _same)
     changed = [line for line in changed if line.split(":")[0].split(".")[1:2] not in FREE]
     if changed:
-        raise ConfigError(
-            f"{run} holds a run with other settings ({'; '.join(changed[:6])}). Choose another folder with "
-            "--trainer.default_root_dir, or --resume never to move the old run aside and start over"
-        )
+        raise ConfigError(f"{run} holds a run with other settings ({'; '.join(changed[:6])}). Choose {hint}")
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """What a ``config.yaml`` says, with the class of the data among its arguments."""
+    settings = yaml.safe_load(text)
+    data = settings["data"]
+    return {**settings, "data": {"class_path": data["class_path"], **data.get("init_args", {})}}
 
 
 def _same(old: Any, new: Any) -> bool:

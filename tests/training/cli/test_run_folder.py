@@ -11,6 +11,7 @@ import torch
 
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.training.cli import EveCLI, main
+from lit_eve.training.cli.run_folder import refuse_other_settings
 from tests.training import world as micro
 
 SHORT = {"trainer.limit_val_batches": 0, "model.teacher": "null", "checkpoint.every_n_steps": 2}
@@ -137,6 +138,7 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(world, tmp_path):
         ("log_every_n_steps=0", "trainer.log_every_n_steps must be at least 1, got 0"),
         ("check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch must be at least 1, got 0"),
         ("accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1, got 0"),
+        ("val_check_interval=0", "trainer.val_check_interval must be positive, got 0"),
         ("val_check_interval=1.5", "trainer: .*val_check_interval"),
         ("max_epochs=-3", "trainer: .*max_epochs"),
         ("max_steps=-3", "trainer: .*max_steps"),
@@ -171,3 +173,10 @@ def test_steps_alone_say_how_long_a_run_is(world, tmp_path):
     both = {"trainer.max_steps": 7, "trainer.max_epochs": 2}
     assert EveCLI(args=arguments(world, tmp_path / "b", **short, **both)).trainer.global_step == 6
     assert EveCLI(args=arguments(world, tmp_path / "c", **short)).trainer.global_step == 3
+
+
+@pytest.mark.parametrize("content", ["model: [1", "a: 1", "", "data: 3"])
+def test_a_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/config.yaml is damaged")):
+        refuse_other_settings(tmp_path, "data: {class_path: lit_eve.data.EveDataModule, init_args: {}}")
