@@ -5,6 +5,8 @@ HASHES ?= yes
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO := $(VENV)/.demo
+MODEL ?= runs/nano/model
 
 # Threads that wait must not spin: where cores are shared that costs up to ten times the work.
 export OMP_WAIT_POLICY := PASSIVE
@@ -13,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup nano test test-slow test-all lint format hashes clean
+.PHONY: help setup nano demo test test-slow test-all lint format hashes clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +24,9 @@ setup: $(INSTALLED) ## make .venv and install everything into it: versions of co
 
 nano: $(INSTALLED) ## train the miniature EVE, all three stages, into runs/nano; goes on where it was interrupted
 	$(BIN)/lit-eve nano --output runs/nano
+
+demo: $(DEMO) ## open the web demo of runs/nano/model; MODEL=... opens that of another
+	$(BIN)/lit-eve demo --model $(MODEL)
 
 test: $(INSTALLED) ## run the tests; WORKERS=4 runs four at a time
 	$(PYTEST)
@@ -39,11 +44,16 @@ format: $(INSTALLED) ## repair style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-hashes: ## renew constraints.hashes.txt after a change of constraints.txt; needs uv
+hashes: ## renew constraints.hashes.txt and requirements-demo.txt after a change of constraints.txt; needs uv
 	grep -v '^torch==' constraints.txt | uv pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes \
 	  --no-annotate --no-header --no-emit-index-url - | \
 	  { sed '/^[^#]/,$$d' constraints.hashes.txt; cat; } > constraints.hashes.part
 	mv constraints.hashes.part constraints.hashes.txt
+	echo gradio | uv pip compile --quiet --universal --python-version 3.11 --constraint constraints.txt --generate-hashes \
+	  $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' constraints.txt) \
+	  --no-annotate --no-header --no-emit-index-url - | \
+	  { sed '/^[^#]/,$$d' requirements-demo.txt; cat; } > requirements-demo.part
+	mv requirements-demo.part requirements-demo.txt
 
 clean: ## remove .venv, caches and build leftovers; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
@@ -62,4 +72,8 @@ else
 	    echo '`make setup HASHES=no` installs the same versions without this check.' >&2; exit 1; }
 endif
 	$(BIN)/python -m pip install --no-build-isolation --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(DEMO): $(INSTALLED) requirements-demo.txt
+	$(BIN)/python -m pip install --no-deps --require-hashes --requirement requirements-demo.txt
 	@touch $@

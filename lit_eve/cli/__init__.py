@@ -21,6 +21,7 @@ COMMANDS = {
     "pack": ("lit_eve.cli.pack", "turn annotation files and images into shards for training"),
     "plan": ("lit_eve.cli.plan", "say what a training would cost: memory, FLOPs, steps and days"),
     "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
+    "demo": ("lit_eve.cli.demo", "open a web page on which trained models are asked about images"),
     "evaluate": ("lit_eve.cli.evaluate", "score a model on the ten benchmarks of the EVE papers"),
     "convert": ("lit_eve.cli.convert", "rewrite an official EVE v1 checkpoint for lit_eve, or the other way round"),
 }

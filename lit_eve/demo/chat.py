@@ -100,17 +100,11 @@ def _open(args: argparse.Namespace) -> ChatSession:
     import torch
 
     import lit_eve
-    from lit_eve.demo.session import ChatSession
+    from lit_eve.demo.session import ChatSession, usable_device
 
     if args.seed is not None:
         torch.manual_seed(args.seed)
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    try:
-        device = torch.device(args.device or accelerator or "cpu")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LitEveError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
-    model, processor = lit_eve.load(args.model, device=device, dtype=args.dtype)
+    model, processor = lit_eve.load(args.model, device=usable_device(args.device), dtype=args.dtype)
     sampling = {key: value for key in ("temperature", "top_p", "top_k") if (value := getattr(args, key)) is not None}
     if args.temperature == 0:
         sampling = {}

@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor
 
 
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name; None: an accelerator if there is one.
+
+    Raises:
+        LitEveError: it cannot be used.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(name or accelerator or "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LitEveError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
 def check_question(question: str) -> None:
     """Raise LitEveError if there is nothing to answer: no words, or bytes that are no text."""
     if not question.strip():
@@ -27,6 +42,22 @@ def check_question(question: str) -> None:
         question.encode()
     except UnicodeEncodeError as error:
         raise LitEveError("the question is no text in UTF-8") from error
+
+
+def check_room(model: EveForConditionalGeneration, length: int, advice: str = "reset it") -> int | None:
+    """How many tokens fit behind a conversation; None: no one knows.
+
+    Args:
+        length: tokens of the conversation.
+        advice: what to do about one that is too long.
+
+    Raises:
+        LitEveError: it fills the decoder's context.
+    """
+    room = getattr(model.config.text_config, "max_position_embeddings", None)
+    if room is not None and length >= room:
+        raise LitEveError(f"the conversation has {length} tokens, but the decoder reads {room}: {advice}")
+    return None if room is None else room - length
 
 
 class ChatSession:
@@ -77,9 +108,7 @@ class ChatSession:
         messages = [*self.messages, {"role": "user", "content": content}]
         inputs = self.processor(conversation=messages).to(self.model.device)
         length = inputs["input_ids"].shape[1]
-        room = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        if room is not None and length >= room:
-            raise LitEveError(f"the conversation has {length} tokens, but the decoder reads {room}: reset it")
+        check_room(self.model, length)
         stop = stop_arguments(self.model, self.processor, length)
         output = self.model.generate(**inputs, streamer=streamer, **stop | self.generation)
         answer = without_end(self.processor.decode(output[0, length:], skip_special_tokens=True), self.processor)

@@ -1,0 +1,168 @@
+"""The page: Gradio's components, and which action each of them calls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lit_eve.demo.web import render
+from lit_eve.demo.web.actions import LONGEST_ANSWER, Actions, Change
+from lit_eve.demo.web.decoding import Sampling
+from lit_eve.demo.web.sessions import Sessions
+from lit_eve.errors import LitEveError
+
+FOLDER = Path(__file__).parent
+CSS = (FOLDER / "page.css").read_text(encoding="utf-8")
+HEAD = f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"
+NOBODY = "none"
+ADDER = """
+<div class="tools">
+  <button type="button" class="add">Add images</button>
+  <button type="button" class="camera">Camera</button>
+  <input type="file" accept="image/*" multiple hidden aria-label="Image files">
+  <span class="hint">or paste, or drop them here</span>
+</div>
+<div class="camera-view" hidden>
+  <video playsinline muted></video>
+  <button type="button" class="shot">Take the picture</button>
+</div>
+<p class="told error" role="alert"></p>
+"""
+
+
+def build_page(actions: Actions, sessions: Sessions) -> gr.Blocks:
+    """The page, ready to be launched.
+
+    Args:
+        actions: what users can do.
+        sessions: where they are remembered.
+    """
+
+    def forget(request: gr.Request) -> None:
+        sessions.close(request.session_hash)
+
+    names = list(actions.engine.decoders)
+    decoders = [decoder.model.config.text_config for decoder in actions.engine.decoders.values()]
+    layers, heads = (max(getattr(one, f"num_{key}") for one in decoders) for key in ("hidden_layers", "attention_heads"))
+
+    with gr.Blocks(title="lit_eve", analytics_enabled=False, fill_width=True) as page:
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=3, min_width=320, elem_id="talk"):
+                _html("<h1>lit_eve</h1><p class='hint'>Ask models without a vision encoder about images.</p>", "title")
+                with gr.Row(visible=len(names) > 1):
+                    model = gr.Dropdown(names, value=names[0], label="Model", filterable=False, min_width=200)
+                    other = gr.Dropdown([NOBODY, *names], value=NOBODY, label="Compare with", filterable=False, min_width=200)
+                history = _html(render.WELCOME, "history", "litEve.words(element, (name, data) => trigger('word', data))")
+                live = _html("", "live")
+                status = _html("", "status")
+                examples = _html(render.examples(actions.examples), "examples", "litEve.indexed(element, trigger, 'example')")
+                pictures = _html("", "pictures", "litEve.indexed(element, trigger, 'removal')")
+                with gr.Row(elem_id="ask"):
+                    question = gr.Textbox(
+                        label="Question", placeholder="Ask about the images", lines=1, max_lines=8, scale=4, elem_id="question"
+                    )
+                    ask = gr.Button("Ask", variant="primary", scale=0, min_width=80, elem_id="ask-button")
+                adder = _html(
+                    ADDER, "adder", f"litEve.adder(element, (name, data) => trigger('image', data), {actions.limits.bytes})"
+                )
+                with gr.Row(elem_id="buttons"):
+                    stop, retry, edit, clear = (
+                        gr.Button(name, size="md", min_width=70) for name in ("Stop", "Retry", "Edit", "Clear")
+                    )
+                with gr.Accordion("How answers are drawn", open=False):
+                    with gr.Row():
+                        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: the likeliest words)", min_width=200)
+                        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=200)
+                    with gr.Row():
+                        length = gr.Slider(1, LONGEST_ANSWER, 256, step=1, label="Longest answer, in tokens", min_width=200)
+                        seed = gr.Number(-1, label="Seed (-1: another each time)", precision=0, minimum=-1, min_width=200)
+            with gr.Column(scale=2, min_width=320, elem_id="look"):
+                _html("<h2>Where it looked</h2>", "look-title")
+                maps = _html(render.NOTHING_CHOSEN, "maps")
+                layer = gr.Slider(0, layers, 0, step=1, label="Layer (0: the mean of all)", elem_id="layer")
+                head = gr.Slider(0, heads, 0, step=1, label="Head (0: the mean of all)", elem_id="head")
+
+        shown = [history, live, status, pictures, question, maps, layer, head]
+        sampling, looking = [model, other, temperature, top_p, length, seed], [layer, head]
+        wire = _Wiring(sessions, shown)
+        wire(page.load, lambda session, event: actions.show(session))
+        wire(adder.image, lambda session, event: actions.add_image(session, event._data), trigger_mode="multiple")
+        wire(pictures.removal, lambda session, event: actions.remove_image(session, _index(event)))
+        wire(examples.example, lambda session, event: actions.take_example(session, _index(event)))
+        for trigger in (question.submit, ask.click):
+            wire(trigger, lambda session, event, text, *how: actions.ask(session, text, *_how(*how)), [question, *sampling])
+        wire(retry.click, lambda session, event, *how: actions.retry(session, *_how(*how)), sampling)
+        for button, action in ((stop, actions.stop), (edit, actions.edit), (clear, actions.clear)):
+            wire(button.click, lambda session, event, action=action: action(session))
+        wire(history.word, lambda session, event, *which: actions.look(session, event._data, *which), looking)
+        for slider in looking:
+            wire(slider.input, lambda session, event, *which: actions.look_again(session, *which), looking, "always_last")
+        page.unload(forget)
+    return page
+
+
+class _Wiring:
+    """Connects events of the page with actions.
+
+    Args:
+        sessions: where users are remembered.
+        shown: the components that a `Change` is about.
+    """
+
+    def __init__(self, sessions: Sessions, shown: list[Any]) -> None:
+        self.sessions, self.shown = sessions, shown
+
+    def __call__(
+        self, listen: Callable, act: Callable, inputs: list[Any] | None = None, trigger_mode: str = "multiple"
+    ) -> None:
+        """Let an event call ``act(session, event, *values of the inputs)``, and show what it says or raises."""
+
+        async def run(request: gr.Request, event: gr.EventData, *values: Any) -> AsyncIterator[list[Any]]:
+            try:
+                result = act(self.sessions.of(request.session_hash), event, *values)
+                if inspect.isasyncgen(result):
+                    async with aclosing(result):  # or who closes the page would be answered all the same
+                        async for change in result:
+                            yield _updates(change)
+                else:
+                    yield _updates(await result if inspect.isawaitable(result) else result)
+            except LitEveError as error:
+                yield _updates(Change(status=render.message(str(error), is_error=True)))
+
+        listen(
+            run,
+            inputs,
+            self.shown,
+            show_progress="hidden",
+            concurrency_limit=None,
+            trigger_mode=trigger_mode,
+            api_visibility="private",
+        )
+
+
+def _html(value: str, name: str, js: str | None = None) -> gr.HTML:
+    return gr.HTML(value, elem_id=name, apply_default_css=False, js_on_load=js)
+
+
+def _index(event: gr.EventData) -> Any:
+    return event._data.get("index") if isinstance(event._data, dict) else None
+
+
+def _how(model: str, other: str, temperature: float, top_p: float, length: int, seed: int | None) -> tuple[list[str], Sampling]:
+    """The models that are asked, and how they draw their answers."""
+    models = [model] if other == NOBODY else [model, other]
+    return models, Sampling(int(length), float(temperature), float(top_p), -1 if seed is None else int(seed))
+
+
+def _updates(change: Change) -> list[Any]:
+    """What Gradio is told, in the order of the components that are shown."""
+    values = [change.history, change.live, change.status, change.pictures, change.question, change.maps]
+    updates = [gr.skip() if value is None else gr.update(value=value) for value in values]
+    for most, chosen in ((change.layers, change.layer), (change.heads, change.head)):
+        updates.append(gr.skip() if most is None else gr.update(maximum=most, value=chosen))
+    return updates

@@ -1,0 +1,127 @@
+"""Starting the web demo: its address, its port, and what of Gradio is left out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lit_eve.demo.web.actions import Actions
+from lit_eve.demo.web.engine import BATCH_SIZE, MAX_WAITING, Engine
+from lit_eve.demo.web.guard import Guard
+from lit_eve.demo.web.pictures import LIMITS, Limits
+from lit_eve.demo.web.sessions import Sessions
+from lit_eve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from lit_eve.models import EveForConditionalGeneration
+    from lit_eve.processing import EveProcessor
+
+MAX_EVENTS = 500  # of all users, that run or wait
+HOST, PORT = "127.0.0.1", 7860
+SMALLEST_BODY = 32 * 2**20  # bytes that a request may have in any case: a long text is refused in words, not cut off
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ConfigError if a server cannot listen there."""
+    if not 0 < port < 2**16:
+        raise ConfigError(f"--port must be between 1 and 65535, got {port}")
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(kind, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise ConfigError(f"--host {host} is no address: {error.strerror}") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} of {host} is in use: end what uses it, or choose another --port") from error
+        raise ConfigError(f"--host {host} --port {port} cannot be listened to: {error.strerror}") from error
+
+
+def require_gradio() -> None:
+    """Raise ConfigError if Gradio is not installed."""
+    # Read as it is imported. Its makers are told of no start, and it keeps no records of past events, which it would otherwise
+    # summarise anew at each event.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ANALYTICS_MAX_EVENTS": "1"}
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"the web demo needs Gradio: .venv/bin/pip install --no-deps --requirement requirements-demo.txt ({error})"
+        ) from error
+
+
+@contextmanager
+def serve(
+    models: Mapping[str, tuple[EveForConditionalGeneration, EveProcessor]],
+    examples: Sequence[tuple[Image.Image, str]] = (),
+    *,
+    host: str = HOST,
+    port: int = PORT,
+    limits: Limits = LIMITS,
+    batch_size: int = BATCH_SIZE,
+    max_waiting: int = MAX_WAITING,
+    sessions: Sessions | None = None,
+) -> Iterator[str]:
+    """The demo is there while the block runs; gives its URL.
+
+    Args:
+        models: model and processor by name.
+        examples: images with a question each.
+        host, port: where it listens; there and nowhere else.
+        limits: of uploads.
+        batch_size: answers that a model writes at once.
+        max_waiting: questions that may wait.
+        sessions: where users are remembered.
+
+    Raises:
+        ConfigError: Gradio is missing, or the address cannot be used.
+    """
+    check_address(host, port)
+    require_gradio()
+    import gradio
+    from starlette.middleware import Middleware
+
+    from lit_eve.demo.web.page import CSS, HEAD, build_page
+
+    engine = Engine(models, batch_size, max_waiting)
+    page = build_page(Actions(engine, limits, examples), Sessions() if sessions is None else sessions)
+    page.queue(max_size=MAX_EVENTS)  # questions are bounded, in words, by the engine
+    body = max(SMALLEST_BODY, 2 * limits.bytes)
+    with tempfile.TemporaryDirectory(prefix="lit_eve_demo_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                prevent_thread_lock=True,
+                max_threads=MAX_EVENTS,  # events that run at once; all are coroutines
+                quiet=True,
+                show_error=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=[],
+                theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+                css=CSS,
+                head=HEAD,
+                app_kwargs={"middleware": [Middleware(Guard, max_body=body)]},
+            )
+        except OSError as error:
+            engine.close()
+            raise ConfigError(f"the demo cannot listen on port {port} of {host}: {error}") from error
+        try:
+            yield f"http://{'localhost' if host == HOST else host}:{port}"
+        finally:
+            page.close()
+            engine.close()

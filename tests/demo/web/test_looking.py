@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_eve.demo.web.looking import attention_at
+from lit_eve.errors import LitEveError
+from lit_eve.interpretation import attend
+from tests.demo.web.asking import QUESTIONS, messages
+from tests.tiny_model import make_tiny, scene_image
+
+
+@pytest.mark.parametrize("decoder", ["llama", "mistral"])
+def test_the_attention_is_that_with_which_the_answer_was_written(decoder: str) -> None:
+    model, processor = make_tiny(decoder)
+    images = [scene_image(0), scene_image(1)]
+    seen = attend(model, processor, images, QUESTIONS[0], reduce=None, max_new_tokens=6)  # maps (A, L, h, H, W)
+    ids = seen.token_ids.tolist()
+    for steps in ([0], [3], [2, 4]):
+        attention = attention_at(model, processor, messages(QUESTIONS[0], *images), ids, steps)
+        for found, recorded in zip(attention.maps, seen.maps, strict=True):
+            torch.testing.assert_close(found, recorded[steps].mean(0))
+    assert (attention.layers, attention.heads) == (3, 4)
+    for layer, head, expected in (
+        (None, None, recorded[steps].mean((0, 1, 2))),
+        (2, None, recorded[steps].mean((0, 2))[1]),
+        (1, 4, recorded[steps].mean(0)[0, 3]),
+    ):
+        torch.testing.assert_close(attention.of(layer, head)[1], expected)
+
+
+def test_what_does_not_exist_is_refused() -> None:
+    model, processor = make_tiny()
+    asked = messages(QUESTIONS[0], scene_image(0))
+    attention = attention_at(model, processor, asked, [5, 6], [1])
+    for layer, head, sentence in (
+        (4, None, "there is no layer 4: this model has 3"),
+        (0, None, "there is no layer 0"),
+        (None, 5, "there is no head 5: this model has 4"),
+        (None, -1, "there is no head -1"),
+    ):
+        with pytest.raises(LitEveError, match=sentence):
+            attention.of(layer, head)
+    for steps in ([], [2], [-1]):
+        with pytest.raises(LitEveError, match="this word was not generated"):
+            attention_at(model, processor, asked, [5, 6], steps)
+    with pytest.raises(LitEveError, match="there is no image to look at"):
+        attention_at(model, processor, messages(QUESTIONS[0]), [5, 6], [1])
