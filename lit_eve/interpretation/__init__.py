@@ -1,7 +1,7 @@
 """What a model looks at and what it computes, recorded without changing the model; heat maps over its images."""
 
 from lit_eve.interpretation.alignment import TeacherCKA, cka_figure, cosine_figure, teacher_cka, teacher_cosine
-from lit_eve.interpretation.answers import AnswerAttention, attend
+from lit_eve.interpretation.answers import AnswerAttention, WrittenAnswer, attend
 from lit_eve.interpretation.causal import AblatedHeads, BlankedPatches, ablate_heads, blank_patches
 from lit_eve.interpretation.figures import heads_figure, maps_figure
 from lit_eve.interpretation.filters import FilterSpectrum, filter_figure, filter_spectrum, patch_filters, spectrum_figure
@@ -29,6 +29,7 @@ __all__ = [
     "LogitLens",
     "TeacherCKA",
     "WordMap",
+    "WrittenAnswer",
     "ablate_heads",
     "attend",
     "attention_statistics",

@@ -25,15 +25,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AnswerAttention:
+class WrittenAnswer:
+    """An answer token by token, and what the model was given."""
+
+    tokens: list[str]
+    """The A answer tokens as text, without the end of the turn (which stands alone if the answer is empty)."""
+    inputs: dict[str, Tensor]
+    """What the model was given: ``input_ids``, ``pixel_values``, ``image_grid_hw`` and so on, with one row."""
+    token_ids: Tensor
+    """All that was written, (W,) int64, the end of the turn as well."""
+    steps: list[int]
+    """Which of ``token_ids`` the A tokens are."""
+
+
+@dataclass(frozen=True)
+class AnswerAttention(WrittenAnswer):
     """An answer, and where the model looked when it wrote it.
 
     Every number belongs to the position that *predicts* a token: the one before it.
     """
 
     answer: str
-    tokens: list[str]
-    """The A answer tokens as text, without the end of the turn (which stands alone if the answer is empty)."""
     maps: list[Tensor]
     """For each of the N images (A, H, W): the mean over layers and heads; or (A, L, h, H, W), as ``reduce`` was."""
     image_share: Tensor
@@ -44,12 +56,6 @@ class AnswerAttention:
     """The L recorded layers, from 0."""
     heads: list[int]
     """The h recorded heads, from 0."""
-    inputs: dict[str, Tensor]
-    """What the model was given: ``input_ids``, ``pixel_values``, ``image_grid_hw`` and so on, with one row."""
-    token_ids: Tensor
-    """All that was written, (W,) int64, the end of the turn as well."""
-    steps: list[int]
-    """Which of ``token_ids`` the A tokens are."""
 
     def total(self, image: int = 0) -> Tensor:
         """(H, W), or (L, h, H, W): the mean over the answer's tokens for one image."""

@@ -9,7 +9,7 @@ A answer tokens, p side of a patch, d head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation.answers import AnswerAttention
+from lit_eve.interpretation.answers import WrittenAnswer
 from lit_eve.interpretation.recording.intercept import AttentionCall, attention_modules, indices, intercept_attention
 from lit_eve.interpretation.teacher_forcing import ForcedAnswer
 
@@ -79,7 +79,12 @@ class AblatedHeads:
 
 @torch.no_grad()
 def blank_patches(
-    model: EveForConditionalGeneration, seen: AnswerAttention, *, batch_size: int = 8, progress: str | None = "blanking patches"
+    model: EveForConditionalGeneration,
+    seen: WrittenAnswer,
+    *,
+    batch_size: int = 8,
+    progress: str | None = "blanking patches",
+    between: Callable[[], None] | None = None,
 ) -> BlankedPatches:
     """Give the patches of one image token after the other the mean colour, and read the answer again.
 
@@ -88,9 +93,10 @@ def blank_patches(
 
     Args:
         model: in eval mode; the one that gave the answer. Any decoder.
-        seen: what `attend` returned.
+        seen: what `attend` returned, or another answer.
         batch_size: rows of a forward pass.
         progress: title of the progress bar; None: no bar.
+        between: called after each forward pass: a server answers others meanwhile, or ends it by an exception.
 
     Raises:
         LitEveError: the model is in training mode.
@@ -112,6 +118,8 @@ def blank_patches(
             logits_to_keep=forced.positions,
         )
         scores.append(forced.log_probabilities(output.logits))  # (R, A)
+        if between is not None:
+            between()
     intact, blanked = torch.cat(scores).T.split([1, len(windows)], 1)  # (A, 1), (A, Q)
     grids = model.geometry.token_grid_of(grid).tolist()
     parts = blanked.split([height * width for height, width in grids], 1)
@@ -121,7 +129,7 @@ def blank_patches(
 @torch.no_grad()
 def ablate_heads(
     model: EveForConditionalGeneration,
-    seen: AnswerAttention,
+    seen: WrittenAnswer,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     *,
@@ -134,7 +142,7 @@ def ablate_heads(
 
     Args:
         model: in eval mode; the one that gave the answer.
-        seen: what `attend` returned.
+        seen: what `attend` returned, or another answer.
         layers, heads: negative ones from the end; None: all.
         batch_size: rows of a forward pass.
         progress: title of the progress bar; None: no bar.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation.answers import AnswerAttention
+from lit_eve.interpretation.answers import WrittenAnswer
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration
@@ -27,7 +27,7 @@ class ForcedAnswer:
     targets: Tensor  # (A,) int64, the ids of the answer tokens
 
     @classmethod
-    def of(cls, model: EveForConditionalGeneration, seen: AnswerAttention) -> ForcedAnswer:
+    def of(cls, model: EveForConditionalGeneration, seen: WrittenAnswer) -> ForcedAnswer:
         """
         Raises:
             LitEveError: the model is in training mode.

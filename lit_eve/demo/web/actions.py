@@ -15,7 +15,7 @@ from lit_eve.demo.session import check_question
 from lit_eve.demo.web import render
 from lit_eve.demo.web.decoding import Sampling
 from lit_eve.demo.web.engine import Engine
-from lit_eve.demo.web.looking import attention_at
+from lit_eve.demo.web.looking import attention_of, causes_of, written_word
 from lit_eve.demo.web.pictures import LIMITS, Limits, Picture, plain_name, read_picture
 from lit_eve.demo.web.sessions import Looked, Session, Turn
 from lit_eve.errors import LitEveError
@@ -215,11 +215,12 @@ class Actions:
 
     # ---- looking
 
-    async def look(self, session: Session, place: Any, layer: int, head: int) -> Change:
-        """Show where a model looked when it wrote a word.
+    async def look(self, session: Session, place: Any, method: str, layer: int, head: int) -> AsyncGenerator[Change]:
+        """Show where a model looked when it wrote a word, or what the word rests on.
 
         Args:
             place: ``{"turn": ..., "model": ..., "word": ...}``, counted from 0, if nobody meddled with it.
+            method: "attention" or "causal".
             layer, head: from 1; 0: the mean over all. What this model does not have becomes 0.
         """
         turn, model, word = (place.get(key) if isinstance(place, dict) else None for key in ("turn", "model", "word"))
@@ -230,20 +231,44 @@ class Actions:
             raise LitEveError("this word was not generated")
         decoder = self.engine.decoder(model)
         messages = session.messages(model, decoder.model.geometry, turn)
-        read = partial(attention_at, decoder.model, decoder.processor, messages, ticket.ids, words[word].steps)
-        attention = await asyncio.wrap_future(self.engine.call(read))
-        session.looked = Looked(turn, model, words[word].text, attention)
-        layer, head = layer if layer <= attention.layers else 0, head if head <= attention.heads else 0
-        found = self.look_again(session, layer, head)
-        return replace(found, layers=attention.layers, heads=attention.heads, layer=layer, head=head)
 
-    def look_again(self, session: Session, layer: int, head: int) -> Change:
-        """Show another layer or head of the word that is looked into."""
-        if session.looked is None:
+        def read() -> Looked:
+            written = written_word(decoder.model, decoder.processor, messages, ticket.ids, words[word].steps)
+            return Looked(turn, model, words[word].text, written, attention_of(decoder.model, written))
+
+        session.looked = looked = await asyncio.wrap_future(self.engine.call(read))
+        layers, heads = looked.attention.layers, looked.attention.heads
+        layer, head = layer if layer <= layers else 0, head if head <= heads else 0
+        yield Change(layers=layers, heads=heads, layer=layer, head=head)
+        async for change in self.look_again(session, method, layer, head):
+            yield change
+
+    async def look_again(self, session: Session, method: str, layer: int, head: int) -> AsyncGenerator[Change]:
+        """Show the word that is looked into in another way."""
+        looked = session.looked
+        if looked is None:
             raise LitEveError("choose a word of an answer first")
-        geometry = self.engine.decoder(session.looked.model).model.geometry
-        seen = [picture.views[geometry] for turn in session.turns[: session.looked.turn + 1] for picture in turn.pictures]
-        return Change(maps=render.maps(session.looked, seen, layer, head), status="")
+        model = self.engine.decoder(looked.model).model
+        if method == "causal" and looked.causes is None:
+            yield Change(maps=render.message("blanking one patch after the other"), status="")
+
+            def between() -> None:
+                if session.looked is not looked:
+                    raise _NotWanted
+                self.engine.write()
+
+            try:
+                read = partial(causes_of, model, looked.written, between)
+                looked.causes = await asyncio.wrap_future(self.engine.call(read))
+            except _NotWanted:
+                return
+        seen = [picture.views[model.geometry] for turn in session.turns[: looked.turn + 1] for picture in turn.pictures]
+        maps = render.causes(looked, seen) if method == "causal" else render.attention(looked, seen, layer, head)
+        yield Change(maps=maps, status="")
+
+
+class _NotWanted(Exception):
+    """Another word was chosen, or the user is gone."""
 
 
 def _check_index(index: Any, count: int, what: str) -> None:

@@ -65,11 +65,11 @@ class Ticket:
         self.text, self.count = writing.text.text, len(writing.text.ids)
         self._tell()
 
-    def finish(self, writing: Writing | None = None, error: str = "") -> None:
+    def finish(self, writing: Writing | None = None, words: Sequence[Word] = (), error: str = "") -> None:
         """Nothing more will be written."""
         self.error, self.ended, self.messages = error, time.perf_counter(), ()
         if writing is not None and not error:
-            self.ids, self.words = writing.text.ids, writing.text.words()
+            self.ids, self.words = writing.text.ids, list(words)
             if not writing.ended:
                 full = "the context is full" if writing.fills_context else "cut at the longest answer"
                 self.note = "stopped" if self.cancelled else full
@@ -183,11 +183,15 @@ class Engine:
                 calls, self._calls = self._calls[:1], self._calls[1:]
             for future, function in calls:
                 _answer_call(future, function)
-            for name, decoder in self.decoders.items():
-                try:
-                    self._advance(decoder, self._admit(name, decoder))
-                except Exception as error:  # the next questions must be answered all the same
-                    self._give_up(name, error)
+            self.write()
+
+    def write(self) -> None:
+        """A token for every answer. What `call` runs for long calls it now and then, so that the others do not wait."""
+        for name, decoder in self.decoders.items():
+            try:
+                self._advance(decoder, self._admit(name, decoder))
+            except Exception as error:  # the next questions must be answered all the same
+                self._give_up(name, error)
 
     def _admit(self, name: str, decoder: Decoder) -> list[Writing]:
         """The questions whose turn it is."""
@@ -226,7 +230,7 @@ class Engine:
             ticket.update(row)
             if row.finished:
                 del self._writing[row]
-                ticket.finish(row)
+                ticket.finish(row, row.text.words(decoder.processor))
         decoder.drop_finished()
 
     def _give_up(self, model: str, error: Exception) -> None:

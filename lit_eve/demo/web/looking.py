@@ -1,14 +1,14 @@
-"""Where a model looked when it wrote a word of an answer.
+"""Where a model looked when it wrote a word of an answer, and which patches the word rests on.
 
-The answer is read again, in one pass over prompt and answer: that costs less than to record while it is written, for words that
-nobody may ask about, and takes sampled answers too.
+The answer is read again: that costs less than to record while it is written, for words that nobody may ask about, and takes
+drawn answers too.
 
 Notation: S tokens of a word, L layers, h heads, N images, H x W token grid of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation import AttentionRecorder, image_maps
+from lit_eve.interpretation import AttentionRecorder, WrittenAnswer, blank_patches, image_maps
+from lit_eve.interpretation.teacher_forcing import ForcedAnswer
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration
@@ -58,36 +59,54 @@ class Attention:
         return [map[chosen[0], chosen[1]].mean((0, 1)) for map in self.maps]
 
 
-@torch.inference_mode()
-def attention_at(
+def written_word(
     model: EveForConditionalGeneration,
     processor: EveProcessor,
     messages: Sequence[Mapping[str, Any]],
     ids: Sequence[int],
     steps: Sequence[int],
-) -> Attention:
-    """The attention of the positions that predicted some tokens of an answer.
+) -> WrittenAnswer:
+    """A word of an answer as what all that is read again.
 
     Args:
         messages: the conversation up to the question, with open images.
         ids: all tokens of the answer.
-        steps: which of them.
+        steps: which of them the word is made of.
 
     Raises:
-        LitEveError: there is no image, there are no such tokens, or the model's attention cannot be recorded.
+        LitEveError: there is no image, or there are no such tokens.
     """
     if not steps or not all(0 <= step < len(ids) for step in steps):
         raise LitEveError("this word was not generated")
     inputs = processor(conversation=messages).to(model.device)
     if not len(inputs["image_grid_hw"]):
         raise LitEveError("there is no image to look at in this conversation")
-    prompt = inputs["input_ids"]  # (1, T)
-    answer = torch.tensor(ids[: max(steps)], dtype=torch.int64, device=model.device)[None]  # what the last of them saw
-    tokens = torch.cat([prompt, answer], dim=1)
-    rows = [prompt.shape[1] - 1 + step for step in steps]
-    images = {key: inputs[key] for key in ("pixel_values", "image_grid_hw")}
-    with AttentionRecorder(model, rows=rows) as recorder:
-        model(input_ids=tokens, **images, use_cache=False, logits_to_keep=1)
+    tokens = [processor.tokenizer.decode(ids[step]) for step in steps]
+    return WrittenAnswer(tokens, dict(inputs), torch.tensor(ids, device=model.device), sorted(steps))
+
+
+@torch.inference_mode()
+def attention_of(model: EveForConditionalGeneration, word: WrittenAnswer) -> Attention:
+    """The attention of the positions that predicted the word.
+
+    Raises:
+        LitEveError: the model's attention cannot be recorded.
+    """
+    forced = ForcedAnswer.of(model, word)
+    images = {key: word.inputs[key] for key in ("pixel_values", "image_grid_hw")}
+    with AttentionRecorder(model, rows=forced.positions.tolist()) as recorder:
+        model(input_ids=forced.input_ids, **images, use_cache=False, logits_to_keep=1)
         layers = torch.stack([recorder.calls(layer)[0] for layer in recorder.layers], 1)  # (1, L, h, S, K)
     place: dict[str, Any] = {"geometry": model.geometry, "image_token_id": model.config.image_token_id}
-    return Attention([map.mean(2).cpu() for map in image_maps(layers, tokens, images["image_grid_hw"], **place)])
+    maps = image_maps(layers, forced.input_ids, images["image_grid_hw"], **place)
+    return Attention([map.mean(2).cpu() for map in maps])
+
+
+def causes_of(model: EveForConditionalGeneration, word: WrittenAnswer, between: Callable[[], None]) -> list[Tensor]:
+    """How much the word's log-probability falls with each patch that is blanked: (H, W) for each of the N images, in nats.
+
+    Args:
+        between: called after each of the many forward passes.
+    """
+    blanked = blank_patches(model, word, progress=None, between=between)
+    return [blanked.drop(image=image).cpu() for image in range(len(blanked.blanked))]

@@ -20,6 +20,7 @@ FOLDER = Path(__file__).parent
 CSS = (FOLDER / "page.css").read_text(encoding="utf-8")
 HEAD = f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"
 NOBODY = "none"
+METHODS = [("Attention", "attention"), ("Causal: patches blanked one by one", "causal")]
 ADDER = """
 <div class="tools">
   <button type="button" class="add">Add images</button>
@@ -84,11 +85,12 @@ def build_page(actions: Actions, sessions: Sessions) -> gr.Blocks:
             with gr.Column(scale=2, min_width=320, elem_id="look"):
                 _html("<h2>Where it looked</h2>", "look-title")
                 maps = _html(render.NOTHING_CHOSEN, "maps")
+                method = gr.Radio(METHODS, value="attention", label="What is shown", elem_id="method")
                 layer = gr.Slider(0, layers, 0, step=1, label="Layer (0: the mean of all)", elem_id="layer")
                 head = gr.Slider(0, heads, 0, step=1, label="Head (0: the mean of all)", elem_id="head")
 
         shown = [history, live, status, pictures, question, maps, layer, head]
-        sampling, looking = [model, other, temperature, top_p, length, seed], [layer, head]
+        sampling, looking = [model, other, temperature, top_p, length, seed], [method, layer, head]
         wire = _Wiring(sessions, shown)
         wire(page.load, lambda session, event: actions.show(session))
         wire(adder.image, lambda session, event: actions.add_image(session, event._data), trigger_mode="multiple")
@@ -100,8 +102,8 @@ def build_page(actions: Actions, sessions: Sessions) -> gr.Blocks:
         for button, action in ((stop, actions.stop), (edit, actions.edit), (clear, actions.clear)):
             wire(button.click, lambda session, event, action=action: action(session))
         wire(history.word, lambda session, event, *which: actions.look(session, event._data, *which), looking)
-        for slider in looking:
-            wire(slider.input, lambda session, event, *which: actions.look_again(session, *which), looking, "always_last")
+        for choice in looking:
+            wire(choice.input, lambda session, event, *which: actions.look_again(session, *which), looking, "always_last")
         page.unload(forget)
     return page
 

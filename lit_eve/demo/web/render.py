@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
 from PIL import Image
+from torch import Tensor
 
 from lit_eve.demo.web.engine import Ticket
 from lit_eve.demo.web.pictures import Picture, data_url
@@ -74,7 +76,7 @@ def message(text: str, is_error: bool = False) -> str:
     return f'<p class="{kind}" role="{role}" dir="auto">{escape(text[0].upper() + text[1:] if begins_with_word else text)}</p>'
 
 
-def maps(looked: Looked, seen: Sequence[Image.Image], layer: int, head: int) -> str:
+def attention(looked: Looked, seen: Sequence[Image.Image], layer: int, head: int) -> str:
     """Images under the attention of the word that is looked into.
 
     Args:
@@ -86,18 +88,31 @@ def maps(looked: Looked, seen: Sequence[Image.Image], layer: int, head: int) -> 
         LitEveError: there is no such layer or head.
     """
     heats = looked.attention.of(layer or None, head or None)
+    where = ", ".join(f"{what} {index}" if index else f"mean of {what}s" for what, index in (("layer", layer), ("head", head)))
+    return _maps(looked, where, seen, heats, [f"{heat.sum():.1%} of the attention fell on this image" for heat in heats])
+
+
+def causes(looked: Looked, seen: Sequence[Image.Image]) -> str:
+    """Images under what the word that is looked into rests on."""
+    captions = [
+        f"without the brightest patch the word is {math.exp(heat.max()):,.3g} times less likely"
+        if heat.max() > 0
+        else "without any one of its patches the word is as likely as before, or likelier"
+        for heat in looked.causes
+    ]
+    return _maps(looked, "patches that it rests on", seen, [heat.clamp(min=0) for heat in looked.causes], captions)
+
+
+def _maps(looked: Looked, what: str, seen: Sequence[Image.Image], heats: Sequence[Tensor], captions: Sequence[str]) -> str:
     figures = []
-    for index, (image, heat) in enumerate(zip(seen, heats, strict=True), 1):
+    for index, (image, heat, caption) in enumerate(zip(seen, heats, captions, strict=True), 1):
         rows, columns = heat.shape
         row, column = divmod(int(heat.argmax()), columns)
         alt = f"Image {index}: brightest in row {row + 1} of {rows}, column {column + 1} of {columns}"
         url = data_url(overlay(image, heat, size=MAP_SIZE, opacity=0.6))
-        caption = f"{heat.sum():.1%} of the attention fell on this image"
         figures.append(f'<figure><img src="{url}" alt="{alt}"><figcaption>{caption}</figcaption></figure>')
-    where = ", ".join(f"{what} {index}" if index else f"mean of {what}s" for what, index in (("layer", layer), ("head", head)))
-    names = f"<b>{escape(looked.model)}</b>: <bdi>“{escape(looked.word)}”</bdi>"
-    title = f'<p class="title" role="status">{names}, {where}</p>'
-    return f'{title}<div class="maps">{"".join(figures)}</div>'
+    title = f"<b>{escape(looked.model)}</b>: <bdi>“{escape(looked.word)}”</bdi>, {what}"
+    return f'<p class="title" role="status">{title}</p><div class="maps">{"".join(figures)}</div>'
 
 
 def _turn(turn: Turn, answers: Sequence[str]) -> str:
@@ -123,7 +138,8 @@ def _finished(turn: int, name: str, ticket: Ticket, named: bool) -> str:
         f'data-word="{index}">{escape(word.text)}</span>'
         for index, word in enumerate(ticket.words)
     )
-    words = words or '<span class="wait">(an empty answer)</span>'
+    rest = ticket.text[sum(len(word.before) + len(word.text) for word in ticket.words) :]
+    words = words + escape(rest) or '<span class="wait">(an empty answer)</span>'
     facts = [f"{ticket.count} token{'s' * (ticket.count != 1)}", f"{ticket.tokens_per_second:.1f} tokens/s"]
     if ticket.sampling.temperature > 0:
         facts.append(f"seed {ticket.sampling.seed}")

@@ -14,7 +14,10 @@ from lit_eve.demo.web.pictures import Picture
 from lit_eve.errors import LitEveError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lit_eve.demo.web.looking import Attention
+    from lit_eve.interpretation import WrittenAnswer
     from lit_eve.processing import ImageGeometry
 
 MAX_SESSIONS = 200
@@ -34,14 +37,24 @@ class Turn:
         return (self.answers.get(model) or next(iter(self.answers.values()))).text
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Looked:
-    """A word that is looked into."""
+    """A word that is looked into.
+
+    Attributes:
+        turn, model: whose answer it is of.
+        word: its text.
+        written: what is read again.
+        attention: where the model looked.
+        causes: (H, W) for each image, how much the word rests on each patch; None until somebody asks.
+    """
 
     turn: int
     model: str
     word: str
+    written: WrittenAnswer
     attention: Attention
+    causes: list[Tensor] | None = None
 
 
 @dataclass

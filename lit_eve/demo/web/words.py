@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lit_eve.interpretation.words import group_words
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lit_eve.processing import EveProcessor
 
 _UNFINISHED = "\ufffd"  # what the tokenizer decodes bytes to that are not yet a character
 
@@ -19,7 +22,7 @@ class Word:
 
     Attributes:
         text: without blanks.
-        before: the blanks in front of it.
+        before: what stands between it and the word before, mostly blanks.
         steps: which of the generated tokens it is made of.
     """
 
@@ -43,7 +46,6 @@ class AnswerText:
         self.ids: list[int] = []
         self.ended = False
         self._text = ""
-        self._pieces: list[tuple[str, tuple[int, ...]]] = []
         self._context = self._written = 0  # where the tokens begin that are decoded again, and those with no text so far
 
     def push(self, token: int) -> None:
@@ -53,10 +55,8 @@ class AnswerText:
         text = self._decode(self.ids[self._context :])
         if len(text) <= len(known) or text.endswith(_UNFINISHED):
             return
-        piece, steps = text[len(known) :], tuple(range(self._written, len(self.ids)))
         self._context, self._written = self._written, len(self.ids)
-        self._pieces.append((piece, steps))
-        self._text += piece
+        self._text += text[len(known) :]
         self.ended = self.end is not None and self.end in self._text
 
     @property
@@ -70,25 +70,18 @@ class AnswerText:
                 text = text[: len(text) - next(beginnings, 0)]
         return text.strip()
 
-    def words(self) -> list[Word]:
+    def words(self, processor: EveProcessor) -> list[Word]:
         """The words of :attr:`text`, in order."""
-        begin = len(self._text) - len(self._text.lstrip())
-        return split_words(self._pieces, begin, begin + len(self.text))
+        special, text, place = set(self.tokenizer.all_special_ids), self.text, 0
+        steps = [step for step, token in enumerate(self.ids) if token not in special]
+        words = []
+        for word, tokens in group_words([self.ids[step] for step in steps], processor):
+            found = text.find(word, place)
+            if found < 0:  # behind the text's end
+                break
+            words.append(Word(word, text[place:found], tuple(steps[token] for token in tokens)))
+            place = found + len(word)
+        return words
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
-
-
-def split_words(pieces: Sequence[tuple[str, tuple[int, ...]]], begin: int, end: int) -> list[Word]:
-    """What stands between blanks in pieces of text, each with its steps, of which the characters begin..end count."""
-    text = "".join(piece for piece, _ in pieces)[:end]
-    spans, place = [], 0
-    for piece, steps in pieces:
-        spans.append((place, place + len(piece), steps))
-        place += len(piece)
-    words, last = [], begin
-    for match in re.compile(r"\S+").finditer(text, begin):
-        steps = {step for start, stop, steps in spans if start < match.end() and stop > match.start() for step in steps}
-        words.append(Word(match[0], text[last : match.start()], tuple(sorted(steps))))
-        last = match.end()
-    return words

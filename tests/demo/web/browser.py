@@ -68,8 +68,14 @@ class Page:
         box = self.tab.get_by_label(f"number input for {label}")
         if not box.is_visible():
             self.tab.get_by_role("button", name=accordion).click()
-        box.fill(str(value))
-        box.press("Enter")
+        slider = self.tab.get_by_label(f"range slider for {label}")
+        for _ in range(20):  # until the page takes it, which it does once its scripts are there
+            box.fill(str(value))
+            box.press("Tab")
+            self.tab.wait_for_timeout(200)
+            if slider.input_value() == str(value):
+                return
+        raise AssertionError(f"{label} cannot be set")
 
     def map(self) -> str:
         """The first image of the map."""

@@ -3,11 +3,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
+from lit_eve.demo.web import looking
 from lit_eve.demo.web.actions import MAX_CHARACTERS, Actions, Change
 from lit_eve.demo.web.decoding import Sampling
 from lit_eve.demo.web.engine import Engine
@@ -199,19 +202,23 @@ def test_looking(actions: Actions) -> None:
     async def steps() -> None:
         session = Session()
         with pytest.raises(LitEveError, match="choose a word of an answer first"):
-            actions.look_again(session, 0, 0)
+            await all_of(actions.look_again(session, "attention", 0, 0))
         await actions.add_image(session, upload(0))
         await actions.add_image(session, upload(1))
         await all_of(actions.ask(session, QUESTIONS[0], ["one", "two"], HOW))
         place = {"turn": 0, "model": "two", "word": 1}
-        change = await actions.look(session, place, 9, 1)
-        assert (change.layers, change.heads, change.layer, change.head) == (3, 4, 0, 1)
+        sizes, change = await all_of(actions.look(session, place, "attention", 9, 1))
+        assert (sizes.layers, sizes.heads, sizes.layer, sizes.head) == (3, 4, 0, 1)
         assert change.maps.count("<img") == 2 and "<b>two</b>" in change.maps and "mean of layers, head 1" in change.maps
-        other = actions.look_again(session, 2, 0)
+        (other,) = await all_of(actions.look_again(session, "attention", 2, 0))
         assert other.maps != change.maps and "layer 2, mean of heads" in other.maps
-        assert (await actions.look(session, place | {"word": 0}, 0, 1)).maps != change.maps
+        assert (await all_of(actions.look(session, place | {"word": 0}, "attention", 0, 1)))[-1].maps != change.maps
         with pytest.raises(LitEveError, match="there is no layer 4: this model has 3"):
-            actions.look_again(session, 4, 0)
+            await all_of(actions.look_again(session, "attention", 4, 0))
+
+        waiting, causal = await all_of(actions.look_again(session, "causal", 1, 1))
+        assert "Blanking" in waiting.maps and causal.maps.count("<img") == 2 and "patches that it rests on" in causal.maps
+        assert await all_of(actions.look_again(session, "causal", 2, 2)) == [causal]  # known by now
         for wrong, sentence in (
             ({"word": 99}, "this word was not generated"),
             ({"word": -1}, "this word was not generated"),
@@ -221,10 +228,37 @@ def test_looking(actions: Actions) -> None:
             ({"turn": 1}, "there is no such answer"),
         ):
             with pytest.raises(LitEveError, match=sentence):
-                await actions.look(session, place | wrong, 0, 0)
+                await all_of(actions.look(session, place | wrong, "attention", 0, 0))
         with pytest.raises(LitEveError, match="there is no such answer"):
-            await actions.look(session, None, 0, 0)
+            await all_of(actions.look(session, None, "attention", 0, 0))
 
+    run(steps)
+
+
+def test_others_are_answered_while_patches_are_blanked_and_nobody_waits_for_what_is_not_wanted(
+    actions: Actions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def steps() -> None:
+        session, other = Session(), Session()
+        await actions.add_image(session, upload(0))
+        await all_of(actions.ask(session, QUESTIONS[0], ["one"], HOW))
+        await all_of(actions.look(session, {"turn": 0, "model": "one", "word": 0}, "attention", 0, 0))
+        looked = session.looked
+        answers = []
+
+        async def ask() -> None:
+            answers.extend(said((await all_of(actions.ask(other, QUESTIONS[1], ["one"], HOW)))[-1].history))
+            assert looked.causes is None  # still at it
+            session.clear()
+
+        asking = asyncio.ensure_future(ask())
+        changes = await all_of(actions.look_again(session, "causal", 0, 0))
+        await asking
+        assert answers == [expected(QUESTIONS[1])] and len(changes) == 1 and looked.causes is None
+
+    model = actions.engine.decoders["one"].model
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    monkeypatch.setattr(looking, "blank_patches", partial(looking.blank_patches, batch_size=1))
     run(steps)
 
 

@@ -76,6 +76,11 @@ def test_a_user_asks_and_looks(page: Page, pages, demo: Demo, scene: Path) -> No
     page.keyboard.press("End")
     page.wait_for("the map of the last head", lambda: "layer 1, head 4" in page.text("#maps"))
 
+    page.get_by_label("Causal: patches blanked one by one").check()
+    page.wait_for("the causal map", lambda: "patches that it rests on" in page.text("#maps"))
+    page.get_by_label("Attention", exact=True).check()
+    page.wait_for("the attention", lambda: "layer 1, head 4" in page.text("#maps"))
+
     other = pages(demo.url)  # a second user
     assert "what is red?" not in other.content() and not other.answers()
     other.ask(QUESTIONS[1], wait=False)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_eve.demo.web.looking import attention_at
+from lit_eve.demo.web.looking import attention_of, causes_of, written_word
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation import attend
+from lit_eve.interpretation import attend, blank_patches
 from tests.demo.web.asking import QUESTIONS, messages
 from tests.tiny_model import make_tiny, scene_image
 
@@ -17,7 +17,8 @@ def test_the_attention_is_that_with_which_the_answer_was_written(decoder: str) -
     seen = attend(model, processor, images, QUESTIONS[0], reduce=None, max_new_tokens=6)  # maps (A, L, h, H, W)
     ids = seen.token_ids.tolist()
     for steps in ([0], [3], [2, 4]):
-        attention = attention_at(model, processor, messages(QUESTIONS[0], *images), ids, steps)
+        word = written_word(model, processor, messages(QUESTIONS[0], *images), ids, steps)
+        attention = attention_of(model, word)
         for found, recorded in zip(attention.maps, seen.maps, strict=True):
             torch.testing.assert_close(found, recorded[steps].mean(0))
     assert (attention.layers, attention.heads) == (3, 4)
@@ -32,7 +33,7 @@ def test_the_attention_is_that_with_which_the_answer_was_written(decoder: str) -
 def test_what_does_not_exist_is_refused() -> None:
     model, processor = make_tiny()
     asked = messages(QUESTIONS[0], scene_image(0))
-    attention = attention_at(model, processor, asked, [5, 6], [1])
+    attention = attention_of(model, written_word(model, processor, asked, [5, 6], [1]))
     for layer, head, sentence in (
         (4, None, "there is no layer 4: this model has 3"),
         (0, None, "there is no layer 0"),
@@ -43,6 +44,27 @@ def test_what_does_not_exist_is_refused() -> None:
             attention.of(layer, head)
     for steps in ([], [2], [-1]):
         with pytest.raises(LitEveError, match="this word was not generated"):
-            attention_at(model, processor, asked, [5, 6], steps)
+            written_word(model, processor, asked, [5, 6], steps)
     with pytest.raises(LitEveError, match="there is no image to look at"):
-        attention_at(model, processor, messages(QUESTIONS[0]), [5, 6], [1])
+        written_word(model, processor, messages(QUESTIONS[0]), [5, 6], [1])
+
+
+def test_what_a_word_rests_on_is_the_sum_over_its_tokens() -> None:
+    model, processor = make_tiny()
+    images = [scene_image(0), scene_image(1)]
+    seen = attend(model, processor, images, QUESTIONS[0], max_new_tokens=6)
+    whole = blank_patches(model, seen, progress=None)
+    calls = []
+    word = written_word(model, processor, messages(QUESTIONS[0], *images), seen.token_ids.tolist(), [1, 3])
+    causes = causes_of(model, word, lambda: calls.append(1))
+    for image, cause in enumerate(causes):
+        expected = whole.drop(1, image) + whole.drop(3, image)
+        torch.testing.assert_close(cause, expected, atol=1e-4, rtol=1e-4)
+    assert len(calls) > 1
+
+
+def test_reading_again_can_be_ended() -> None:
+    model, processor = make_tiny()
+    word = written_word(model, processor, messages(QUESTIONS[0], scene_image(0)), [5, 6], [1])
+    with pytest.raises(ZeroDivisionError):
+        causes_of(model, word, lambda: 1 // 0)
