@@ -1,5 +1,6 @@
 """What a model looks at and what it computes, recorded without changing the model; heat maps over its images."""
 
+from lit_eve.interpretation.agreement import Agreement, compare_maps, rank_correlation
 from lit_eve.interpretation.alignment import TeacherCKA, cka_figure, cosine_figure, teacher_cka, teacher_cosine
 from lit_eve.interpretation.answers import AnswerAttention, WrittenAnswer, attend
 from lit_eve.interpretation.causal import AblatedHeads, BlankedPatches, ablate_heads, blank_patches
@@ -21,6 +22,7 @@ from lit_eve.interpretation.words import WordMap, word_figure, word_maps
 __all__ = [
     "AblatedHeads",
     "ActivationRecorder",
+    "Agreement",
     "AnswerAttention",
     "AttentionRecorder",
     "AttentionStatistics",
@@ -35,6 +37,7 @@ __all__ = [
     "attention_statistics",
     "blank_patches",
     "cka_figure",
+    "compare_maps",
     "cosine_figure",
     "filter_figure",
     "filter_spectrum",
@@ -47,6 +50,7 @@ __all__ = [
     "maps_figure",
     "overlay",
     "patch_filters",
+    "rank_correlation",
     "rollout",
     "spectrum_figure",
     "teacher_cka",

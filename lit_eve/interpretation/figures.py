@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
+from lit_eve.evaluation.plotting import drawing
 from lit_eve.interpretation.causal import AblatedHeads
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
@@ -18,7 +19,6 @@ from lit_eve.processing.sources import ImageSource
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.linewidth": 0, "xtick.major.size": 0, "ytick.major.size": 0}
 _GAIN, _BOTH_WAYS = "Reds", "RdBu_r"
 
 
@@ -34,9 +34,6 @@ def maps_figure(image: ImageSource, maps: Mapping[str, Tensor], tokens: Sequence
     Raises:
         LitEveError: there is no map, or not one per token.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     for title, kind in maps.items():
         if kind.ndim != 3 or len(kind) != len(tokens):
             raise LitEveError(f"the maps {title!r} have the shape {tuple(kind.shape)}, but there are {len(tokens)} tokens")
@@ -46,10 +43,8 @@ def maps_figure(image: ImageSource, maps: Mapping[str, Tensor], tokens: Sequence
     width, height = picture.size
     cell = max(1.0, 2.2 * min(1.0, width / height)), max(0.4, 2.2 * min(1.0, height / width))  # inches
     size = (len(maps) + 1) * (cell[0] + 0.1) + 1.0, len(tokens) * (cell[1] + 0.1) + 0.8
-    with rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        heights = [*[cell[1]] * len(tokens), 0.08]  # below them the scales
-        axes = figure.subplots(len(heights), len(maps) + 1, squeeze=False, height_ratios=heights)
+    heights = [*[cell[1]] * len(tokens), 0.08]  # below them the scales
+    with drawing(len(heights), len(maps) + 1, size, height_ratios=heights) as (figure, axes):
         for ax in axes[:-1].flat:
             ax.set(xticks=[], yticks=[])
         for ax, token in zip(axes[:-1, 0], tokens, strict=True):
@@ -76,15 +71,12 @@ def heads_figure(ablated: AblatedHeads, token: int | None = None, *, probability
     Raises:
         LitEveError: there is no such token.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     values = ablated.drop(token, probability=probability).float().cpu()  # (L, h)
     limit = values.abs().max().item() or 1.0
     layers, heads = values.shape
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(min(0.35 * heads, 9) + 1.8, min(0.35 * layers, 9) + 1.0), layout="constrained")
-        ax = figure.subplots()
+    with drawing(1, 1, (min(0.35 * heads, 9) + 1.8, min(0.35 * layers, 9) + 1.0)) as (figure, axes):
+        ax = axes[0, 0]
+        ax.grid(False)
         drawn = ax.imshow(values.numpy(), origin="lower", aspect="auto", cmap=_BOTH_WAYS, vmin=-limit, vmax=limit)
         ax.set_xticks(range(heads), ablated.heads)
         ax.set_yticks(range(layers), ablated.layers)

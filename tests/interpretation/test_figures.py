@@ -18,7 +18,7 @@ def test_maps_lie_on_the_whole_image_with_one_scale_per_kind(size: tuple[int, in
     figure.savefig(tmp_path / "maps.png", dpi=30)
     assert min(Image.open(tmp_path / "maps.png").size) > 30
     axes = np.array(figure.axes).reshape(3, 3)  # the last row are the scales
-    assert [ax.get_title() for ax in axes[0]] == ["image", "attention", "blanked"]
+    assert [ax.get_title("left") for ax in axes[0]] == ["image", "attention", "blanked"]
     assert [ax.get_ylabel() for ax in axes[:2, 0]] == ["red", "circle"]
     assert np.array_equal(axes[1, 0].images[0].get_array(), np.asarray(image))
     for row in range(2):
@@ -47,5 +47,5 @@ def test_heads_are_drawn_from_the_first_layer_up() -> None:
     assert drawn.get_clim() == pytest.approx((-limit, limit)) and bar.get_ylabel() == "log-probability (nats)"
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "5"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "3"]
-    assert ax.get_title() == "what 'circle' loses without each head"
-    assert "the whole answer" in heads_figure(ablated, probability=True).axes[0].get_title()
+    assert ax.get_title("left") == "what 'circle' loses without each head"
+    assert "the whole answer" in heads_figure(ablated, probability=True).axes[0].get_title("left")
