@@ -190,7 +190,8 @@ def test_what_the_module_raises_is_not_hidden(tmp_path, monkeypatch):
         import_own(["needs_more"])
 
 
-def test_a_file_with_the_name_of_another_module(tmp_path):
+def test_a_file_with_the_name_of_another_module(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # else processes that later tests start would import this json
     (tmp_path / "json.py").write_text("")
     with pytest.raises(ConfigError, match="rename the file"):
         import_own([str(tmp_path / "json.py")])
