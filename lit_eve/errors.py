@@ -19,6 +19,11 @@ class SampleError(LitEveError):
     """One training sample that cannot be used; the data pipeline skips, counts and lists it."""
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())
+
+
 def not_found(key: str, name: object, what: str, error: Exception) -> CheckpointError:
     """The sentence for a folder or hub name under which there is nothing usable.
 
@@ -27,7 +32,7 @@ def not_found(key: str, name: object, what: str, error: Exception) -> Checkpoint
         what: what should be there ("causal language model").
         error: what was raised when it was looked for.
     """
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if "couldn't connect" in text or "offline" in text or "local_files_only" in text or "snapshot folder" in text:
         return CheckpointError(
             f"{key}: {str(name)!r} is no folder, is not in the Hugging Face cache, and the hub cannot be reached; download it "

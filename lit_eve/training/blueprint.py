@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from lit_eve.errors import CheckpointError, ConfigError, not_found
 from lit_eve.files import local_path
@@ -33,12 +32,12 @@ from lit_eve.models import (
     EveForConditionalGeneration,
 )
 from lit_eve.models.checkpoints.catalog import known_decoder, known_teacher
-from lit_eve.models.checkpoints.filling import fill
+from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
 from lit_eve.models.checkpoints.loading import read_architecture
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import check_decoder, keeps_samples_apart
-from lit_eve.models.generation.answer_ends import end_answers
+from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
 from lit_eve.processing import EveProcessor, ImageGeometry, templates
 from lit_eve.training.architecture import differences, is_irrelevant
@@ -123,14 +122,14 @@ class Blueprint:
     @cached_property
     def processor(self) -> EveProcessor:
         """The processor of that architecture, with the tokenizer of ``init_from`` or the decoder."""
-        source = None if self._source is None else self._source[1]
+        config, source = self.config, None if self._source is None else self._source[1]
         template = self.template or (source and source.template)
         return EveProcessor(
             self._tokenizer if source is None else source.tokenizer,
-            geometry=self.config.image_geometry,
-            image_token_id=self.config.image_token_id,
-            image_mean=self.config.image_mean,
-            image_std=self.config.image_std,
+            geometry=config.image_geometry,
+            image_token_id=config.image_token_id,
+            image_mean=config.image_mean,
+            image_std=config.image_std,
             **({"template": template} if template else {}),
         )
 
@@ -152,12 +151,14 @@ class Blueprint:
             raise ConfigError(f"model.template: {error}") from error
         if self.teacher is not None:
             check_teacher(self.teacher)
+        self._stored_ends()
+        model = self.skeleton()
+        model.teacher = None  # whose weights were looked at above
         key = "decoder" if self.init_from is None else "init_from"
-        try:
-            iterate_weights(getattr(self, key))  # maps the files, and reads no weight; downloads what the hub has
+        try:  # what the hub has is downloaded
+            check_weights(model, self._stored(shapes_only=True), self._may_be_new, source=getattr(self, key))
         except CheckpointError as error:
             raise CheckpointError(f"model.{key}: {error}") from error
-        self.skeleton()
 
     def skeleton(self, planned: bool = False) -> EveForConditionalGeneration:
         """The model on the meta device, with aligner and teacher if there is a teacher; in the default dtype.
@@ -210,8 +211,7 @@ class Blueprint:
         model.teacher = None  # read as a whole below, and never sharded
         if shard is not None:
             shard(model)
-        may_be_new = parts if self.init_from is None else parts.keys() & {"aligner"}
-        fill(model, self._stored(), parts, may_be_new, device, source=str(self.init_from or self.decoder))
+        fill(model, self._stored(), parts, self._may_be_new, device, source=str(self.init_from or self.decoder))
         if self.teacher is not None:
             dtype = teacher_dtype or model.dtype
             model.teacher = load_teacher(self.teacher, model.config.teacher_layer, dtype=dtype).to(device)
@@ -224,11 +224,11 @@ class Blueprint:
         for name in (self.decoder, self.init_from):
             if name is None or is_checkpoint(name):
                 continue
-            folder = next(
-                (path for path in (Path(name), Path(name, "model")) if (path / GENERATION_CONFIG_NAME).is_file()), name
-            )
-            with suppress(OSError):  # there is none
-                ends.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+            if Path(name).exists():
+                ends += stored_ends(Path(name)) or stored_ends(Path(name, "model"))
+            else:
+                with suppress(OSError):  # there is none on the hub
+                    ends.append(GenerationConfig.from_pretrained(name).eos_token_id)
         return ends
 
     # ---- a new model around a decoder
@@ -244,9 +244,11 @@ class Blueprint:
     def _read(self, kind: type, key: str, what: str) -> Any:
         """Config or tokenizer of the folder or hub name that a key holds."""
         name = getattr(self, key)
+        if Path(name).is_file():
+            raise CheckpointError(f"model.{key}: {name!r} is a file; give the folder that it lies in")
         try:
             return kind.from_pretrained(name)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of what stands in a file, transformers raises errors of all kinds
             raise not_found(f"model.{key}", name, what, error) from error
 
     def _around(self, text_config: PreTrainedConfig) -> EveConfig:
@@ -333,13 +335,19 @@ class Blueprint:
             )
         return parts
 
-    def _stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+    @property
+    def _may_be_new(self) -> list[str]:
+        """The parts whose weights are drawn where there are none."""
+        around = ["patch_embedding", "projector"] if self.init_from is None else []
+        return around + ["aligner"] * (self.teacher is not None)
+
+    def _stored(self, shapes_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors of the weights that are there, without an aligner that is not wanted."""
         if self.init_from is None:
-            yield from iterate_weights(self.decoder)
+            yield from iterate_weights(self.decoder, shapes_only)
             return
         aligner = self._source[0].aligner if self.teacher is not None else None
         wanted = aligner is not None and (self.aligner is None or dict(self.aligner) == aligner)
-        for name, tensor in iterate_weights(self.init_from):
+        for name, tensor in iterate_weights(self.init_from, shapes_only):
             if wanted or not name.startswith("aligner."):
                 yield name, tensor

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from lit_eve.errors import CheckpointError
+from lit_eve.errors import CheckpointError, one_line
 from lit_eve.models.checkpoints.folders import find_model_folder, is_hub_name, read_json
 from lit_eve.models.checkpoints.weights import read_file, weight_files
 
@@ -23,6 +23,8 @@ def check_teacher(name: str) -> None:
             shape.
     """
     folder = Path(name)
+    if folder.is_file():
+        raise CheckpointError(f"model.teacher: {name} is a file; give the folder that it lies in")
     if is_hub_name(name):
         try:
             folder = find_model_folder(name)
@@ -41,8 +43,11 @@ def check_teacher(name: str) -> None:
         found = {_bare(key): tuple(t.shape) for file in weight_files(folder) for key, t in read_file(file).items()}
     except CheckpointError as error:
         raise CheckpointError(f"model.teacher: {error}") from error
-    with torch.device("meta"):
-        needed = CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder)).state_dict()
+    try:
+        with torch.device("meta"):
+            needed = CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder)).state_dict()
+    except Exception as error:  # of what stands in a file, transformers raises errors of all kinds
+        raise CheckpointError(f"model.teacher: {name}: its config.json describes no CLIP: {one_line(error)}") from error
     for key, tensor in needed.items():
         if (shape := found.get(_bare(key))) != tuple(tensor.shape):
             what = f"has {key} of the shape {shape}, where its config.json says {tuple(tensor.shape)}"

@@ -77,6 +77,13 @@ def teacher(folder: Path, kind: str) -> Path:
             (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
         elif kind == "broken config":
             (folder / "config.json").write_text("{")
+        elif kind == "heads":
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
+        elif kind == "pointer":
+            weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+        elif kind == "file":
+            return weights
     return folder
 
 
@@ -93,6 +100,9 @@ def teacher(folder: Path, kind: str) -> Path:
         ("deeper config", "lacks "),
         ("other sizes", "geometry.teacher_patch_size is 8, but the teacher was made for 16"),
         ("broken config", "is no valid JSON"),
+        ("heads", "its config.json describes no CLIP"),
+        ("pointer", "is a pointer of Git LFS and not the file itself: git lfs pull"),
+        ("file", "is a file; give the folder that it lies in"),
     ],
 )
 def test_what_is_no_teacher(world, tmp_path, kind, message):
@@ -186,5 +196,27 @@ def test_damaged_weights_of_the_others_are_found_as_early(world, tmp_path, key):
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert f"{key}: {weights} cannot be read, it may be truncated" in refused(world, **{key: source}, **more)
+    assert "is a file" in refused(world, **{key: weights}, **more)
     weights.unlink()
     assert "no weights" in refused(world, **{key: source}, **more)
+    config = json.loads((source / "config.json").read_text())
+    (config if key == "model.decoder" else config["text_config"])["num_attention_heads"] = 5
+    (source / "config.json").write_text(json.dumps(config))
+    assert "not a multiple of the number of attention heads" in refused(world, **{key: source}, **more)
+
+
+def test_weights_of_other_shapes_are_found_as_early(world, tmp_path):
+    decoder = shutil.copytree(world / "decoder", tmp_path / "decoder")
+    config = json.loads((decoder / "config.json").read_text())
+    (decoder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    said = refused(world, **{"model.decoder": decoder})
+    assert f"{decoder}: language_model.model.layers.0.mlp" in said and "has the shape" in said
+    module = micro.make_module(world)
+    module.configure_model()
+    module.model.save_pretrained(tmp_path / "earlier")
+    module.processor.save_pretrained(tmp_path / "earlier")
+    other = {"stage": "2_pretrain", "model.init_from": tmp_path / "earlier"}
+    said = refused(world, **other, **{"model.patch_embedding": "{name: eve_v1, width: 8, num_heads: 4}"})
+    assert "patch_embedding" in said and "has the shape" in said
+    said = refused(world, **other, **{"model.patch_embedding": "{name: linear, width: 16}"})
+    assert "the model has no weight 'patch_embedding" in said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,25 @@ def fill(
     for name, part in parts.items():  # the aligner, which is no part of the config's model
         for key, buffer in unsaved_buffers(part).items():
             model.get_submodule(name).get_buffer(key).copy_(buffer)
+    _place(model, stored, parts, may_be_new, source, copy_into)
+
+
+def check_weights(
+    model: PreTrainedModel, stored: Iterable[tuple[str, Tensor]], may_be_new: Collection[str], source: str
+) -> None:
+    """Raise what :func:`fill` would, going by names and shapes alone; everything may be on the meta device."""
+    model.tie_weights()
+    _place(model, stored, dict(model.named_children()), may_be_new, source, lambda place, tensor: None)
+
+
+def _place(
+    model: PreTrainedModel,
+    stored: Iterable[tuple[str, Tensor]],
+    parts: Mapping[str, nn.Module],
+    may_be_new: Collection[str],
+    source: str,
+    copy: Callable[[Tensor, Tensor], None],
+) -> None:
     places = _places(model)
     filled: set[str] = set()
     for name, tensor in stored:
@@ -53,12 +72,12 @@ def fill(
             raise CheckpointError(
                 f"{source}: {name} has the shape {tuple(tensor.shape)}, but the model's has {tuple(places[name].shape)}"
             )
-        copy_into(places[name], tensor)
+        copy(places[name], tensor)
         filled.add(name)
     for part in may_be_new:
         if not any(name.startswith(f"{part}.") for name in filled):
             for name, tensor in parts[part].state_dict(prefix=f"{part}.").items():
-                copy_into(places[name], tensor)
+                copy(places[name], tensor)
                 filled.add(name)
     tied = {id(places[name]) for name in filled}
     if missing := sorted(name for name, place in places.items() if id(place) not in tied):

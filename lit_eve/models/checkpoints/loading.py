@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from lit_eve.errors import CheckpointError, ConfigError
+from lit_eve.errors import CheckpointError, ConfigError, LitEveError, one_line
 from lit_eve.files import local_path
 from lit_eve.models.checkpoints import official
 from lit_eve.models.checkpoints.folders import find_model_folder, read_json
@@ -19,7 +19,7 @@ from lit_eve.models.checkpoints.sharded import read_checkpoint
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
-from lit_eve.models.generation.answer_ends import end_answers
+from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def load(
     path = Path(path) if is_checkpoint(path) else find_model_folder(path)
     config, processor = read_architecture(path, tokenizer, image_size)
     by_transformers = not is_checkpoint(path) and not official.is_official(read_json(path / "config.json"))
+    stored = [] if is_checkpoint(path) else stored_ends(path)
     weights = None if by_transformers else dict(iterate_weights(path))
     model, aligner = _build(path, config, weights, dtype=dtype, **kwargs)
     if teacher:
@@ -68,7 +69,7 @@ def load(
             model.aligner.load_state_dict(aligner)
         else:
             model.load_aligner(path)
-    end_answers(model, processor)
+    end_answers(model, processor, stored)
     return model.to(device).eval(), processor
 
 
@@ -92,7 +93,12 @@ def read_architecture(
             f"{path} is neither an EVE of lit_eve nor an official EVE v1: config.json says {written.get('model_type')!r}"
         )
     else:
-        config = EveConfig.from_pretrained(path)
+        try:
+            config = EveConfig.from_pretrained(path)
+        except LitEveError:
+            raise
+        except Exception as error:  # of what stands in a file, transformers raises errors of all kinds
+            raise CheckpointError(f"{path / 'config.json'} describes no model: {one_line(error)}") from error
         processor = load_processor(path, config, tokenizer)
     if image_size is not None:
         raise ConfigError(f"image_size is for official checkpoints; {path} has its own: {config.geometry['image_size']}")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lit_eve.errors import CheckpointError, ConfigError, LitEveError
+from lit_eve.errors import CheckpointError, ConfigError, LitEveError, one_line
 from lit_eve.models.checkpoints import official
 from lit_eve.models.checkpoints.folders import find_model_folder, read_json
 from lit_eve.models.checkpoints.renaming import as_in_memory
@@ -29,6 +29,7 @@ from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
 from lit_eve.models.own import model_class_of
 
+_POINTER = b"version https://git-lfs"
 # In the order in which transformers looks for them.
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -50,7 +51,7 @@ class StoredWeight:
     convert: Callable[[Tensor], Tensor]
 
 
-def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+def iterate_weights(path: str | Path, shapes_only: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Every weight under the name that it has in :class:`~lit_eve.models.EveForConditionalGeneration`.
 
     Tensors come one after the other, and names are unique; what has another form in files than in memory is converted. What
@@ -61,6 +62,7 @@ def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
         path: a folder saved by ``save_pretrained`` (its aligner comes last, as ``aligner.*``), a run folder whose ``model/``
             is taken, an official EVE v1 checkpoint, any causal language model of transformers (its names get the prefix
             ``language_model.``), or the hub name of one of these; or a checkpoint of a training (``*.ckpt``).
+        shapes_only: tensors are on the meta device, and no file is read but its table of contents.
 
     Yields:
         (name, tensor on the CPU in the type of the file). Drop a tensor before asking for the next to keep memory low.
@@ -70,7 +72,7 @@ def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
             official checkpoint is unknown.
     """
     if is_checkpoint(path):
-        return _iterate_checkpoint(Path(path))
+        return _iterate_checkpoint(Path(path), shapes_only)
     folder = find_model_folder(path)
     config = read_json(folder / "config.json")
     files = weight_files(folder)
@@ -78,15 +80,19 @@ def iterate_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     if official.is_official(config):
         for name in file_of:
             official.rename(name)
-        return _iterate_official(files)
+        return _iterate_official(files, shapes_only)
     prefix = "" if config.get("model_type") == EveConfig.model_type else "language_model."
     aligner = folder / ALIGNER_FILE
     has_aligner = not prefix and aligner.exists() and bool(read_file(aligner))
     model = _empty_model(folder, is_eve=not prefix)
     open_file = lru_cache(maxsize=2)(read_file)  # a tensor may be made of parts that lie in two files
 
+    def read_tensor(name: str) -> Tensor:
+        tensor = open_file(file_of[name])[name]
+        return tensor.to("meta") if shapes_only else tensor
+
     def read() -> Iterator[tuple[str, Tensor]]:
-        for name, value in as_in_memory(model, file_of, lambda name: open_file(file_of[name])[name], str(folder)):
+        for name, value in as_in_memory(model, file_of, read_tensor, str(folder)):
             yield prefix + name, value
         if has_aligner:
             for name, value in read_file(aligner).items():
@@ -105,14 +111,14 @@ def _empty_model(folder: Path, is_eve: bool) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(config)
     except LitEveError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # what configs of another kind raise
-        raise CheckpointError(f"{folder / 'config.json'} describes no causal language model: {error}") from error
+    except Exception as error:  # configs of another kind raise errors of all kinds
+        raise CheckpointError(f"{folder / 'config.json'} describes no causal language model: {one_line(error)}") from error
 
 
-def _iterate_official(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+def _iterate_official(files: list[Path], shapes_only: bool) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         for name, value in read_file(file).items():
-            yield from official.import_weight(name, value)
+            yield from official.import_weight(name, value.to("meta") if shapes_only else value)
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -120,9 +126,9 @@ def is_checkpoint(path: str | Path) -> bool:
     return Path(path).suffix == ".ckpt"
 
 
-def _iterate_checkpoint(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _iterate_checkpoint(path: Path, shapes_only: bool) -> Iterator[tuple[str, Tensor]]:
     prefix = "model."
-    if is_sharded(path):
+    if is_sharded(path) and not shapes_only:
         return iterate_sharded(path, MODEL + prefix)
     weights = read_checkpoint(path).get("state_dict", {})
     return ((name.removeprefix(prefix), value) for name, value in weights.items() if name.startswith(prefix))
@@ -167,6 +173,9 @@ def read_file(file: Path) -> dict[str, Tensor]:
             f"{file} holds pickled Python objects besides tensors, which could run code when read; it is refused"
         ) from error
     except Exception as error:
+        with file.open("rb") as start:
+            if start.read(len(_POINTER)) == _POINTER:
+                raise CheckpointError(f"{file} is a pointer of Git LFS and not the file itself: git lfs pull") from error
         raise CheckpointError(f"{file} cannot be read, it may be truncated: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not a dict of tensors")

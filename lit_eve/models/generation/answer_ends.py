@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from lit_eve.errors import ConfigError
+from lit_eve.errors import CheckpointError, ConfigError
+from lit_eve.models.checkpoints.folders import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +44,20 @@ def end_answers(model: PreTrainedModel, processor: EveProcessor, stored: Iterabl
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = config.pad_token_id
+
+
+def stored_ends(folder: Path) -> list[int]:
+    """The tokens that the generation_config.json of a folder names as ends of a text; none where there is no such file.
+
+    Raises:
+        CheckpointError: it cannot be read, or names something else.
+    """
+    file = folder / GENERATION_CONFIG_NAME
+    ends = read_json(file).get("eos_token_id") if file.is_file() else None
+    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(id) is int for id in ids):
+        raise CheckpointError(f"{file}: eos_token_id must be the id of a token or a list of them, got {ends!r}")
+    return ids
 
 
 class TextEnd(StoppingCriteria):

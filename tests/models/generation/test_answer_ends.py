@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig, pipeline
 import lit_eve
 from lit_eve.data import FinetuneDataModule
 from lit_eve.demo.session import ChatSession
-from lit_eve.errors import ConfigError
+from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.generation.answer_ends import TextEnd, end_answers
 from lit_eve.nano.world.tokenizer import make_tokenizer
@@ -169,6 +169,24 @@ def test_a_model_without_a_tokenizer_is_loaded_as_it_is(older):
     for file in older.glob("*token*"):
         file.unlink()
     assert EveForConditionalGeneration.from_pretrained(older).generation_config.eos_token_id == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is no valid JSON"), ("[]", "is no JSON object"), ('{"eos_token_id": "</s>"}', "must be the id of a token")],
+)
+def test_ends_that_cannot_be_read_are_not_passed_over(tmp_path, content, message):
+    """transformers takes a damaged generation_config.json for none."""
+    decoder = make_decoder(tmp_path / "decoder")
+    export = build(decoder).model
+    (decoder / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=f"decoder/generation_config.json.* {message}"):
+        LitEve(decoder=str(decoder), geometry=GEOMETRY, patch_embedding={"name": "linear", "width": 32}).blueprint.check()
+    export.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(decoder).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=f"generation_config.json.* {message}"):
+        lit_eve.load(tmp_path)
 
 
 # ---- ends that are text, or several tokens
