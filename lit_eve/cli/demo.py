@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}")
     names = names_of(args.model)
+    # Read when torch is loaded. Its threads share the cores with the page: those that wait must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from lit_eve.demo.web.server import check_address, require_gradio, serve
 

@@ -20,6 +20,7 @@ FOLDER = Path(__file__).parent
 CSS = (FOLDER / "page.css").read_text(encoding="utf-8")
 HEAD = f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"
 NOBODY = "none"
+QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 METHODS = [("Attention", "attention"), ("Causal: patches blanked one by one", "causal")]
 ADDER = """
 <div class="tools">
@@ -73,21 +74,24 @@ def build_page(actions: Actions, sessions: Sessions) -> gr.Blocks:
                 )
                 with gr.Row(elem_id="buttons"):
                     stop, retry, edit, clear = (
-                        gr.Button(name, size="md", min_width=70) for name in ("Stop", "Retry", "Edit", "Clear")
+                        gr.Button(name, size="md", min_width=70, elem_id=name.lower())
+                        for name in ("Stop", "Retry", "Edit", "Clear")
                     )
                 with gr.Accordion("How answers are drawn", open=False):
                     with gr.Row():
-                        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: the likeliest words)", min_width=200)
+                        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: greedy)", min_width=200)
                         top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=200)
                     with gr.Row():
-                        length = gr.Slider(1, LONGEST_ANSWER, 256, step=1, label="Longest answer, in tokens", min_width=200)
+                        length = gr.Slider(
+                            1, LONGEST_ANSWER, 256, step=1, label="Longest answer, in tokens", min_width=200, elem_id="length"
+                        )
                         seed = gr.Number(-1, label="Seed (-1: another each time)", precision=0, minimum=-1, min_width=200)
             with gr.Column(scale=2, min_width=320, elem_id="look"):
                 _html("<h2>Where it looked</h2>", "look-title")
                 maps = _html(render.NOTHING_CHOSEN, "maps")
                 method = gr.Radio(METHODS, value="attention", label="What is shown", elem_id="method")
-                layer = gr.Slider(0, layers, 0, step=1, label="Layer (0: the mean of all)", elem_id="layer")
-                head = gr.Slider(0, heads, 0, step=1, label="Head (0: the mean of all)", elem_id="head")
+                layer = gr.Slider(0, layers, 0, step=1, label="Layer of the attention (0: mean of all)", elem_id="layer")
+                head = gr.Slider(0, heads, 0, step=1, label="Head of the attention (0: mean of all)", elem_id="head")
 
         shown = [history, live, status, pictures, question, maps, layer, head]
         sampling, looking = [model, other, temperature, top_p, length, seed], [method, layer, head]
@@ -102,6 +106,7 @@ def build_page(actions: Actions, sessions: Sessions) -> gr.Blocks:
         for button, action in ((stop, actions.stop), (edit, actions.edit), (clear, actions.clear)):
             wire(button.click, lambda session, event, action=action: action(session))
         wire(history.word, lambda session, event, *which: actions.look(session, event._data, *which), looking)
+        method.input(lambda chosen: [gr.update(interactive=chosen == "attention")] * 2, method, [layer, head], **QUIET)
         for choice in looking:
             wire(choice.input, lambda session, event, *which: actions.look_again(session, *which), looking, "always_last")
         page.unload(forget)
@@ -140,10 +145,8 @@ class _Wiring:
             run,
             inputs,
             self.shown,
-            show_progress="hidden",
-            concurrency_limit=None,
             trigger_mode=trigger_mode,
-            api_visibility="private",
+            **QUIET,
         )
 
 

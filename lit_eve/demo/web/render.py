@@ -95,12 +95,21 @@ def attention(looked: Looked, seen: Sequence[Image.Image], layer: int, head: int
 def causes(looked: Looked, seen: Sequence[Image.Image]) -> str:
     """Images under what the word that is looked into rests on."""
     captions = [
-        f"without the brightest patch the word is {math.exp(heat.max()):,.3g} times less likely"
+        f"without the brightest patch the word is {_times(heat.max().item())} times less likely"
         if heat.max() > 0
         else "without any one of its patches the word is as likely as before, or likelier"
         for heat in looked.causes
     ]
     return _maps(looked, "patches that it rests on", seen, [heat.clamp(min=0) for heat in looked.causes], captions)
+
+
+def _times(nats: float) -> str:
+    """What a fall of the log-probability means for the probability, in three digits."""
+    if nats > math.log(1e6):
+        return "over 1,000,000"
+    factor = math.exp(nats)
+    digits = max(0, 2 - math.floor(math.log10(factor)))
+    return f"{float(f'{factor:.3g}'):,.{digits}f}"
 
 
 def _maps(looked: Looked, what: str, seen: Sequence[Image.Image], heats: Sequence[Tensor], captions: Sequence[str]) -> str:

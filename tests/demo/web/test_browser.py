@@ -78,6 +78,7 @@ def test_a_user_asks_and_looks(page: Page, pages, demo: Demo, scene: Path) -> No
 
     page.get_by_label("Causal: patches blanked one by one").check()
     page.wait_for("the causal map", lambda: "patches that it rests on" in page.text("#maps"))
+    page.wait_for("sliders at rest", lambda: page.locator("#layer input[type=range]").is_disabled())
     page.get_by_label("Attention", exact=True).check()
     page.wait_for("the attention", lambda: "layer 1, head 4" in page.text("#maps"))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lit_eve.demo.web import render
 from lit_eve.demo.web.looking import attention_of, causes_of, written_word
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation import attend, blank_patches
@@ -68,3 +69,10 @@ def test_reading_again_can_be_ended() -> None:
     word = written_word(model, processor, messages(QUESTIONS[0], scene_image(0)), [5, 6], [1])
     with pytest.raises(ZeroDivisionError):
         causes_of(model, word, lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("nats", "times"), [(0.5, "1.65"), (3.2, "24.5"), (0.0, "1.00"), (9.2591, "10,500"), (800.0, "over 1,000,000")]
+)
+def test_a_fall_in_words(nats: float, times: str) -> None:
+    assert render._times(nats) == times
