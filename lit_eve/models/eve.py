@@ -149,19 +149,23 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         if aligner and kwargs.get("is_main_process", True):
             save_file({key: value.contiguous() for key, value in aligner.items()}, Path(save_directory, ALIGNER_FILE))
 
-    def load_aligner(self, folder: str | Path) -> None:
-        """Give the attached aligner the weights that were saved in ``folder``, if there are any.
+    def load_aligner(self, folder: str | Path) -> bool:
+        """Give the attached aligner the weights that were saved in ``folder``.
+
+        Returns:
+            Whether there were any.
 
         Raises:
             CheckpointError: they belong to another aligner.
         """
         path = Path(folder, ALIGNER_FILE)
         if self.aligner is None or not path.exists():
-            return
+            return False
         try:
             self.aligner.load_state_dict(load_file(path))
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit the aligner {self.config.aligner}: {error}") from error
+        return True
 
     # ---- forward
 

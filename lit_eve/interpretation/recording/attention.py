@@ -114,6 +114,12 @@ def probabilities(call: AttentionCall, rows: Sequence[int] | None = None, heads:
     for name, what in (("softcap", "caps its attention scores"), ("s_aux", "has attention sinks")):
         if settings.get(name) is not None:
             raise LitEveError(f"{type(call.module).__name__} {what}: its attention cannot be recorded")
+    looks_ahead = not settings.get("is_causal", getattr(call.module, "is_causal", True))
+    if looks_ahead and (call.mask is None or call.mask.ndim != 4):  # a mask of all pairs says itself what is seen
+        raise LitEveError(
+            f"{type(call.module).__name__} of layer {call.layer} does not compute the causal softmax attention that is known "
+            "here: it looks ahead"
+        )
     length = query.shape[2]
     place = torch.tensor(indices(rows, length, "row"), device=query.device)  # (R,)
     visible = _visible(place, length, key.shape[2], call.mask, settings.get("sliding_window"), _samples(query, **settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ def load(
     Args:
         path: a folder saved by ``save_pretrained``; a run folder, whose ``model/`` is taken; an official EVE v1 checkpoint;
             or a Lightning checkpoint (``*.ckpt``). Folders may also be names on the hub, such as BAAI/EVE-7B-HD-v1.0.
-        teacher: attach the frozen teacher and the trained aligner: True for the one that the config names, or its folder.
+        teacher: attach the frozen teacher and the trained aligner: True for the one that the config names, or its folder. There
+            is a warning where no aligner was saved.
         tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
         image_size: 672 or 1344, for an official checkpoint whose config does not tell it; other models know their own.
         dtype: floating type of the weights; "auto": as saved.
@@ -67,8 +69,8 @@ def load(
         model.attach_teacher(config.teacher if teacher is True else local_path(teacher, "teacher"))
         if aligner:
             model.aligner.load_state_dict(aligner)
-        else:
-            model.load_aligner(path)
+        elif not model.load_aligner(path):
+            warnings.warn(f"{path} holds no trained aligner: the one beside its teacher predicts by chance", stacklevel=2)
     end_answers(model, processor, stored)
     return model.to(device).eval(), processor
 

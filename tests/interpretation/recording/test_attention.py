@@ -164,3 +164,17 @@ def test_attention_sinks_are_refused() -> None:
     model = GptOssForCausalLM._from_config(config, attn_implementation="eager")
     with pytest.raises(LitEveError, match="GptOssAttention has attention sinks"), AttentionRecorder(model):
         model(TEXT)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_that_looks_ahead_is_not_taken_for_causal(implementation: str) -> None:
+    model = make_model()
+    model.language_model.set_attn_implementation(implementation)
+    attention = model.get_decoder().layers[1].self_attn
+    attention.is_causal = False
+    with torch.no_grad(), AttentionRecorder(model, rows=None) as recorder:
+        model(TEXT, attention_mask=MASK)  # a mask of all pairs says what is seen
+    assert not recorder.calls(1)[0][0, :, 3, 4:].any()
+    if implementation == "sdpa":
+        with pytest.raises(LitEveError, match="LlamaAttention of layer 1 .*: it looks ahead"), AttentionRecorder(model):
+            model(TEXT)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import lit_eve
 from lit_eve.errors import CheckpointError, ConfigError
@@ -115,6 +117,24 @@ def test_the_teacher_is_never_saved_trained_or_switched_to_train_mode(tmp_path):
 
     keys = set(load_file(tmp_path / "model.safetensors"))
     assert not any(key.startswith(("teacher", "aligner")) for key in keys)
+
+
+def test_a_teacher_without_a_trained_aligner_is_told(tmp_path):
+    model, processor = make_tiny()
+    model.config.aligner = {"name": "layerwise", "layer_interval": 1}
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    CLIPVisionModel(CLIPVisionConfig(**size, image_size=64, patch_size=8)).save_pretrained(tmp_path / "teacher")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    with pytest.warns(UserWarning, match="model holds no trained aligner"):
+        lit_eve.load(tmp_path / "model", teacher=tmp_path / "teacher")
+    model.attach_teacher(tmp_path / "teacher")
+    model.save_pretrained(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded, _ = lit_eve.load(tmp_path / "model", teacher=True)
+    expected = model.aligner.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.aligner.state_dict().items())
 
 
 def test_a_strict_load_still_misses_the_students_keys():
