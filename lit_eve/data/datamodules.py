@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lit_eve.data.dataset import Collate, PackedDataset, StoredSamples
+from lit_eve.data.dataset import Collate, PackedDataset, StoredSamples, evenly
 from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
 from lit_eve.data.loader import ExactResume, FitProgress, PackedLoader
 from lit_eve.data.plan import RowPlan, plan_epoch
@@ -264,10 +264,7 @@ class EveDataModule(LightningDataModule):
 
     def _chosen(self, split: str, count: int | None) -> np.ndarray:
         """Numbers of so many samples that can be used, spread evenly; None: of all."""
-        usable = np.flatnonzero(self._tables[split].length)
-        if count is not None and count < len(usable):
-            usable = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)]
-        return usable
+        return evenly(np.flatnonzero(self._tables[split].length), count)
 
     def _close(self) -> None:
         self._resumed = None

@@ -126,12 +126,17 @@ def read_samples(path: str | Path, limit: int | None = None) -> StoredSamples:
     """
     paths = list_shards(path)
     indices = [index_shard(shard) for shard in paths]
-    place = np.concatenate([np.stack([np.full(len(i), n), i.offset, i.size], 1) for n, i in enumerate(indices)]).astype(
-        np.int64
-    )
-    if limit is not None and limit < len(place):
-        place = place[np.linspace(0, len(place) - 1, limit).round().astype(int)]
-    return StoredSamples(ShardReader(paths), place)
+    shard = np.repeat(np.arange(len(paths)), [len(index) for index in indices])
+    offset, size = (np.concatenate([getattr(index, name) for index in indices]) for name in ("offset", "size"))
+    place = np.stack([shard, offset, size], 1).astype(np.int64)
+    return StoredSamples(ShardReader(paths), evenly(place, limit))
+
+
+def evenly(rows: np.ndarray, count: int | None) -> np.ndarray:
+    """So many of the rows, spread evenly from the first to the last; None: all."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 
 MODEL_INPUTS = (

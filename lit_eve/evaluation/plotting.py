@@ -35,6 +35,13 @@ STYLE = {
 }
 
 
+def shades(count: int) -> np.ndarray:
+    """(count, 4) colours of lines that have an order, from dark to light."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](np.linspace(0, 0.85, count))
+
+
 @contextmanager
 def drawing(rows: int, columns: int, size: tuple[float, float], **kwargs: object) -> Iterator[tuple[Figure, np.ndarray]]:
     """A new figure of so many inches, and its axes (rows, columns), in the look of all figures until the block ends."""

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_eve.errors import LitEveError, SampleError
-from lit_eve.evaluation.plotting import SOFT, drawing
+from lit_eve.evaluation.plotting import SOFT, drawing, shades
+from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.recording.intercept import indices
 from lit_eve.interpretation.samples import each_usable
 from lit_eve.models.decoders import blocks_of
@@ -71,9 +71,7 @@ def teacher_cosine(model: EveForConditionalGeneration, processor: EveProcessor, 
     inputs = _encode(model, processor, sample)
     seen = _beside_the_teacher(model, inputs)
     cosine = F.cosine_similarity(seen.predictions.float(), seen.targets.float(), dim=-1)  # (M,)
-    grids = model.geometry.teacher_grid_of(inputs["image_grid_hw"]).tolist()
-    parts = cosine.cpu().split([rows * columns for rows, columns in grids])
-    return [part.unflatten(0, grid) for part, grid in zip(parts, grids, strict=True)]
+    return on_grids(cosine.cpu(), model.geometry.teacher_grid_of(inputs["image_grid_hw"]))
 
 
 def teacher_cka(
@@ -216,9 +214,7 @@ def cka_figure(curves: Mapping[str, TeacherCKA]) -> Figure:
     """
     if not curves:
         raise LitEveError("there is no curve to draw")
-    from matplotlib import colormaps
-
-    colours = colormaps["viridis"](np.linspace(0, 0.85, len(curves)))
+    colours = shades(len(curves))
     with drawing(1, 1, (5.5, 3.2)) as (picture, axes):
         (axis,) = axes.flat
         for (name, curve), colour in zip(curves.items(), colours, strict=True):

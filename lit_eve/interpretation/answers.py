@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation.maps import image_maps
+from lit_eve.interpretation.maps import maps_of
 from lit_eve.interpretation.recording import AttentionRecorder
 from lit_eve.models.generation.answer_ends import stop_arguments, without_end
 from lit_eve.processing.images import load_image
@@ -131,9 +131,8 @@ def attend_prompt(
     looked = [
         torch.stack([recorder.calls(layer)[step][:, :, 0] for layer in recorder.layers], 1) for step in steps
     ]  # (1, L, h, K)
-    place: dict[str, Any] = {"geometry": model.geometry, "image_token_id": model.config.image_token_id}
     reduced = [row.mean((1, 2)) if reduce else row for row in looked]
-    per_token = [image_maps(row, inputs["input_ids"], inputs["image_grid_hw"], **place) for row in reduced]
+    per_token = [maps_of(model, inputs, row) for row in reduced]
     slots = inputs["input_ids"][0] == model.config.image_token_id  # (T,)
     return AnswerAttention(
         answer=without_end(processor.tokenizer.decode(written, skip_special_tokens=True), processor),
@@ -154,5 +153,4 @@ def question_inputs(
 ) -> dict[str, Tensor]:
     """What the model is given for a question about images, on its device."""
     content = [*({"type": "image", "image": load_image(image)} for image in images), {"type": "text", "text": question}]
-    settings: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-    return processor.apply_chat_template([{"role": "user", "content": content}], **settings).to(model.device)
+    return processor(conversation=[{"role": "user", "content": content}]).to(model.device)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.answers import WrittenAnswer
+from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.recording.intercept import AttentionCall, attention_modules, indices, intercept_attention
 from lit_eve.interpretation.teacher_forcing import ForcedAnswer
 
@@ -121,9 +122,7 @@ def blank_patches(
         if between is not None:
             between()
     intact, blanked = torch.cat(scores).T.split([1, len(windows)], 1)  # (A, 1), (A, Q)
-    grids = model.geometry.token_grid_of(grid).tolist()
-    parts = blanked.split([height * width for height, width in grids], 1)
-    return BlankedPatches(seen.tokens, intact[:, 0], [part.unflatten(1, size) for part, size in zip(parts, grids, strict=True)])
+    return BlankedPatches(seen.tokens, intact[:, 0], on_grids(blanked, model.geometry.token_grid_of(grid), axis=1))
 
 
 @torch.no_grad()

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.plotting import drawing
+from lit_eve.evaluation.plotting import drawing, shades
 from lit_eve.models.patch_embeddings import EveV1PatchEmbedding, LinearPatchEmbedding
 
 if TYPE_CHECKING:
@@ -104,13 +103,12 @@ def spectrum_figure(spectra: Mapping[str, FilterSpectrum]) -> Figure:
     """
     if not spectra:
         raise LitEveError("there is no spectrum to draw")
-    from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
     powers = [spectrum.power for spectrum in spectra.values()]
     largest = max(float(power.max()) for power in powers)
     norm = LogNorm(max(min(float(power.min()) for power in powers), largest * 1e-6), largest)
-    colours = colormaps["viridis"](np.linspace(0, 0.85, len(spectra)))
+    colours = shades(len(spectra))
     with drawing(1, len(spectra) + 1, (2.4 * len(spectra) + 3.8, 2.6)) as (picture, axes):
         for axis, (name, spectrum) in zip(axes.flat, spectra.items(), strict=False):
             rows, columns = spectrum.power.shape

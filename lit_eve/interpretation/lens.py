@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lit_eve.errors import LitEveError
 from lit_eve.evaluation.plotting import INK, SOFT, drawing
 from lit_eve.interpretation.answers import question_inputs
+from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.recording import ActivationRecorder
 from lit_eve.interpretation.recording.intercept import indices
 from lit_eve.models.decoders import FamilyHead, blocks_of
@@ -89,18 +90,15 @@ def logit_lens(
     ending.check(hidden(count), rows)
     head = FamilyHead(model.language_model, decoder)
     best = [head(ending(hidden(state))[0]).float().softmax(-1).topk(top) for state in chosen]  # (Q, k) each
-    sizes = model.geometry.token_grid_of(grid).tolist()
-
-    def on_grids(parts: list[Tensor]) -> list[Tensor]:
-        """(Q, k) per state -> (S, H, W, k) per image."""
-        by_image = torch.stack(parts).cpu().split([rows * columns for rows, columns in sizes], 1)
-        return [part.unflatten(1, size) for part, size in zip(by_image, sizes, strict=True)]
-
-    token_ids = on_grids([one.indices for one in best])
+    sizes = model.geometry.token_grid_of(grid)
+    token_ids, probabilities = (  # (S, H, W, k) per image
+        on_grids(torch.stack(parts).cpu(), sizes, axis=1)
+        for parts in ([one.indices for one in best], [one.values for one in best])
+    )
     return LogitLens(
         states=chosen,
         token_ids=token_ids,
-        probabilities=on_grids([one.values for one in best]),
+        probabilities=probabilities,
         words=[_decode(ids, processor) for ids in token_ids],
     )
 

@@ -5,6 +5,7 @@ Notation: B rows, T tokens per row, K key positions, N images, H x W token grid 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from lit_eve.models.splice import ImageLayout
 
 if TYPE_CHECKING:
+    from lit_eve.models import EveForConditionalGeneration
     from lit_eve.processing import ImageGeometry
 
 
@@ -32,6 +34,25 @@ def image_maps(
     patches = int(image_grid_hw.prod(-1).sum())
     layout = ImageLayout.of(input_ids, image_grid_hw, patches, geometry, image_token_id)
     by_token = values[..., : input_ids.shape[1]].movedim(-1, 1).flatten(0, 1)[layout.token_position]  # (Q, ...)
-    grids = geometry.token_grid_of(image_grid_hw).tolist()
-    parts = by_token.split([rows * columns for rows, columns in grids])
-    return [part.unflatten(0, grid).movedim((0, 1), (-2, -1)) for part, grid in zip(parts, grids, strict=True)]
+    return [part.movedim((0, 1), (-2, -1)) for part in on_grids(by_token, geometry.token_grid_of(image_grid_hw))]
+
+
+def on_grids(values: Tensor, grids: Tensor, axis: int = 0) -> list[Tensor]:
+    """One axis of image tokens (or teacher patches), image after image, to the two axes of each image.
+
+    Args:
+        values: (..., Q, ...).
+        grids: (N, 2) rows and columns of each image.
+        axis: where Q is, from the front.
+
+    Returns:
+        N tensors (..., H, W, ...).
+    """
+    sizes = grids.tolist()
+    parts = values.split([rows * columns for rows, columns in sizes], axis)
+    return [part.unflatten(axis, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def maps_of(model: EveForConditionalGeneration, inputs: Mapping[str, Tensor], values: Tensor) -> list[Tensor]:
+    """:func:`image_maps` of what a model was given: ``input_ids`` and ``image_grid_hw`` are among ``inputs``."""
+    return image_maps(values, inputs["input_ids"], inputs["image_grid_hw"], model.geometry, model.config.image_token_id)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.answers import AnswerAttention
-from lit_eve.interpretation.maps import image_maps
+from lit_eve.interpretation.maps import maps_of
 from lit_eve.interpretation.recording.attention import probabilities
 from lit_eve.interpretation.recording.intercept import AttentionCall, attention_modules, intercept_attention
 from lit_eve.interpretation.teacher_forcing import ForcedAnswer
@@ -51,7 +51,7 @@ def rollout(model: EveForConditionalGeneration, seen: AnswerAttention) -> list[T
     relevance = F.one_hot(forced.positions, forced.input_ids.shape[1]).float()  # (A, T)
     for layer in reversed(layers):
         relevance = (relevance + relevance @ layer) / 2
-    return _maps(model, seen, relevance)
+    return maps_of(model, seen.inputs, relevance[None])
 
 
 def gradient_rollout(model: EveForConditionalGeneration, seen: AnswerAttention) -> list[Tensor]:
@@ -84,7 +84,7 @@ def gradient_rollout(model: EveForConditionalGeneration, seen: AnswerAttention) 
         for weights, gradient in zip(reversed(layers), reversed(gradients), strict=True):
             relevance = relevance + relevance @ (weights.detach() * gradient)[0].relu().mean(0)
         rows.append(relevance)
-    return _maps(model, seen, torch.stack(rows))
+    return maps_of(model, seen.inputs, torch.stack(rows)[None])
 
 
 def _run(
@@ -136,9 +136,3 @@ def _attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
             "here, so that there is no rollout of it"
         )
     return output, weights
-
-
-def _maps(model: EveForConditionalGeneration, seen: AnswerAttention, relevance: Tensor) -> list[Tensor]:
-    """(A, T) -> (A, H, W) for each image."""
-    place = {"geometry": model.geometry, "image_token_id": model.config.image_token_id}
-    return image_maps(relevance[None], seen.inputs["input_ids"], seen.inputs["image_grid_hw"], **place)

@@ -15,7 +15,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 import lit_eve
-from lit_eve.data import EveDataModule, model_inputs
+from lit_eve.data import EveDataModule, model_inputs, read_samples
 from lit_eve.evaluation import AnswerAccuracy, answer_all, token_accuracy
 from lit_eve.files import write_atomically
 from lit_eve.nano.world.questions import TYPES
@@ -44,7 +44,7 @@ def evaluate(run: Path, batch_size: int = 64) -> dict[str, Any]:
         What is in ``results.json``.
     """
     model, processor = lit_eve.load(run / "model")
-    samples = stored_samples(run / "data" / "test_questions", processor)
+    samples = list(read_samples(run / "data" / "test_questions"))
     questions = [question_of(sample) for sample in samples]
     expected = [sample.metadata["answer"] for sample in samples]
     types = [sample.metadata["type"] for sample in samples]
@@ -67,7 +67,7 @@ def evaluate(run: Path, batch_size: int = 64) -> dict[str, Any]:
         )
         for name, rows in seen.items()
     }
-    answers["majority"] = majority_answers(stored_samples(run / "data" / "finetune", processor), questions)
+    answers["majority"] = majority_answers(read_samples(run / "data" / "finetune"), questions)
     lines = [
         {"id": sample.key, "type": type, "question": question, "expected": right, **{name: a[i] for name, a in answers.items()}}
         for i, (sample, type, question, right) in enumerate(zip(samples, types, questions, expected, strict=True))
@@ -153,14 +153,6 @@ def majority_answers(training: Iterable[Sample], questions: Sequence[str]) -> li
         for question, answer in zip(turns[::2], turns[1::2], strict=True):
             counts[question][answer] += 1
     return [counts[question].most_common(1)[0][0] if question in counts else "" for question in questions]
-
-
-def stored_samples(folder: Path, processor: EveProcessor) -> Sequence[Sample]:
-    """All samples of a folder of shards."""
-    data = EveDataModule(test=str(folder), num_workers=0).attach(processor)
-    data.prepare_data()
-    data.setup("test")
-    return data.samples("test")
 
 
 def question_of(sample: Sample) -> str:

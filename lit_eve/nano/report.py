@@ -10,10 +10,11 @@ from typing import Any
 from PIL import Image
 
 import lit_eve
+from lit_eve.data import read_samples
 from lit_eve.evaluation import normalize_answer
 from lit_eve.files import write_atomically
 from lit_eve.interpretation import attend, overlay
-from lit_eve.nano.evaluate import ANSWERS, MAX_NEW_TOKENS, RESULTS, stored_samples
+from lit_eve.nano.evaluate import ANSWERS, MAX_NEW_TOKENS, RESULTS
 from lit_eve.nano.figures import Example, plot_accuracy, plot_examples, plot_losses, read_curves
 from lit_eve.processing import load_image
 
@@ -119,7 +120,7 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
 def make_examples(run: Path) -> list[Example]:
     """The first test questions of each type, with the attention of the model's answers."""
     model, processor = lit_eve.load(run / "model")
-    samples = stored_samples(run / "data" / "test_questions", processor)
+    samples = read_samples(run / "data" / "test_questions")
     lines = [json.loads(line) for line in (run / "evaluation" / ANSWERS).read_text().splitlines()]
     chosen: dict[str, list[int]] = {}
     for index, line in enumerate(lines):

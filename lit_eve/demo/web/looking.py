@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation import AttentionRecorder, WrittenAnswer, blank_patches, image_maps
+from lit_eve.interpretation import AttentionRecorder, WrittenAnswer, blank_patches
+from lit_eve.interpretation.maps import maps_of
 from lit_eve.interpretation.teacher_forcing import ForcedAnswer
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def attention_of(model: EveForConditionalGeneration, word: WrittenAnswer) -> Att
     with AttentionRecorder(model, rows=forced.positions.tolist()) as recorder:
         model(input_ids=forced.input_ids, **images, use_cache=False, logits_to_keep=1)
         layers = torch.stack([recorder.calls(layer)[0] for layer in recorder.layers], 1)  # (1, L, h, S, K)
-    place: dict[str, Any] = {"geometry": model.geometry, "image_token_id": model.config.image_token_id}
-    maps = image_maps(layers, forced.input_ids, images["image_grid_hw"], **place)
+    maps = maps_of(model, {**images, "input_ids": forced.input_ids}, layers)
     return Attention([map.mean(2).cpu() for map in maps])
 
 

@@ -243,11 +243,12 @@ def ask(scene: Scene, rng: random.Random, ledger: Ledger, turns: int = 1) -> lis
     candidates: dict[str, list[Question]] = {}
     types = tuple(ledger.asked)
     while len(asked) < turns:
+        known = {question.text for question in asked}
         for type in sorted(types, key=lambda name: (ledger.asked[name], rng.random())):
             if type not in candidates:
                 candidates[type] = list(questions(scene, type))
                 rng.shuffle(candidates[type])
-            new = (question for question in candidates[type] if question.text not in {known.text for known in asked})
+            new = (question for question in candidates[type] if question.text not in known)
             question = next(filter(ledger.admits, new), None)
             if question is not None:
                 break
