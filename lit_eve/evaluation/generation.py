@@ -9,9 +9,9 @@ from rich.progress import track
 
 from lit_eve.data import prompt_loader, share_prompts
 from lit_eve.errors import SampleError
+from lit_eve.models.generation.asking import generate_answers
 from lit_eve.processing.sample import IMAGE_PLACEHOLDER, Sample
 from lit_eve.processing.sources import ImageSource
-from lit_eve.training.generation import generate_answers
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration

@@ -21,10 +21,10 @@ import numpy as np
 
 from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.evaluation.metrics import BenchmarkMetric
-from lit_eve.evaluation.plotting import BLUE, FAINT, GREEN, INK, ORANGE, RED, SOFT, figure
 from lit_eve.evaluation.published import PUBLISHED
 from lit_eve.evaluation.results import Result
 from lit_eve.files import write_atomically
+from lit_eve.plotting import BLUE, FAINT, GREEN, INK, ORANGE, RED, SOFT, figure
 
 JSON, MARKDOWN, CSV, RADAR = "results.json", "results.md", "results.csv", "radar.png"
 COMPARED = ("EVE-7B", "EVE-7B (HD)", "Fuyu-8B (HD)", "LLaVA-1.5 7B")

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_eve.errors import LitEveError, SampleError
-from lit_eve.evaluation.plotting import SOFT, drawing, shades
 from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.recording.intercept import indices
 from lit_eve.interpretation.samples import each_usable
 from lit_eve.models.decoders import blocks_of
 from lit_eve.models.splice import ImageLayout, TeacherCells
+from lit_eve.plotting import SOFT, drawing, shades
 from lit_eve.processing import Sample
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.plotting import drawing
 from lit_eve.interpretation.causal import AblatedHeads
+from lit_eve.plotting import drawing
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 

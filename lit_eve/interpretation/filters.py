@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.plotting import drawing, shades
 from lit_eve.models.patch_embeddings import EveV1PatchEmbedding, LinearPatchEmbedding
+from lit_eve.plotting import drawing, shades
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

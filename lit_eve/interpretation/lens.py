@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.plotting import INK, SOFT, drawing
 from lit_eve.interpretation.answers import question_inputs
 from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.recording import ActivationRecorder
 from lit_eve.interpretation.recording.intercept import indices
 from lit_eve.models.decoders import FamilyHead, blocks_of
 from lit_eve.models.splice import ImageLayout
+from lit_eve.plotting import INK, SOFT, drawing
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 

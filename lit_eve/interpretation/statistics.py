@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lit_eve.errors import LitEveError, SampleError
-from lit_eve.evaluation.plotting import FAINT, INK, SOFT, drawing
 from lit_eve.interpretation.answers import attend_prompt
 from lit_eve.interpretation.samples import each_usable
+from lit_eve.models.generation.asking import ask
+from lit_eve.plotting import FAINT, INK, SOFT, drawing
 from lit_eve.processing import Sample
-from lit_eve.training.generation import ask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.evaluation.plotting import SOFT, drawing
 from lit_eve.interpretation.answers import AnswerAttention
 from lit_eve.interpretation.overlay import overlay
 from lit_eve.interpretation.recording.intercept import indices
+from lit_eve.plotting import SOFT, drawing
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 

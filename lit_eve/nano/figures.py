@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lit_eve.evaluation.plotting import BLUE, FAINT, GREEN, INK, ORANGE, RED, SOFT, figure
+from lit_eve.plotting import BLUE, FAINT, GREEN, INK, ORANGE, RED, SOFT, figure
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 

@@ -19,6 +19,7 @@ from lit_eve.data import EveDataModule, PromptBatch, model_inputs
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.imports import asked_for, path_of
 from lit_eve.losses import Term, weighted_sum
+from lit_eve.models.generation.asking import ask, generate_answers
 from lit_eve.training.architecture import check_architecture
 from lit_eve.training.auxiliary import auxiliaries, check_as_built, fingerprint, make_auxiliaries
 from lit_eve.training.callbacks.last_step import LastValidation
@@ -27,7 +28,6 @@ from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
 from lit_eve.training.callbacks.stop import StopOnSignal
 from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.fsdp import sharding_strategy
-from lit_eve.training.generation import ask, generate_answers
 from lit_eve.training.optimizers import build_optimizer, check_optimizer, trained_parameters, warmup_then_cosine
 from lit_eve.training.record import log_scalars
 from lit_eve.training.stages import STAGES, Stage, get_stage, print_stage

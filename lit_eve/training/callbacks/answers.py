@@ -15,8 +15,8 @@ from PIL import Image
 
 from lit_eve.data import EveDataModule
 from lit_eve.errors import ConfigError
+from lit_eve.models.generation.asking import Question, ask, generate_answers
 from lit_eve.processing import Sample, load_image
-from lit_eve.training.generation import Question, ask, generate_answers
 from lit_eve.training.record import forget_after
 
 FILE = "answers.jsonl"

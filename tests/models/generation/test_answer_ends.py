@@ -16,11 +16,11 @@ from lit_eve.demo.session import ChatSession
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.generation.answer_ends import TextEnd, end_answers
+from lit_eve.models.generation.asking import generate_answers
 from lit_eve.nano.world.tokenizer import make_tokenizer
 from lit_eve.processing import EveProcessor, Sample, templates
 from lit_eve.processing.templates import Dialogue, Segment
 from lit_eve.training import LitEve
-from lit_eve.training.generation import generate_answers
 from tests.models.tiny import GEOMETRY
 from tests.tiny_model import make_tiny
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from lit_eve.data import ShardWriter
 from lit_eve.errors import SampleError
+from lit_eve.models.generation.asking import split_answer
 from lit_eve.processing import Sample
 from lit_eve.training.cli import EveCLI
-from lit_eve.training.generation import split_answer
 from tests.training import world as micro
 
 
