@@ -63,6 +63,7 @@ def test_same_elements_from_any_place_on(tmp_path: Path, monkeypatch: pytest.Mon
             assert element == ELEMENTS[number - 1] and reader.number == number
             assert data[: reader.offset].decode().endswith(("}", "]", "e", "l", '"', "5", "6"))  # right behind the element
             assert read(path, reader.offset, number) == ELEMENTS[number:]
+        assert list(reader) == []  # the end stays the end, whatever blanks follow it
     assert reader.number == len(ELEMENTS)
 
 

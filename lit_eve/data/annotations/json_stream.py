@@ -87,9 +87,11 @@ class ArrayReader(Reader):
         self._origin = 0  # where the byte ``offset`` is in it
         self._place = 0  # what is read next
         self._fault: str | None = None  # why nothing behind the text can be decoded
-        self._begins = start == 0
+        self._begins, self._ended = start == 0, False
 
     def __next__(self) -> Any:
+        if self._ended:  # asked again
+            raise StopIteration
         begins, self._begins = self._begins, False
         if begins:
             self._open()
@@ -119,7 +121,7 @@ class ArrayReader(Reader):
         self._place += 1
         if self._peek():
             raise self._broken("something follows the end of the list")
-        self._place -= 1  # so that the end is found again
+        self._ended = True
 
     def _element(self) -> Any:
         while True:
