@@ -6,21 +6,26 @@ import argparse
 import os
 import shlex
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from lit_eve.errors import LitEveError
-from lit_eve.files import path_argument
+from lit_eve.files import local_path, path_argument
 
 LEAVING = ("/quit", "/exit", "quit", "exit")
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lit_eve.demo.session import ChatSession
 
 HELP = """\
-/image FILE   show an image with the next question (a path, a URL, or a file dropped into the terminal)
+/image FILE   show an image with the next question: a path (Tab completes it), a URL, or a file dropped here
+/save FILE    write the conversation and its images as LLaVA JSON, which lit-eve pack reads
 /reset        forget the conversation and its images
 /help         this list
 /quit         leave (also /exit, Ctrl-D)
@@ -44,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="(%(default)s)")
+    parser.add_argument("--stats", action="store_true", help="say after each answer how fast it was written")
     sampling = parser.add_argument_group("sampling", "the likeliest token is taken unless one of these is given")
     sampling.add_argument(
         "--temperature",
@@ -58,18 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Answer the question, or talk until the user leaves."""
+    # Read when torch is loaded: where others use the cores as well, threads that wait must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _check(args)
     _tolerate_other_encodings()
-    from lit_eve.processing.images import load_image
-
-    images = [load_image(path) for path in args.image]  # before the model: a wrong path should not cost minutes
+    images = [_load(file) for file in args.image]  # before the model: a wrong path should not cost minutes
     session = _open(args)
     for image in images:
         session.add_image(image)
     if args.question is not None:
-        _answer(session, args.question)
+        _answer(session, args.question, args.stats)
     else:
-        _talk(session)
+        _talk(session, args.stats)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -113,19 +119,57 @@ def _open(args: argparse.Namespace) -> ChatSession:
     return ChatSession(model, processor, args.max_new_tokens, **sampling)
 
 
-def _answer(session: ChatSession, question: str) -> None:
-    """Print the answer while it is generated."""
+def _load(file: str) -> Image.Image:
+    """The image of a path or URL; what comes from another machine is held to the limits of the web demo.
+
+    Raises:
+        SampleError: it cannot be had, is too large, or no image.
+    """
+    from lit_eve.demo.web.pictures import LIMITS
+    from lit_eve.processing.images import load_image
+    from lit_eve.processing.sources import describe, download
+
+    if not file[:8].lower().startswith(("http://", "https://")):
+        return load_image(file)
+    name = describe(file)
+    return load_image(download(file, name, LIMITS.bytes), name, max_pixels=LIMITS.pixels)
+
+
+def _answer(session: ChatSession, question: str, stats: bool = False) -> None:
+    """Print the answer while it is generated, and how fast it was where that is wanted."""
     from transformers import TextStreamer
 
-    session.ask(question, TextStreamer(session.processor.tokenizer, skip_prompt=True, skip_special_tokens=True))
+    times: list[float] = []
+
+    class Timed(TextStreamer):
+        def put(self, value: Any) -> None:  # the prompt, then each token
+            times.append(time.perf_counter())
+            super().put(value)
+
+    start = time.perf_counter()
+    session.ask(question, Timed(session.processor.tokenizer, skip_prompt=True, skip_special_tokens=True))
+    if stats:  # not among what is printed: that is the answer
+        print(speed([moment - start for moment in times[1:]]), file=sys.stderr)
 
 
-def _talk(session: ChatSession) -> None:
+def speed(moments: Sequence[float]) -> str:
+    """A line about the tokens of an answer.
+
+    Args:
+        moments: when each of them was there, in seconds since the question.
+    """
+    count, first, last = len(moments), moments[0], moments[-1]
+    tokens = f"{count} token{'s' * (count != 1)}"
+    return f"({tokens} in {last:.2f} s: {count / max(last, 1e-9):.1f} tokens/s; the first after {first:.2f} s)"
+
+
+def _talk(session: ChatSession, stats: bool) -> None:
     from torch import OutOfMemoryError
 
     if sys.stdin.isatty():
-        with suppress(ImportError):
-            import readline  # noqa: F401 - line editing and history in input()
+        from lit_eve.demo.completion import complete_paths
+
+        complete_paths()  # and line editing and history in input()
         print("Ask about the image, or type /help.\n")
     while True:
         try:
@@ -141,7 +185,7 @@ def _talk(session: ChatSession) -> None:
             elif files := _dropped(line):
                 _show(session, *files)
             elif line:
-                _answer(session, line)
+                _answer(session, line, stats)
         except (LitEveError, MemoryError, OutOfMemoryError) as error:
             print(f"error: {str(error) or type(error).__name__}")
         except KeyboardInterrupt:
@@ -153,6 +197,8 @@ def _command(session: ChatSession, line: str) -> None:
     name, _, argument = line.partition(" ")
     if name == "/image":
         _show(session, argument.strip())
+    elif name == "/save":
+        _save(session, argument.strip())
     elif name == "/reset":
         session.reset()
         print("(a new conversation)")
@@ -169,8 +215,20 @@ def _show(session: ChatSession, *arguments: str) -> None:
     if not files:
         raise LitEveError("/image needs the path or the URL of an image")
     for file in files:
-        image = session.add_image(file)
+        image = session.add_image(_load(file))
         print(f"({file}: {image.width} x {image.height}, comes with your next question)")
+
+
+def _save(session: ChatSession, argument: str) -> None:
+    files = written_files(argument)
+    if len(files) != 1:
+        raise LitEveError("/save needs the name of one file, such as talk.json")
+    from lit_eve.demo.saving import save_conversation
+
+    file = Path(local_path(files[0]))
+    images = save_conversation(session.messages, file)
+    turns = len(session.messages) // 2
+    print(f"({file}: {turns} turn{'s' * (turns != 1)}, {images} image{'s' * (images != 1)})")
 
 
 def written_files(text: str) -> list[str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from io import BytesIO
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 from urllib.error import HTTPError
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import Request, url2pathname, urlopen
@@ -97,7 +98,7 @@ def _fetch_entry(source: Mapping[str, Any], name: str) -> ImageSource:
 def _fetch_text(text: str, name: str) -> ImageSource:
     scheme = text[:8].lower()
     if scheme.startswith(("http://", "https://")):
-        return _download(text, name)
+        return download(text, name)
     if scheme.startswith("data:"):
         return _decode_data_url(text, name)
     if scheme.startswith("file:"):
@@ -161,15 +162,31 @@ def _path_of_url(url: str, name: str) -> Path:
     return Path(url2pathname(parts.path))
 
 
-def _download(url: str, name: str) -> bytes:
+def download(
+    url: str, name: str, max_bytes: int | None = None, open_url: Callable[..., AbstractContextManager[BinaryIO]] = urlopen
+) -> bytes:
+    """What a server sends.
+
+    Args:
+        url: ``http:`` or ``https:``.
+        name: what error messages call it.
+        max_bytes: no more are read.
+        open_url: opens the request, given its ``timeout``; it may have a say in where requests go.
+
+    Raises:
+        SampleError: it cannot be had, or is larger.
+    """
+    what = "the image" if name == _shorten(url) else _shorten(url)
     try:
         request = Request(url, headers={"User-Agent": "lit_eve"})  # some servers refuse Python's own
-        with urlopen(request, timeout=TIMEOUT) as response:
-            return response.read()
+        with open_url(request, timeout=TIMEOUT) as response:
+            content = response.read() if max_bytes is None else response.read(max_bytes + 1)
     except Exception as error:  # no network, no such host or page, an interrupted transfer, a URL that is none
         reason = f"HTTP {error.code} {error.reason}" if isinstance(error, HTTPError) else getattr(error, "reason", error)
-        what = "the image" if name == _shorten(url) else _shorten(url)
         raise SampleError(f"{name}: {what} cannot be downloaded: {reason}") from error
+    if max_bytes is not None and len(content) > max_bytes:
+        raise SampleError(f"{name}: {what} has more than {max_bytes:,} bytes, the limit of a download")
+    return content
 
 
 def _read(file: Any, name: str) -> bytes:
