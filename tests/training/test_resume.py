@@ -128,9 +128,15 @@ class FailAt(Callback):
             raise RuntimeError("the machine is gone")
 
 
-def test_killed_in_a_validation_and_called_again(world, stage1, tmp_path):
-    """The checkpoint of that step is there, and its validation is not lost."""
-    several = {"trainer.val_check_interval": 8, "trainer.limit_val_batches": 2, "trainer.max_steps": 6}
+EPOCHS = {"trainer.limit_train_batches": 8, "trainer.val_check_interval": 1.0}  # of four steps
+
+
+@pytest.mark.parametrize(
+    ("interval", "log_every"), [({"trainer.val_check_interval": 8}, 1), (EPOCHS, 1), (EPOCHS, 3)], ids=["step", "epoch", "row"]
+)
+def test_killed_in_a_validation_and_called_again(world, stage1, tmp_path, interval, log_every):
+    """The step's checkpoint is there, and its validation is not lost: within an epoch, at its end, in a row of its own."""
+    several = interval | {"trainer.limit_val_batches": 2, "trainer.max_steps": 6, "trainer.log_every_n_steps": log_every}
     whole, run = tmp_path / "whole", tmp_path / "run"
     EveCLI(args=stage2(world, stage1, whole, **several))
     assert [row["step"] for row in rows_of(whole) if row["val/loss"]] == ["4", "6"]
@@ -141,6 +147,22 @@ def test_killed_in_a_validation_and_called_again(world, stage1, tmp_path):
     EveCLI(args=stage2(world, stage1, run, **several))
     assert rows_of(run) == rows_of(whole)
     assert (run / "answers.jsonl").read_text() == (whole / "answers.jsonl").read_text()
+
+
+def test_a_signal_at_the_last_batch_of_an_epoch_and_of_a_run(world, stage1, tmp_path):
+    """What it is validated for is done after the restart; the last step of a run is the end of it."""
+    several = {"trainer.limit_train_batches": 3, "trainer.val_check_interval": 1.0, "trainer.limit_val_batches": 2}
+    several |= {"trainer.accumulate_grad_batches": 1, "trainer.max_steps": 5, "checkpoint.every_n_steps": 100}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    EveCLI(args=stage2(world, stage1, whole, **several))
+    assert [row["step"] for row in rows_of(whole) if row["val/loss"]] == ["3", "5"]
+    stop = ["--trainer.callbacks+=tests.training.killer.SignalAt", f"--trainer.callbacks.signum={int(signal.SIGTERM)}"]
+    with pytest.raises(SystemExit):
+        main([*stage2(world, stage1, run, **several), *stop, "--trainer.callbacks.step=2"])
+    assert find_checkpoint(run).name == "step00000003.ckpt" and "val/loss" not in rows_of(run)[-1]
+    main([*stage2(world, stage1, run, **several), *stop, "--trainer.callbacks.step=4"])
+    assert rows_of(run) == rows_of(whole)
+    assert (run / "model").exists() and json.loads((run / "metrics.json").read_text())["finished"]
 
 
 def both_stop(folder, arguments):

@@ -19,11 +19,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.files import local_path
 from lit_eve.models.checkpoints.sharded import is_sharded, read_checkpoint
-from lit_eve.training.callbacks.last_step import is_last_step, is_validation_due
+from lit_eve.training.callbacks.last_step import is_last_step, is_validation_due, validate_now
 from lit_eve.training.fsdp import FSDP2Strategy
 from lit_eve.training.sharded_checkpoint import not_written, read_whole_checkpoint
 
 FOLDER = "checkpoints"
+_VALIDATION_DUE = "validation_due"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -84,7 +85,7 @@ class RunCheckpoint(ModelCheckpoint):
         if keep == 0 or keep < -1:
             raise ConfigError(f"checkpoint.keep must be at least 1, or -1 for all, got {keep}")
         self.keep = keep
-        self._validation_follows = False
+        self._validation_due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save below the run's folder."""
@@ -95,9 +96,12 @@ class RunCheckpoint(ModelCheckpoint):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run has saved its first step already."""
+        """A resumed run has saved its first step already; it validates that step, if it did not before."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
+        if self._validation_due:  # now, and not in the loop: Lightning knows no way back to a validation behind an epoch
+            self._validation_due = False
+            validate_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the run, wherever it falls."""
@@ -108,30 +112,23 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         """Save every so many steps; the last step is saved when it was validated."""
         if not is_last_step(trainer):
-            self._validation_follows = is_validation_due(trainer)
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            self._validation_follows = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note that this step is still to be validated, or Lightning would take it for one that was."""
-        if self._validation_follows:
-            begun, nothing = {"ready": 1, "started": 1}, {"processed": 0, "completed": 0}
-            progress = {"total": begun | nothing, "current": {"ready": 0, "started": 0} | nothing, "is_last_batch": False}
-            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress
+        """Note whether this step is still to be validated: Lightning takes it for one that was."""
+        checkpoint[_VALIDATION_DUE] = is_validation_due(trainer)
 
-    def save_now(self, trainer: Trainer, in_batch: bool = False) -> None:
-        """Save the run as it stands, if it was not saved at this step; return when that is complete.
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Know whether its step is still to be validated."""
+        self._validation_due = trainer.state.fn == "fit" and checkpoint.get(_VALIDATION_DUE, False)
 
-        Args:
-            in_batch: this is the end of a training batch, before it is validated.
-        """
-        self._validation_follows = in_batch and is_validation_due(trainer)
+    def save_now(self, trainer: Trainer) -> None:
+        """Save the run as it stands, if it was not saved at this step; return when that is complete."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         if isinstance(trainer.strategy, FSDP2Strategy):  # which writes in the background
             trainer.strategy.wait_for_checkpoint()
             self._drop_older(trainer)
-        self._validation_follows = False
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         # Lightning would keep the checkpoint that a run resumed from, and those of a run that was killed while it saved.

@@ -16,9 +16,24 @@ def is_last_step(trainer: Trainer) -> bool:
 
 
 def is_validation_due(trainer: Trainer) -> bool:
-    """Whether the micro-batch that was just trained on is followed by a validation."""
-    loop = trainer.fit_loop
-    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+    """Whether the optimizer step that was just completed is still to be validated.
+
+    False outside the hooks of a training batch's end: before them it is too early to say, after them it is done.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    batches = loop.batch_progress.current
+    if batches.completed == batches.processed or loop._should_accumulate():
+        return False
+    return bool(loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Validate in the middle of a fit, as Lightning's loop does behind a training batch."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False  # from the first batch on
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
 
 
 class LastValidation(Callback):

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_eve.training.callbacks.checkpoint import RunCheckpoint
+from lit_eve.training.callbacks.last_step import is_last_step
 
 
 class Stopped(Exception):
@@ -30,6 +31,7 @@ class Stopped(Exception):
 
 class StopOnSignal(Callback):
     """At SIGINT (Ctrl-C), SIGTERM or, under SLURM, SIGUSR1: finish the micro-batch, save a checkpoint, raise :class:`Stopped`.
+    The last step of a run is no place to stop at: it is validated and saved, and the run is finished.
 
     With several processes all stop after the same optimizer step: the one that began when the signal came, or the next. They
     agree by a message between their hosts, sent beside each step, which no device waits for. During a validation they stop when
@@ -117,9 +119,11 @@ class StopOnSignal(Callback):
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
         self._agreed()
+        if is_last_step(trainer):
+            return
         where = "nothing was saved"
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, RunCheckpoint):
-                callback.save_now(trainer, in_batch=True)
+                callback.save_now(trainer)
                 where = "the same command goes on from there"
         raise Stopped(signum, f"stopped at step {trainer.global_step}; {where}")
