@@ -2,7 +2,7 @@
 
 from lit_eve.interpretation.agreement import Agreement, compare_maps, rank_correlation
 from lit_eve.interpretation.alignment import TeacherCKA, cka_figure, cosine_figure, teacher_cka, teacher_cosine
-from lit_eve.interpretation.answers import AnswerAttention, WrittenAnswer, attend
+from lit_eve.interpretation.answers import AnswerAttention, WrittenAnswer, attend, attend_prompts
 from lit_eve.interpretation.causal import AblatedHeads, BlankedPatches, ablate_heads, blank_patches
 from lit_eve.interpretation.figures import heads_figure, maps_figure
 from lit_eve.interpretation.filters import FilterSpectrum, filter_figure, filter_spectrum, patch_filters, spectrum_figure
@@ -34,6 +34,7 @@ __all__ = [
     "WrittenAnswer",
     "ablate_heads",
     "attend",
+    "attend_prompts",
     "attention_statistics",
     "blank_patches",
     "cka_figure",

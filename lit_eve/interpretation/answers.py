@@ -1,13 +1,14 @@
 """An answer, and where the model looked when it wrote it.
 
-Notation: N images, H x W token grid of an image, A answer tokens, L recorded layers, h recorded heads, K key positions.
+Notation: N images, H x W token grid of an image, A answer tokens, L recorded layers, h recorded heads, K key positions,
+B rows, T tokens of a prompt, P patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from lit_eve.processing.sources import ImageSource
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration
     from lit_eve.processing import EveProcessor
+    from lit_eve.processing.processor import TemplateName
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,6 @@ def attend(
     return attend_prompt(model, processor, inputs, layers, heads, reduce, max_new_tokens)
 
 
-@torch.no_grad()
 def attend_prompt(
     model: EveForConditionalGeneration,
     processor: EveProcessor,
@@ -117,35 +118,96 @@ def attend_prompt(
     Args:
         inputs: of one prompt with images, without padding, on the model's device.
     """
+    return attend_prompts(model, processor, inputs, layers, heads, reduce, max_new_tokens)[0]
+
+
+@torch.no_grad()
+def attend_prompts(
+    model: EveForConditionalGeneration,
+    processor: EveProcessor,
+    inputs: Mapping[str, Tensor],
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    reduce: Literal["mean"] | None = "mean",
+    max_new_tokens: int = 32,
+    template: TemplateName | None = None,
+) -> list[AnswerAttention]:
+    """As `attend`, of a batch of prompts.
+
+    Args:
+        inputs: of B prompts, left-padded, on the model's device. A prompt without images has no maps.
+        template: how the prompts were written, and so with what answers end; None: the processor's own.
+
+    Returns:
+        B answers.
+    """
     if reduce not in ("mean", None):
         raise LitEveError(f"attend: reduce is 'mean' or None, not {reduce!r}")
     prompt = inputs["input_ids"].shape[1]
     with AttentionRecorder(model, layers, heads) as recorder:
-        stop = stop_arguments(model, processor, prompt)
+        stop = stop_arguments(model, processor, prompt, template)
         settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **stop}
         output = model.generate(**inputs, **settings)
-    written = output[0, prompt:]
     special = set(processor.tokenizer.all_special_ids)
-    steps = [step for step, token in enumerate(written.tolist()) if token not in special] or [0]
-    # Each step has one more key than the one before: what is made of them is not.
-    looked = [
-        torch.stack([recorder.calls(layer)[step][:, :, 0] for layer in recorder.layers], 1) for step in steps
-    ]  # (1, L, h, K)
-    reduced = [row.mean((1, 2)) if reduce else row for row in looked]
-    per_token = [maps_of(model, inputs, row) for row in reduced]
-    slots = inputs["input_ids"][0] == model.config.image_token_id  # (T,)
-    return AnswerAttention(
-        answer=without_end(processor.tokenizer.decode(written, skip_special_tokens=True), processor),
-        tokens=[processor.tokenizer.decode(written[step]) for step in steps],
-        maps=[torch.stack(maps) for maps in zip(*per_token, strict=True)],
-        image_share=torch.stack([row[0, ..., :prompt][..., slots].sum(-1) for row in looked]),
-        entropy=torch.stack([torch.special.entr(row[0]).sum(-1) for row in looked]),
-        layers=recorder.layers,
-        heads=recorder.heads,
-        inputs=dict(inputs),
-        token_ids=written,
-        steps=steps,
-    )
+    answers = []
+    for row, (part, keys) in enumerate(_rows_of(model, inputs)):
+        written = output[row, prompt:] if len(output) == 1 else _without_padding(output[row, prompt:], stop, model)
+        steps = [step for step, token in enumerate(written.tolist()) if token not in special] or [0]
+        # Each step has one more key than the one before: what is made of them is not.
+        looked = [
+            torch.stack([recorder.calls(layer)[step][row : row + 1, :, 0, keys:] for layer in recorder.layers], 1)
+            for step in steps
+        ]  # (1, L, h, K)
+        per_token = [maps_of(model, part, weights.mean((1, 2)) if reduce else weights) for weights in looked]
+        slots = part["input_ids"][0] == model.config.image_token_id  # (T,)
+        answers.append(
+            AnswerAttention(
+                answer=without_end(processor.tokenizer.decode(written, skip_special_tokens=True), processor, template),
+                tokens=[processor.tokenizer.decode(written[step]) for step in steps],
+                maps=[torch.stack(maps) for maps in zip(*per_token, strict=True)],
+                image_share=torch.stack([weights[0, ..., : len(slots)][..., slots].sum(-1) for weights in looked]),
+                entropy=torch.stack([torch.special.entr(weights[0]).sum(-1) for weights in looked]),
+                layers=recorder.layers,
+                heads=recorder.heads,
+                inputs=part,
+                token_ids=written,
+                steps=steps,
+            )
+        )
+    return answers
+
+
+def _rows_of(model: EveForConditionalGeneration, inputs: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """The prompts of a batch one by one, each with its images and without its padding, and how much padding that was."""
+    ids = inputs["input_ids"]
+    if len(ids) == 1:
+        yield dict(inputs), 0
+        return
+    grids = inputs["image_grid_hw"]
+    slots = (ids == model.config.image_token_id).sum(1).cumsum(0)  # (B,)
+    row_of_image = torch.bucketize(model.geometry.num_tokens_of_grid(grids).cumsum(0), slots)  # (N,)
+    row_of_patch = row_of_image.repeat_interleave(grids.prod(-1))  # (P,)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    for row, length in enumerate(lengths):
+        part = {
+            "input_ids": ids[row : row + 1, ids.shape[1] - length :],
+            "attention_mask": inputs["attention_mask"][row : row + 1, ids.shape[1] - length :],
+            "pixel_values": inputs["pixel_values"][row_of_patch == row],
+            "image_grid_hw": grids[row_of_image == row],
+        }
+        yield part, ids.shape[1] - length
+
+
+def _without_padding(written: Tensor, stop: Mapping[str, Any], model: EveForConditionalGeneration) -> Tensor:
+    """What a row of a batch wrote, up to its end; it is padded while others go on."""
+    ends = stop["eos_token_id"]
+    ends = torch.tensor([] if ends is None else ends, device=written.device, dtype=written.dtype).flatten()
+    is_end = torch.isin(written, ends).nonzero()
+    if len(is_end):
+        return written[: int(is_end[0]) + 1]
+    padding = model.generation_config.pad_token_id  # a text ended the row
+    kept = (written != padding).nonzero()
+    return written[: int(kept[-1]) + 1] if len(kept) else written[:1]
 
 
 def question_inputs(

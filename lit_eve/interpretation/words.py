@@ -103,6 +103,12 @@ def group_words(token_ids: Sequence[int], processor: EveProcessor) -> list[tuple
     return words
 
 
+def share_of(map: Tensor) -> str:
+    """How much of the attention is on the patches of an image, in words."""
+    share = map.sum().item()
+    return f"{share:.0%}" if share >= 0.01 else "<1%"
+
+
 def word_figure(
     images: Sequence[ImageSource], words: Sequence[WordMap], image: int = 0, *, columns: int = 8, panel: float = 1.5
 ) -> Figure:
@@ -136,6 +142,5 @@ def word_figure(
         axes.flat[0].set_title("image", color=SOFT, loc="center")
         for axis, word in zip(axes.flat[1:], words, strict=False):
             axis.imshow(overlay(picture, word.maps[image], size=round(panel * 150)))
-            share = word.maps[image].sum().item()
-            axis.set_title(f"{word.word}\n{share:.0%}" if share > 0.01 else f"{word.word}\n<1%", loc="center", parse_math=False)
+            axis.set_title(f"{word.word}\n{share_of(word.maps[image])}", loc="center", parse_math=False)
     return drawn

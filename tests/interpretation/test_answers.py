@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation import AttentionRecorder, attend, image_maps, overlay
+from lit_eve.interpretation import AttentionRecorder, attend, attend_prompts, image_maps, overlay
 from tests.tiny_model import make_tiny, scene_image
 
 QUESTION = "where is the red circle?"
@@ -106,3 +106,33 @@ def test_a_word_that_was_not_generated_is_refused() -> None:
         attend(*make_tiny(), [scene_image(0)], QUESTION, reduce="max")
     with pytest.raises(LitEveError, match="there is no head 9"):
         attend(*make_tiny(), [scene_image(0)], QUESTION, heads=[9])
+
+
+@pytest.mark.parametrize("reduce", ["mean", None])
+def test_a_batch_of_prompts_is_attended_as_each_of_them_alone(reduce: str | None) -> None:
+    model, processor = make_tiny()
+    images = [[scene_image(0), scene_image(1)], [], [scene_image(2)]]
+    words = [QUESTION, "how many red circles are there, and how many blue squares?", "where?"]
+    asked = [[{"role": "user", "content": "<image>" * len(of) + text}] for of, text in zip(images, words, strict=True)]
+    alone = [
+        attend_prompts(model, processor, processor(images=[of], conversation=[one]), reduce=reduce, max_new_tokens=12)[0]
+        for of, one in zip(images, asked, strict=True)
+    ]
+    first = [one.token_ids.tolist() for one in alone]
+    model.generation_config.eos_token_id = first[0][3]  # the first answer ends early, the others go on
+    alone[0] = attend_prompts(
+        model, processor, processor(images=[images[0]], conversation=[asked[0]]), reduce=reduce, max_new_tokens=12
+    )[0]
+    assert len(alone[0].token_ids) == 4 and first[0][3] not in first[1] + first[2]
+    prompts = processor(images=images, conversation=asked)
+    together = attend_prompts(model, processor, prompts, reduce=reduce, max_new_tokens=12)
+    for found, expected in zip(together, alone, strict=True):
+        assert (found.answer, found.tokens) == (expected.answer, expected.tokens)
+        assert found.token_ids.tolist() == expected.token_ids.tolist() and found.steps == expected.steps
+        for key in ("input_ids", "pixel_values", "image_grid_hw"):
+            assert torch.equal(found.inputs[key], expected.inputs[key])
+        for name in ("image_share", "entropy"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-4)
+        assert len(found.maps) == len(expected.maps)
+        for ours, theirs in zip(found.maps, expected.maps, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -43,13 +43,18 @@ def generate_answers(
     Returns:
         B answers without special tokens and outer blanks.
     """
-    inputs = {key: value.to(model.device) for key, value in prompts.items() if isinstance(value, Tensor)}
+    inputs = on_device(model, prompts)
     length = inputs["input_ids"].shape[1]
     settings = {"do_sample": False, **stop_arguments(model, processor, length, template), **kwargs}
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
     answers = output[:, length:]  # (B, new)
     texts = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [without_end(text, processor, template) for text in texts]
+
+
+def on_device(model: EveForConditionalGeneration, prompts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What ``generate`` takes of prompts."""
+    return {key: value.to(model.device) for key, value in prompts.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,31 @@
-"""What the model says about a few validation images, in ``answers.jsonl`` and in every logger that takes text."""
+"""What the model says about a few validation images and where it looks, for the run folder and for loggers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 
 from lit_eve.data import EveDataModule
-from lit_eve.errors import ConfigError
-from lit_eve.models.generation.asking import Question, ask, generate_answers
+from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.models.generation.asking import Question, ask, generate_answers, on_device
 from lit_eve.processing import Sample, load_image
 from lit_eve.training.record import forget_after
 
+if TYPE_CHECKING:
+    from lit_eve.interpretation import AnswerAttention
+    from lit_eve.processing import EveProcessor
+
 FILE = "answers.jsonl"
+WORD_MAPS = "word_maps"
 _SIDE = 336  # of the logged images, in pixels
 
 
@@ -27,18 +33,22 @@ class SampleAnswers(Callback):
     """At each validation, answer a few validation samples.
 
     Prompt, answer and expected answer go to ``<run>/answers.jsonl`` and, with the images, to TensorBoard and to loggers that
-    have ``log_text`` and ``log_image`` as Lightning's WandbLogger has.
+    have ``log_text`` and ``log_image`` as Lightning's WandbLogger has. So do pictures of where the model looked when it wrote
+    each word: ``<run>/word_maps/step00000100_0.png``, of the first sample after 100 steps.
 
     Args:
         num_samples: how many samples, the same ones each time; 0 turns this off.
         max_new_tokens: length of the longest answer.
+        word_maps: record where the model looks (mean attention over layers and heads). That holds 4 B L h T bytes per token of
+            the answers: 16 MB for four samples, EVE-7B and 1000 tokens. A decoder whose attention cannot be recorded answers
+            without, after a warning.
     """
 
-    def __init__(self, num_samples: int = 4, max_new_tokens: int = 48) -> None:
+    def __init__(self, num_samples: int = 4, max_new_tokens: int = 48, word_maps: bool = True) -> None:
         for key, value, least in (("num_samples", num_samples, 0), ("max_new_tokens", max_new_tokens, 1)):
             if value < least:
                 raise ConfigError(f"answers.{key} must be at least {least}, got {value}")
-        self.num_samples, self.max_new_tokens = num_samples, max_new_tokens
+        self.num_samples, self.max_new_tokens, self.word_maps = num_samples, max_new_tokens, word_maps
         self._samples: Sequence[Sample] | None = None
         self._shown = False
 
@@ -55,7 +65,7 @@ class SampleAnswers(Callback):
             return
         processor, template = pl_module.processor, data.template
         questions, prompts = ask([self._samples[index] for index in range(len(self._samples))], processor, template)
-        answers = generate_answers(pl_module.model, processor, prompts, self.max_new_tokens, template)
+        answers, strips = self._answer(pl_module, questions, prompts, template)
         if not trainer.is_global_zero:
             return
         step, rows = trainer.global_step, []
@@ -66,35 +76,78 @@ class SampleAnswers(Callback):
                 written = processor.apply_chat_template(question.conversation, template=template, add_generation_prompt=True)
                 words = {"prompt": written, "answer": answer, "expected": question.expected}
             rows.append({"step": step, "id": question.key, **words})
-            images = [] if self._shown or question.fault else _thumbnails(question)
+            images = {} if self._shown or question.fault else _thumbnails(question)
+            if index in strips:
+                images[WORD_MAPS] = strips[index]
             for logger in trainer.loggers:
                 _log(logger, f"answers/{index}", words, images, step)
         self._shown = True
-        self._write(Path(trainer.default_root_dir, FILE), rows, step)
+        self._write(Path(trainer.default_root_dir), rows, strips, step)
 
-    def _write(self, path: Path, rows: list[dict[str, Any]], step: int) -> None:
-        """Append what was answered at this step; what is there of it, or of steps that were lost, goes."""
-        forget_after(path, step - 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+    def _answer(
+        self, module: LightningModule, questions: Sequence[Question], prompts: Mapping[str, Any], template: Any
+    ) -> tuple[list[str], dict[int, Image.Image]]:
+        """The answers, and by the place of its question a picture of where the model looked."""
+        model, processor = module.model, module.processor
+        if self.word_maps:
+            from lit_eve.interpretation import attend_prompts
+
+            try:
+                inputs = on_device(model, prompts)
+                seen = attend_prompts(model, processor, inputs, max_new_tokens=self.max_new_tokens, template=template)
+            except LitEveError as error:
+                rank_zero_warn(f"answers are logged without word maps: {error}")
+                self.word_maps = False
+            else:
+                asked = [index for index, question in enumerate(questions) if question.images and not question.fault]
+                strips = {index: _strip(questions[index], seen[index], processor) for index in asked}
+                return [one.answer for one in seen], strips
+        return generate_answers(model, processor, prompts, self.max_new_tokens, template), {}
+
+    def _write(self, run: Path, rows: list[dict[str, Any]], strips: Mapping[int, Image.Image], step: int) -> None:
+        """Add what was answered at this step; what is there of it, or of steps that were lost, goes."""
+        forget_after(run / FILE, step - 1)
+        run.mkdir(parents=True, exist_ok=True)
+        with (run / FILE).open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        for path in (run / WORD_MAPS).glob("step*_*.png"):
+            if int(path.stem.removeprefix("step").partition("_")[0]) >= step:
+                path.unlink()
+        for index, strip in strips.items():
+            (run / WORD_MAPS).mkdir(exist_ok=True)
+            strip.save(run / WORD_MAPS / f"step{step:08d}_{index}.png")
 
 
-def _thumbnails(question: Question) -> list[Image.Image]:
-    images = [load_image(image, question.key, max_pixels=inf, max_aspect_ratio=inf) for image in question.images]
+def _pictures(question: Question) -> list[Image.Image]:
+    return [load_image(image, question.key, max_pixels=inf, max_aspect_ratio=inf) for image in question.images]
+
+
+def _thumbnails(question: Question) -> dict[str, Image.Image]:
+    images = _pictures(question)
     for image in images:
         image.thumbnail((_SIDE, _SIDE))
-    return images
+    return {f"image_{number}": image for number, image in enumerate(images)}
 
 
-def _log(logger: Logger, name: str, words: dict[str, str], images: list[Image.Image], step: int) -> None:
+def _strip(question: Question, seen: AnswerAttention, processor: EveProcessor) -> Image.Image:
+    """A strip for each image of a question, one below the other."""
+    from lit_eve.interpretation import word_maps
+    from lit_eve.interpretation.strips import stacked, word_strip
+
+    words = word_maps(seen, processor)
+    return stacked([("", word_strip(image, words, number)) for number, image in enumerate(_pictures(question))])
+
+
+def _log(logger: Logger, name: str, words: Mapping[str, str], images: Mapping[str, Image.Image], step: int) -> None:
     if isinstance(logger, TensorBoardLogger):
         text = "\n\n".join(f"**{key}** {value}" for key, value in words.items())
         logger.experiment.add_text(name, text.replace("<", "&lt;"), step)
-        for number, image in enumerate(images):
-            logger.experiment.add_image(f"{name}/image_{number}", np.asarray(image), dataformats="HWC")
+        for kind, image in images.items():
+            at = step if kind == WORD_MAPS else None
+            logger.experiment.add_image(f"{name}/{kind}", np.asarray(image), at, dataformats="HWC")
         return
     if hasattr(logger, "log_text"):
         logger.log_text(key=name, columns=["step", *words], data=[[str(step), *words.values()]], step=step)
-    if images and hasattr(logger, "log_image"):
-        logger.log_image(key=f"{name}/images", images=images, step=step)
+    if hasattr(logger, "log_image"):
+        for kind, image in images.items():
+            logger.log_image(key=f"{name}/{kind}", images=[image], step=step)
