@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+import warnings
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lit_eve.data import FinetuneDataModule
+from lit_eve.errors import LitEveError
 from lit_eve.training.callbacks import SampleAnswers
 from lit_eve.training.cli.loggers import run_loggers
 from lit_eve.training.record import MetricsFile, environment, forget_after, last_values
@@ -117,10 +119,39 @@ def test_sample_answers_go_wherever_text_is_taken(world, tmp_path):
     micro.trainer(tmp_path, **settings).fit(micro.make_module(world), datamodule=data)
     words = ["prompt", "answer", "expected"]
     assert log.texts == [(f"answers/{index}", ["step", *words], step) for step in (1, 2) for index in (0, 1)]
-    assert log.images and {step for _, _, step in log.images} == {1}
+    pictures = {step: [key for key, _, at in log.images if at == step] for step in (1, 2)}
+    assert "answers/0/image_0" in pictures[1] and "answers/0/word_maps" in pictures[1]
+    assert pictures[2] == ["answers/0/word_maps", "answers/1/word_maps"]  # the images themselves once
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 1, 2, 2]
     assert all(list(row) == ["step", "id", *words] for row in rows)
+
+
+@pytest.mark.parametrize("recordable", [True, False])
+def test_answers_do_not_depend_on_word_maps(world, tmp_path, monkeypatch, recordable):
+    """They are pictures of the same answers; a decoder whose attention cannot be recorded answers without."""
+    data = {"train": str(world / "train"), "validation": str(world / "validation"), "max_tokens": 256, "num_workers": 0}
+    written = []
+    for maps in (True, False):
+        run = tmp_path / str(maps)
+        shown = SampleAnswers(num_samples=3, max_new_tokens=6, word_maps=maps)
+        module = micro.make_module(world)
+        if not recordable:
+            monkeypatch.setattr("lit_eve.interpretation.answers.AttentionRecorder", refuse)
+        settings = {"logger": Texts(), "callbacks": [shown], "limit_val_batches": 1, "max_steps": 1, "val_check_interval": 1}
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            micro.trainer(run, **settings).fit(module, datamodule=FinetuneDataModule(template="vicuna_v1", **data))
+        told = [str(one.message) for one in told if "word maps" in str(one.message)]
+        assert told == (["answers are logged without word maps: it has none"] if maps and not recordable else [])
+        pictures = sorted(path.name for path in run.glob("word_maps/*"))
+        assert pictures == ([f"step00000001_{index}.png" for index in range(3)] if maps and recordable else [])
+        written.append((run / "answers.jsonl").read_text())
+    assert written[0] == written[1]
+
+
+def refuse(*args, **kwargs):
+    raise LitEveError("it has none")
 
 
 def test_the_commit_of_the_code():

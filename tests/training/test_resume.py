@@ -84,6 +84,8 @@ def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_pa
         assert micro.scalars(run, tag) == micro.scalars(uninterrupted, tag)
     assert rows_of(run) == rows_of(uninterrupted)
     assert (run / "answers.jsonl").read_text() == (uninterrupted / "answers.jsonl").read_text()
+    pictures = [{path.name: path.read_bytes() for path in folder.glob("word_maps/*")} for folder in (run, uninterrupted)]
+    assert pictures[0] == pictures[1] and pictures[0]
     for file in ("model.safetensors", "aligner.safetensors"):
         ours, theirs = load_file(run / "model" / file), load_file(uninterrupted / "model" / file)
         assert ours.keys() == theirs.keys()

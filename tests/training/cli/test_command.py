@@ -159,7 +159,7 @@ def test_what_a_run_leaves_behind(chain):
     run = chain / "2_pretrain"
     assert {path.name for path in run.iterdir()} == {
         *("checkpoints", "config.yaml", "model", "tensorboard"),
-        *("metrics.csv", "metrics.json", "answers.jsonl"),
+        *("metrics.csv", "metrics.json", "answers.jsonl", "word_maps"),
     }
     assert (run / "config.yaml").read_text().startswith(f"# lit_eve {lit_eve.__version__}, ")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -186,7 +186,7 @@ def test_what_tensorboard_shows(chain):
     }
     expected |= {"speed/tokens_per_second", "speed/images_per_second"}
     assert expected <= set(tags["scalars"])
-    assert "answers/0/image_0" in tags["images"]
+    assert {"answers/0/image_0", "answers/0/word_maps"} <= set(tags["images"])
     assert "answers/0/text_summary" in tags["tensors"]
     text = events.Tensors("answers/0/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert "What is this?" in text and "**expected**" in text
