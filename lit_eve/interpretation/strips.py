@@ -48,6 +48,25 @@ def word_strip(image: ImageSource, words: Sequence[WordMap], index: int = 0, *, 
     return strip
 
 
+def beside(columns: Sequence[tuple[str, Image.Image]], size: int = 12) -> Image.Image:
+    """Strips beside each other, with a label above each.
+
+    Args:
+        columns: label (one line) and strip.
+        size: of the labels' letters, in pixels.
+    """
+    font = _font(size)
+    widths = [max(strip.width, round(font.getlength(label))) + 3 * _GAP for label, strip in columns]
+    top = size + _GAP
+    sheet = Image.new("RGB", (sum(widths) - 3 * _GAP, top + max(strip.height for _, strip in columns)), "white")
+    draw, left = ImageDraw.Draw(sheet), 0
+    for (label, strip), width in zip(columns, widths, strict=True):
+        draw.text((left, 0), label, fill=SOFT, font=font)
+        sheet.paste(strip, (left, top))
+        left += width
+    return sheet
+
+
 def stacked(rows: Sequence[tuple[str, Image.Image]], size: int = 12) -> Image.Image:
     """Strips below each other, with a label to the left of each.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from PIL import Image
@@ -13,14 +14,18 @@ import lit_eve
 from lit_eve.data import read_samples
 from lit_eve.evaluation import normalize_answer
 from lit_eve.files import write_atomically
-from lit_eve.interpretation import attend, overlay
-from lit_eve.nano.evaluate import ANSWERS, MAX_NEW_TOKENS, RESULTS
+from lit_eve.interpretation import attend, overlay, rollout
+from lit_eve.interpretation.strips import beside, stacked
+from lit_eve.nano.evaluate import ANSWERS, MAX_NEW_TOKENS, RESULTS, question_of
 from lit_eve.nano.figures import Example, plot_accuracy, plot_examples, plot_losses, read_curves
 from lit_eve.processing import load_image
+from lit_eve.training.callbacks.answers import WORD_MAPS
 
 STAGES = {"1_prealign": "stage 1: prealign", "2_pretrain": "stage 2: pretrain", "3_finetune": "stage 3: finetune"}
 EXAMPLES_PER_TYPE = 2
 SIDE = 256  # longest side of an example, in pixels
+QUESTIONS = 4  # of stage 3 whose word maps are shown, as many as are answered at its validations
+STRIP = ("colour", "exist", "size", "count")  # types of the questions in strip.png
 
 TEXT = """\
 # Miniature EVE: report
@@ -38,6 +43,18 @@ Both losses of each stage. The thin line is every logged step, the thick one its
 
 ![Language loss and alignment loss of the three stages](figures/losses.png)
 
+## Learning to see
+
+One scene that is in no training set, at each validation of stages 1 and 2. The model writes its caption; above each map are
+the word and the share of the attention (mean over layers and heads) that falls on the image. Stage 1 trains the patch
+embedding only.
+
+![Captions and word maps of one scene over the training steps](figures/captions.png)
+
+The same for questions in stage 3:
+
+![Answers and word maps of some questions over the training steps](figures/answers.png)
+
 ## Accuracy by type of question
 
 ![Accuracy by type of question, next to both baselines](figures/accuracy.png)
@@ -50,10 +67,10 @@ same words ({majority:.1%}), which no model without eyes can beat but by luck; t
 
 ## Questions
 
-The first {examples} test questions of each type, not chosen. To the right of each image, the attention of the position
-that predicts the answer, averaged over layers and heads: the brightest spot is the most attended one.
+The first {examples} test questions of each type, not chosen. The map to the right of each image shows how much can have come
+from each patch to the position that predicts the answer (attention rollout): the brightest spot gave most.
 
-![Test questions with the model's answers and its attention](figures/questions.png)
+![Test questions with the model's answers and where it looked](figures/questions.png)
 
 All answers are in [`evaluation/answers.jsonl`](evaluation/answers.jsonl).
 
@@ -92,7 +109,10 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
     plot_losses(figures / "losses.png", {title: read_curves(run / stage / "tensorboard") for stage, title in STAGES.items()})
     keys = {"accuracy": "question_accuracy", "blind": "blind_accuracy", "shuffled": "shuffled_accuracy"}
     plot_accuracy(figures / "accuracy.png", results["by_type"], {name: results[key] for name, key in keys.items()})
-    plot_examples(figures / "questions.png", make_examples(run))
+    examples = make_examples(run)
+    plot_examples(figures / "questions.png", examples)
+    plot_examples(figures / "strip.png", [next(one for one in examples if one.type == type) for type in STRIP])
+    draw_learning(figures, run)
 
     best = max(results["baselines"], key=results["baselines"].__getitem__)
     rows = [
@@ -117,8 +137,32 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
     return run / "report.md"
 
 
+def draw_learning(figures: Path, run: Path) -> None:
+    """Word maps at each validation: of one caption, one step below the other; of some questions, one step beside the other."""
+    captions = [
+        (f"{STAGES[stage].partition(':')[0]}\nstep {step}", strip)
+        for stage in ("1_prealign", "2_pretrain")
+        for step, strip in _word_maps(run / stage, 0)
+    ]
+    questions = [
+        (fill(question_of(sample), 18), beside([(f"step {step}", strip) for step, strip in strips]))
+        for index, sample in enumerate(read_samples(run / "data" / "validation_questions", limit=QUESTIONS))
+        if (strips := _word_maps(run / "3_finetune", index))
+    ]
+    figures.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("captions", captions), ("answers", questions)):
+        if rows:
+            stacked(rows).save(figures / f"{name}.png")
+
+
+def _word_maps(stage: Path, index: int) -> list[tuple[int, Image.Image]]:
+    """What `SampleAnswers` drew of one sample, by step."""
+    files = sorted((stage / WORD_MAPS).glob(f"step*_{index}.png"))
+    return [(int(file.stem.removeprefix("step").partition("_")[0]), Image.open(file)) for file in files]
+
+
 def make_examples(run: Path) -> list[Example]:
-    """The first test questions of each type, with the attention of the model's answers."""
+    """The first test questions of each type, with where the model looked when it answered."""
     model, processor = lit_eve.load(run / "model")
     samples = read_samples(run / "data" / "test_questions")
     lines = [json.loads(line) for line in (run / "evaluation" / ANSWERS).read_text().splitlines()]
@@ -134,7 +178,7 @@ def make_examples(run: Path) -> list[Example]:
         examples.append(
             Example(
                 image=image.resize([round(side * scale) for side in image.size], Image.Resampling.NEAREST),
-                heat=overlay(image, seen.total(), size=SIDE),
+                heat=overlay(image, rollout(model, seen)[0].mean(0), size=SIDE),
                 type=line["type"],
                 question=line["question"],
                 answer=line["model"],

@@ -21,6 +21,7 @@ from PIL import Image
 from lit_eve.cli import main
 from lit_eve.errors import ConfigError
 from lit_eve.nano.pipeline import CONFIG, read_stage
+from lit_eve.nano.report import draw_learning
 from lit_eve.nano.world.questions import TYPES
 
 STEPS = ["world", "benchmarks", "language_model", "teacher", "1_prealign", "2_pretrain", "3_finetune"]
@@ -113,11 +114,35 @@ def test_every_answer_is_kept(finished: tuple[Path, Path]) -> None:
 
 def test_report_shows_pictures_that_are_there(finished: tuple[Path, Path]) -> None:
     report = (finished[0] / "report.md").read_text()
-    for name in ("losses", "accuracy", "questions"):
+    for name in ("losses", "accuracy", "questions", "captions", "answers"):
         assert f"(figures/{name}.png)" in report
-        assert min(Image.open(finished[0] / "figures" / f"{name}.png").size) > 500
+    for name, least in {
+        "losses": 500,
+        "accuracy": 500,
+        "questions": 500,
+        "captions": 400,
+        "answers": 200,
+        "strip": 280,
+    }.items():
+        assert min(Image.open(finished[0] / "figures" / f"{name}.png").size) > least, name
     for word in ("relation", "data and training", "the most frequent answer", "torch"):
         assert word in report
+
+
+def test_the_report_shows_every_validation(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown = []
+    monkeypatch.setattr(
+        "lit_eve.nano.report.stacked", lambda rows: shown.append([label for label, _ in rows]) or Image.new("L", (1, 1))
+    )
+    draw_learning(tmp_path, finished[0])
+    steps = {}
+    for stage in ("1_prealign", "2_pretrain"):
+        lines = (finished[0] / stage / "answers.jsonl").read_text().splitlines()
+        steps[stage] = sorted({json.loads(line)["step"] for line in lines})
+    assert shown[0] == [f"stage {stage[0]}\nstep {step}" for stage in steps for step in steps[stage]]
+    assert len(shown[1]) == 4
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
