@@ -22,7 +22,7 @@ FORMATS = (f"\n{SHORT}", f"\n{UNSURE}", f"\n{LETTER}", f"\n{OCR}", CONTEXT)
 LETTERS = "ABCD"
 UNANSWERABLE = "unanswerable"
 
-FORMS = {"bare": 0.4, "short": 0.3, "letter": 0.17, "text": 0.05, "unsure": 0.04, "ocr": 0.04}
+FORMS = {"bare": 0.38, "short": 0.28, "letter": 0.17, "text": 0.05, "unsure": 0.04, "ocr": 0.08}
 """Shares of the forms among the conversations of the third stage."""
 TEXT_FORMS = {"bare": 0.7, "short": 0.3}
 """The same among the conversations that the language model reads: it knows the short form before the images come."""
