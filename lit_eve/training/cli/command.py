@@ -2,7 +2,8 @@
 
 LightningCLI with a run folder: ``trainer.default_root_dir`` holds everything that a run leaves behind,
 
-    config.yaml    checkpoints/    model/    metrics.csv    metrics.json    answers.jsonl    tensorboard/    skipped.jsonl
+    config.yaml    checkpoints/    model/    metrics.csv    metrics.json
+    answers.jsonl  word_maps/      tensorboard/                skipped.jsonl
 
 and calling the same run again goes on from its newest whole checkpoint (``--resume auto``, the default). What belongs to the
 model is given to ``model``; data asks the model for it, never the other way round.

@@ -21,7 +21,10 @@ from lit_eve.training.cli.config_files import MODEL_CLASS
 from lit_eve.training.record import environment
 
 CONFIG = "config.yaml"
-OWN = (CONFIG, FOLDER, "tensorboard", "model", "skipped.jsonl", "metrics.csv", "metrics.json", "answers.jsonl", "csv", "wandb")
+OWN = (
+    *(CONFIG, FOLDER, "tensorboard", "model", "skipped.jsonl", "metrics.csv", "metrics.json", "answers.jsonl", "word_maps"),
+    *("csv", "wandb"),
+)
 
 # A resumed run may differ in these: they say how fast it goes, not where to.
 FREE = [
