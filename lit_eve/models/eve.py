@@ -26,7 +26,7 @@ from lit_eve.losses import (
     patch_alignment_loss,
     target_positions_of,
 )
-from lit_eve.models.checkpoints.skeletons import check_buffers
+from lit_eve.models.checkpoints.skeletons import check_unsaved
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import FamilyHead, blocks_of, embed_tokens, packed_inputs, usual_attention
 from lit_eve.models.generation.mixin import ImageGenerationMixin
@@ -104,7 +104,7 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         spec = getattr(self.config, key)
         build = lambda: registry.build(spec, **context)  # noqa: E731
         part = build()
-        check_buffers(part, build, f"{key} {spec['name']!r}")
+        check_unsaved(part, build, f"{key} {spec['name']!r}")
         return part
 
     # ---- the teacher

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
 from lit_eve.errors import ConfigError
 from lit_eve.imports import find_class, how_to_import, is_there, path_of
 from lit_eve.models.config import EveConfig
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.registry import Registry
+
+
+def attention_module(name: str | None) -> str | None:
+    """The module of the user's own that brings the attention of a name; None for those of lit_eve, transformers and the hub."""
+    if name not in ALL_ATTENTION_FUNCTIONS or "/" in name:  # with a slash: a kernel of the hub
+        return None
+    module = ALL_ATTENTION_FUNCTIONS[name].__module__
+    return None if module.split(".")[0] in ("lit_eve", "transformers") else module
 
 
 def note_import(config: EveConfig, key: str, registry: Registry[Any]) -> None:

@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics import Metric
+from transformers import PreTrainedModel
 
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.models.checkpoints.filling import copy_into
 from lit_eve.models.checkpoints.folders import find_model_folder
 from lit_eve.models.checkpoints.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
-from lit_eve.models.checkpoints.skeletons import parameters_on_meta
+from lit_eve.models.checkpoints.skeletons import parameters_on_meta, unsaved_buffers
 from lit_eve.models.checkpoints.weights import is_checkpoint, read_file
+from lit_eve.models.own import attention_module
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration
@@ -132,10 +134,15 @@ def save_auxiliaries(weights: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """What decides how a model answers besides its weights and its config: classes, plain settings, replaced forwards."""
-    facts: dict[str, Any] = {}
+    """What decides how a model answers besides its weights and its config: classes, plain settings, replaced forwards, an
+    attention of one's own, buffers."""
+    sums = {name: buffer.double().cpu().sum() for name, buffer in unsaved_buffers(model).items()}
+    facts: dict[str, Any] = {name: f"{total:.17g} in sum" for name, total in sums.items()}
     for name, module in model.named_modules():
         facts[name] = type(module).__qualname__
+        facts |= {f"{name}.{key}": "buffer" for key in module._buffers.keys() - module._non_persistent_buffers_set}
+        if isinstance(module, PreTrainedModel) and attention_module(attention := module.config._attn_implementation):
+            facts[f"{name}.attention"] = attention
         if isinstance(module, nn.Dropout):
             continue
         for key, value in vars(module).items():

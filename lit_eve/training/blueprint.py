@@ -38,7 +38,7 @@ from lit_eve.models.checkpoints.loading import read_architecture
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import check_decoder, keeps_samples_apart
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
-from lit_eve.models.own import model_class_of
+from lit_eve.models.own import attention_module, model_class_of
 from lit_eve.processing import EveProcessor, ImageGeometry, templates
 from lit_eve.training.architecture import differences, is_irrelevant
 from lit_eve.training.teachers import check_teacher
@@ -101,6 +101,11 @@ class Blueprint:
         name, known = self.attn_implementation, (*ALL_ATTENTION_FUNCTIONS, "eager")
         if name is not None and name not in known and "/" not in name:  # with a slash: a kernel of the hub
             raise ConfigError(f"model.attn_implementation: there is no {name!r}; known: {', '.join(sorted(known))}")
+        if (module := attention_module(name)) is not None:
+            raise ConfigError(
+                f"model.attn_implementation: {name!r} is of your own (`{module}`), and a saved model would be loaded without "
+                "it: let the constructor of a model_class choose it"
+            )
         if self.decoder is not None:
             ImageGeometry(**(self.geometry or {}))
 

@@ -83,6 +83,8 @@ def test_images_under_common_names(tmp_path: Path, record: dict) -> None:
         ({"conversations": talk("<video>\nWhat happens?")}, "place for <video>"),
         ({"conversations": talk("What happens?\n<video>")}, "place for <video>"),
         ({"conversations": talk("<audio>What is said?")}, "place for <audio>"),
+        ({"conversations": talk("<Video>\nWhat happens?")}, "place for <video>"),
+        ({"conversations": talk("Say <|video_pad|> what happens")}, "place for <video>"),
         (
             {"messages": [{"role": "user", "content": [{"type": "video"}]}, {"role": "assistant", "content": "a"}]},
             "got 'video'",

@@ -188,3 +188,9 @@ def test_spreadsheets_and_columns_of_numbers(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ConfigError, match=words):
             open_annotations(tmp_path / name)
+
+
+def test_a_table_of_another_name_is_told_which_names_tables_have(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("image,caption\na.jpg,A cat.\n")
+    with pytest.raises(ConfigError, match=r"a list of records \[...\] should begin here; a table is named .csv or .tsv"):
+        pack(PackJob(open_annotations(tmp_path / "a.txt"), tmp_path / "out", tmp_path))

@@ -129,11 +129,15 @@ BROKEN = {
         lambda self, x, image: x._replace(tokens=x.tokens * self.scale),
     ),
     "redrawn": (
-        "draws its buffer 'noise' at random",
+        "draws 'noise' at random",
         redrawn,
         lambda self, x, image: x._replace(tokens=x.tokens + self.noise),
     ),
-    "unsaved": ("noise is a plain tensor", unsaved, lambda self, x, image: x._replace(tokens=x.tokens + self.noise)),
+    "unsaved": (
+        "keeps 'noise' as a plain tensor",
+        unsaved,
+        lambda self, x, image: x._replace(tokens=x.tokens + self.noise),
+    ),
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.training import LitEve
@@ -90,3 +92,51 @@ class MaskingEve(LitEve):
 
     def _forward(self, *args, **kwargs):
         return super()._forward(*args, **kwargs)
+
+
+def see_all(module, query, key, value, attention_mask, **kwargs):
+    """An attention without a mask."""
+    return sdpa_attention_forward(module, query, key, value, None, **kwargs | {"is_causal": False})
+
+
+AttentionInterface.register("see_all", see_all)
+
+
+class AttendingEve(LitEve):
+    """Chooses an attention of its own."""
+
+    stock_inference = True
+
+    def configure_model(self):
+        super().configure_model()
+        self.model.language_model.set_attn_implementation("see_all")
+
+
+class TurnedEve(LitEve):
+    """Turns positions by other angles."""
+
+    stock_inference = True
+
+    def configure_model(self):
+        super().configure_model()
+        self.model.get_decoder().rotary_emb.inv_freq.mul_(0.5)
+
+
+class BufferedEve(LitEve):
+    """Puts a buffer into the model."""
+
+    def configure_model(self):
+        super().configure_model()
+        self.model.projector.register_buffer("scale", torch.ones(3))
+
+
+class NoisyModel(EveForConditionalGeneration):
+    """Draws what is not saved."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("noise", torch.randn(4), persistent=False)
+
+
+class NoisyEve(LitEve):
+    model_class = NoisyModel

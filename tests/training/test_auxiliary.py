@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import lit_eve
 from lit_eve.errors import CheckpointError, ConfigError
@@ -159,6 +160,10 @@ def test_a_checkpoint_without_it_is_refused(world, tmp_path):
             "TouchedEve",
             r"changed the model after it was built \(model.language_model.model.layers.0.self_attn.is_causal: True -> False\)",
         ),
+        ("AttendingEve", r"after it was built \(model.language_model.attention: None -> see_all\)"),
+        ("TurnedEve", r"after it was built \(model.language_model.model.rotary_emb.inv_freq: .* in sum -> .* in sum\)"),
+        ("BufferedEve", r"after it was built \(model.projector.scale: None -> buffer\)"),
+        ("NoisyEve", "NoisyModel draws 'noise' at random and does not save it"),
         ("GrownEve", r"changed the model after it was built \(model.pixel_head: None -> Linear\)"),
         ("LateEve", "pixel_head.weight was added after configure_model"),
         ("BareEve", "BareEve.scale is a parameter in no module"),
@@ -177,6 +182,14 @@ def own_model(world):
     module = own(lit_eve.LitEve, world, teacher=None, aligner=None)
     module.configure_model()
     return module
+
+
+def test_an_attention_of_ones_own_belongs_into_a_model_class(world, monkeypatch):
+    with pytest.raises(ConfigError, match="model.attn_implementation: 'see_all' is of your own"):
+        own(lit_eve.LitEve, world, attn_implementation="see_all")
+    own(lit_eve.LitEve, world, attn_implementation="sdpa")
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "somebody/kernel", own_eve.see_all)
+    own(lit_eve.LitEve, world, attn_implementation="somebody/kernel")
 
 
 # ---- a model that answers otherwise

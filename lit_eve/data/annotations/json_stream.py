@@ -113,7 +113,8 @@ class ArrayReader(Reader):
         if self._peek() == "\ufeff":  # a byte order mark
             self._place += 1
         if self._peek() != "[":
-            raise self._broken("a list of records [...] should begin here")
+            hint = "" if self.path.suffix.lower() == ".json" else "; a table is named .csv or .tsv"
+            raise self._broken(f"a list of records [...] should begin here{hint}")
         self._place += 1
 
     def _close(self) -> None:

@@ -32,7 +32,10 @@ FILE_KEYS = (
 """Keys that name an image where the record has a place for one, and something else where not."""
 
 _MEDIA = re.compile(r"(video|audio)s?(_(path|file)s?)?")
-_PLACEHOLDER = re.compile(r"^\s*<(video|audio|speech|sound)>|<(video|audio|speech|sound)>\s*$", re.MULTILINE)
+_PLACEHOLDER = re.compile(
+    r"^\s*<(video|audio|speech|sound)>|<(video|audio|speech|sound)>\s*$|<\|(video|audio)(?:_pad)?\|>",  # the last are Qwen's
+    re.MULTILINE | re.IGNORECASE,
+)
 
 
 @lru_cache(maxsize=4096)
@@ -112,7 +115,8 @@ def _check_media(record: Mapping[str, Any]) -> None:
 
 
 def _check_placeholders(conversation: Any) -> None:
-    """Refuse a question that begins or ends a line with ``<video>`` or the like: such records do not see what they are about.
+    """Refuse a question that begins or ends a line with ``<video>`` or the like, or has ``<|video_pad|>`` anywhere: such
+    records do not see what they are about.
 
     HTML, which has elements of that name, closes them.
     """
@@ -126,6 +130,6 @@ def _check_placeholders(conversation: Any) -> None:
         for part in parts:
             text = part.get("text") if isinstance(part, Mapping) else part
             if isinstance(text, str) and "<" in text and (found := _PLACEHOLDER.search(text)) is not None:
-                kind = found[1] or found[2]
-                if f"</{kind}>" not in text:
+                kind = (found[1] or found[2] or found[3]).lower()
+                if f"</{kind}>" not in text.lower():
                     raise SampleError(f"its text has a place for <{kind}>; samples are made of images and text")

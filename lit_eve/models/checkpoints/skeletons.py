@@ -8,15 +8,19 @@ get them: the constructor runs with its parameters on the meta device, and what 
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedModel
 
 from lit_eve.errors import ConfigError
+from lit_eve.imports import path_of
 
 
 @contextmanager
@@ -53,15 +57,22 @@ def restore_buffers(model: PreTrainedModel) -> None:
     Args:
         model: with its buffers on the device and in the type that they keep.
     """
+    kind = type(model)
+
+    def build() -> PreTrainedModel:
+        return kind(copy.deepcopy(model.config))
+
     with torch.random.fork_rng(devices=[]), parameters_on_meta():
-        computed = unsaved_buffers(type(model)(copy.deepcopy(model.config)))
+        computed = unsaved_buffers(build())
+    if path_of(kind) is not None:  # parts are looked at when they are built
+        _check_drawn(build, unsaved_buffers, kind.__name__)
     for name, buffer in unsaved_buffers(model).items():
         if name in computed:
             buffer.copy_(computed[name])
 
 
-def check_buffers(part: nn.Module, build: Callable[[], nn.Module], what: str) -> None:
-    """Refuse a part that draws buffers at random and does not save them: it would be another part after each loading.
+def check_unsaved(part: nn.Module, build: Callable[[], nn.Module], what: str) -> None:
+    """Refuse a part that computes with what is not saved: it would be another part after each loading.
 
     Args:
         part: the part.
@@ -69,19 +80,44 @@ def check_buffers(part: nn.Module, build: Callable[[], nn.Module], what: str) ->
         what: its name, for the message.
 
     Raises:
-        ConfigError: two parts built one after the other differ in a buffer that is in no state dict.
+        ConfigError: a tensor that is neither parameter nor buffer, or two parts built one after the other differ in a buffer,
+            an array or a number that is in no state dict.
     """
-    if not unsaved_buffers(part):
-        return
+    if plain := next((name for name, value in _attributes(part) if isinstance(value, Tensor)), None):
+        raise ConfigError(
+            f"{what} keeps {plain!r} as a plain tensor, which is neither saved nor moved with the model: make it a parameter "
+            "or a buffer"
+        )
+    _check_drawn(build, lambda part: unsaved_buffers(part) | dict(filter(_is_number, _attributes(part))), what)
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Plain attributes of a module and of all in it, by their full names."""
+    for prefix, inner in module.named_modules():
+        for name, value in vars(inner).items():
+            yield f"{prefix}.{name}" if prefix else name, value
+
+
+def _is_number(attribute: tuple[str, Any]) -> bool:
+    """Whether an attribute is a number, or a list or an array of them."""
+    value = attribute[1]
+    return isinstance(value, np.ndarray | int | float) or (
+        isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value)
+    )
+
+
+def _check_drawn(build: Callable[[], nn.Module], facts: Callable[[nn.Module], dict[str, Any]], what: str) -> None:
     drawn = []
     with torch.random.fork_rng(devices=[]):
         for seed in range(2):
             torch.manual_seed(seed)
             with parameters_on_meta():
-                drawn.append(unsaved_buffers(build()))
+                drawn.append(facts(build()))
     for name, first in drawn[0].items():
-        if not torch.equal(first, drawn[1][name]):
+        second = drawn[1][name]
+        same = torch.equal(first, second) if isinstance(first, Tensor) else pickle.dumps(first) == pickle.dumps(second)
+        if not same:
             raise ConfigError(
-                f"{what} draws its buffer {name!r} at random and does not save it, so that it would be another one after "
-                "loading: register it with persistent=True"
+                f"{what} draws {name!r} at random and does not save it, so that it would be another one after loading: make it "
+                "a buffer with persistent=True"
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,6 +38,27 @@ def fourier():
     del PATCH_EMBEDDINGS._variants["fourier"]
 
 
+@pytest.fixture
+def forgetful():
+    """Registers patch embeddings that keep a value in a plain attribute."""
+
+    @PATCH_EMBEDDINGS.register("forgetful")
+    class Forgetful(LinearPatchEmbedding):
+        def __init__(self, geometry, kind: str) -> None:
+            super().__init__(geometry, width=16)
+            self.inner = nn.Module()
+            self.inner.value = {
+                "tensor": lambda: torch.ones(3),
+                "array": lambda: np.random.randn(3),
+                "number": random.random,
+                "list": lambda: [random.randrange(10**9)],
+                "fixed": lambda: [1.0, float("nan")],
+            }[kind]()
+
+    yield "forgetful"
+    del PATCH_EMBEDDINGS._variants["forgetful"]
+
+
 @pytest.mark.parametrize("arguments", [{}, {"drawn": True, "saved": True}], ids=["computed", "drawn and saved"])
 def test_frequencies_survive_loading_by_every_way(fourier, arguments, tmp_path):
     model, processor = make_tiny()
@@ -57,10 +81,23 @@ def test_frequencies_survive_loading_by_every_way(fourier, arguments, tmp_path):
 
 
 def test_buffers_that_are_drawn_and_not_saved_are_refused_before_anything_is_built_on_them(fourier):
-    with pytest.raises(
-        ConfigError, match="patch_embedding 'fourier' draws its buffer 'frequencies' at random.*persistent=True"
-    ):
+    with pytest.raises(ConfigError, match="patch_embedding 'fourier' draws 'frequencies' at random.*persistent=True"):
         tiny.model(patch_embedding={"name": fourier, "drawn": True})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("tensor", "keeps 'inner.value' as a plain tensor, which is neither saved nor moved"),
+        ("array", "draws 'inner.value' at random"),
+        ("number", "draws 'inner.value' at random"),
+        ("list", "draws 'inner.value' at random"),
+    ],
+)
+def test_what_is_kept_elsewhere_than_in_parameters_and_buffers_is_refused(forgetful, kind, message):
+    with pytest.raises(ConfigError, match=f"patch_embedding 'forgetful' {message}"):
+        tiny.model(patch_embedding={"name": forgetful, "kind": kind})
+    tiny.model(patch_embedding={"name": forgetful, "kind": "fixed"})
 
 
 def test_parameters_take_no_memory_and_buffers_are_real():
