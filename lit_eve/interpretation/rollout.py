@@ -23,7 +23,7 @@ from torch import Tensor
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.answers import AnswerAttention
 from lit_eve.interpretation.maps import maps_of
-from lit_eve.interpretation.recording.attention import probabilities
+from lit_eve.interpretation.recording.attention import check_output, probabilities
 from lit_eve.interpretation.recording.intercept import AttentionCall, attention_modules, intercept_attention
 from lit_eve.interpretation.teacher_forcing import ForcedAnswer
 
@@ -127,12 +127,5 @@ def _attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
     value = call.value.repeat_interleave(weights.shape[1] // call.value.shape[1], dim=1)  # (1, h, T, d)
     output = (weights.to(value.dtype) @ value).transpose(1, 2)
     with torch.no_grad():
-        expected = call.run()[0].float()
-    # Rounding: scores in half precision, TF32 in float32.
-    tolerance = (0.01 if value.dtype == torch.float32 else 0.1) * expected.abs().max()
-    if not (output.detach().float() - expected).abs().max() <= tolerance:
-        raise LitEveError(
-            f"{type(call.module).__name__} of layer {call.layer} does not compute the causal softmax attention that is known "
-            "here, so that there is no rollout of it"
-        )
+        check_output(call, output.detach(), call.run()[0])
     return output, weights

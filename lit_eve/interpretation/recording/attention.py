@@ -5,7 +5,7 @@
     first_token = recorder.calls(-1)[0]          # (B, heads, 1, T)
 
 A fast kernel never holds the probabilities. The recorder stands in front of it (`intercept`), recomputes the softmax for the
-rows it was asked for, and calls the kernel.
+rows it was asked for, and calls the kernel. What the kernel returns must be what follows from them.
 
 Notation: B rows of the batch, h heads, Q query positions of a call, K key positions, R recorded rows, d head width.
 """
@@ -38,7 +38,8 @@ class AttentionRecorder:
             mind the memory). The default -1 is the position that predicts the next token, in every step of ``generate``.
 
     Raises:
-        LitEveError: the model's attention cannot be recorded, or a layer or head does not exist.
+        LitEveError: the model's attention cannot be recorded, or a layer or head does not exist. On the first call: the kernel
+            computes something else (an attention of one's own with another mask, say).
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class AttentionRecorder:
         """The recorded heads, from 0."""
         self._rows = [rows] if isinstance(rows, int) else rows
         self._calls: dict[int, list[Tensor]] = {layer: [] for layer in indices(layers, len(modules), "layer")}
+        self._checked: set[int] = set()
         self._stack = ExitStack()
 
     @property
@@ -92,8 +94,35 @@ class AttentionRecorder:
 
     def _record(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            self._calls[call.layer].append(probabilities(call, self._rows, self.heads))
-        return call.run()
+            weights, visible = _softmax(call, self._rows, self.heads)
+        self._calls[call.layer].append(weights)
+        returned = call.run()
+        if call.layer not in self._checked and not call.settings.get("dropout"):
+            self._check(call, weights, visible, returned[0].detach())
+            self._checked.add(call.layer)
+        return returned
+
+    def _check(self, call: AttentionCall, weights: Tensor, visible: Tensor, output: Tensor) -> None:
+        """Raise LitEveError unless the kernel's output (B, Q, h, d) is that of the probabilities, but for padding."""
+        place = torch.tensor(indices(self._rows, output.shape[1], "row"), device=output.device)  # (R,)
+        value = call.value.repeat_interleave(output.shape[2] // call.value.shape[1], dim=1)[:, self.heads]  # (B, h, K, d)
+        real = visible.any(-1)
+        if call.mask is not None and call.mask.ndim == 2:  # behind the end of a sample, these kernels return nothing
+            real = real & call.mask.bool()[:, None, place + call.key.shape[2] - output.shape[1]]
+        real = real.expand(weights.shape[:3])  # (B, h, R)
+        if real.any():
+            check_output(call, (weights @ value.float())[real], output.transpose(1, 2)[:, self.heads][:, :, place][real])
+
+
+def check_output(call: AttentionCall, expected: Tensor, output: Tensor) -> None:
+    """Raise LitEveError unless the kernel's output is what was expected, both (..., d), but for rounding."""
+    # Scores in half precision, TF32 in float32.
+    tolerance = (0.01 if call.value.dtype == torch.float32 else 0.1) * output.abs().max()
+    if not (expected.float() - output.float()).abs().max() <= tolerance:
+        raise LitEveError(
+            f"{type(call.module).__name__} of layer {call.layer} does not compute the causal softmax attention that is known "
+            "here: what it looks at cannot be told"
+        )
 
 
 def probabilities(call: AttentionCall, rows: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Tensor:
@@ -110,26 +139,43 @@ def probabilities(call: AttentionCall, rows: Sequence[int] | None = None, heads:
     Raises:
         LitEveError: the family does something to its scores that is not known here, or there is no such row.
     """
-    query, key, settings = call.query, call.key, call.settings
-    for name, what in (("softcap", "caps its attention scores"), ("s_aux", "has attention sinks")):
+    return _softmax(call, rows, heads)[0]
+
+
+_UNKNOWN = {
+    "softcap": "caps its attention scores",
+    "s_aux": "has attention sinks",
+    "sinks": "has attention sinks",
+    "position_bias": "adds a bias to its attention scores",
+}
+
+
+def _softmax(call: AttentionCall, rows: Sequence[int] | None, heads: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """The probabilities (B, h, R, K), and which keys may be looked at: bool, broadcastable to them."""
+    query, key, mask, settings = call.query, call.key, call.mask, call.settings
+    for name, what in _UNKNOWN.items():
         if settings.get(name) is not None:
             raise LitEveError(f"{type(call.module).__name__} {what}: its attention cannot be recorded")
     looks_ahead = not settings.get("is_causal", getattr(call.module, "is_causal", True))
-    if looks_ahead and (call.mask is None or call.mask.ndim != 4):  # a mask of all pairs says itself what is seen
+    if looks_ahead and (mask is None or mask.ndim != 4):  # a mask of all pairs says itself what is seen
         raise LitEveError(
             f"{type(call.module).__name__} of layer {call.layer} does not compute the causal softmax attention that is known "
             "here: it looks ahead"
         )
     length = query.shape[2]
     place = torch.tensor(indices(rows, length, "row"), device=query.device)  # (R,)
-    visible = _visible(place, length, key.shape[2], call.mask, settings.get("sliding_window"), _samples(query, **settings))
     query = query[:, :, place]  # (B, h, R, d)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (B, h, K, d)
     if heads is not None and list(heads) != list(range(query.shape[1])):  # no copy of all
         query, key = query[:, heads], key[:, heads]
+        mask = mask[:, heads] if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask
+    samples = _samples(call.query, **settings)
+    visible = _visible(place, length, key.shape[2], mask, settings.get("sliding_window"), samples)
     scaling = settings.get("scaling")
     scores = query.float() @ key.float().transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
+    if mask is not None and mask.ndim == 4 and mask.is_floating_point() and samples is None:  # it may hold a bias
+        scores = scores + mask[:, :, place, : key.shape[2]].float()
+    return scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1), visible
 
 
 def _samples(query: Tensor, packed: PackedRows | None = None, cu_seq_lens_q: Tensor | None = None, **_: Any) -> Tensor | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GptOssConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import LitEveError
@@ -177,4 +178,51 @@ def test_attention_that_looks_ahead_is_not_taken_for_causal(implementation: str)
     assert not recorder.calls(1)[0][0, :, 3, 4:].any()
     if implementation == "sdpa":
         with pytest.raises(LitEveError, match="LlamaAttention of layer 1 .*: it looks ahead"), AttentionRecorder(model):
+            model(TEXT)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("heads", [None, [2]])
+def test_a_bias_in_the_mask_is_recorded(implementation: str, heads: list[int] | None) -> None:
+    model = make_model()
+    bias = torch.randn(2, 4, 8, 8).masked_fill(torch.ones(8, 8, dtype=torch.bool).triu(1), -torch.inf)
+    expected = eager_attentions(model, input_ids=TEXT, attention_mask=bias)
+    model.language_model.set_attn_implementation(implementation)
+    with torch.no_grad(), AttentionRecorder(model, heads=heads, rows=None) as recorder:
+        model.get_decoder()(TEXT, attention_mask=bias)
+    for layer, weights in enumerate(expected):
+        torch.testing.assert_close(recorder.calls(layer)[0], weights[:, heads or slice(None)], atol=1e-6, rtol=1e-5)
+
+
+def test_a_bias_that_the_kernel_is_given_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS._global_mapping,
+        "biased",
+        lambda *args, position_bias=None, **kwargs: sdpa_attention_forward(*args, **kwargs),
+    )
+    model.language_model.set_attn_implementation("biased")
+    with (
+        pytest.raises(LitEveError, match="LlamaAttention adds a bias to its attention scores"),
+        AttentionRecorder(model),
+    ):
+        model.get_decoder()(TEXT, position_bias=torch.zeros(1, 4, 8, 8))
+
+
+def test_an_attention_of_ones_own_with_another_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_half(module, query, key, value, attention_mask, **kwargs):
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+        mask[:, 4:] = False
+        return sdpa_attention_forward(module, query, key, value, mask[None, None], **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "first_half", first_half)
+    model = make_model()
+    model.language_model.set_attn_implementation("first_half")
+    with torch.no_grad():
+        with AttentionRecorder(model, rows=[0, 3]):  # there it is the one that is known
+            model(TEXT)
+        with (
+            pytest.raises(LitEveError, match="LlamaAttention of layer 0 does not compute the causal softmax attention"),
+            AttentionRecorder(model, rows=-1),
+        ):
             model(TEXT)
