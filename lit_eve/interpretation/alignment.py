@@ -19,13 +19,13 @@ from torch import Tensor
 
 from lit_eve.errors import LitEveError, SampleError
 from lit_eve.interpretation.maps import on_grids
+from lit_eve.interpretation.overlay import picture_below
 from lit_eve.interpretation.recording.intercept import indices
 from lit_eve.interpretation.samples import each_usable
 from lit_eve.models.decoders import blocks_of
 from lit_eve.models.splice import ImageLayout, TeacherCells
 from lit_eve.plotting import SOFT, drawing, shades
 from lit_eve.processing import Sample
-from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -182,11 +182,7 @@ def cosine_figure(images: Sequence[ImageSource], maps: Mapping[str, Sequence[Ten
     """
     if not maps:
         raise LitEveError("there is no map to draw")
-    for name, ones in maps.items():
-        if len(ones) != len(images):
-            raise LitEveError(f"{name} has maps over {len(ones)} images, but {len(images)} are given")
-    (image,) = indices([image], len(images), "image")
-    picture = load_image(images[image])
+    picture, image = picture_below(images, image, maps)
     width, height = (2.2 * side / max(picture.size) for side in picture.size)
     lowest = min(float(ones[image].min()) for ones in maps.values())
     with drawing(1, len(maps) + 1, ((len(maps) + 1) * max(width, 1.2) + 0.8, height + 0.6)) as (drawn, axes):

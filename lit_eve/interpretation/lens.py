@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.answers import question_inputs
 from lit_eve.interpretation.maps import on_grids
+from lit_eve.interpretation.overlay import picture_below
 from lit_eve.interpretation.recording import ActivationRecorder
 from lit_eve.interpretation.recording.intercept import indices
 from lit_eve.models.decoders import FamilyHead, blocks_of
 from lit_eve.models.splice import ImageLayout
 from lit_eve.plotting import INK, SOFT, drawing
-from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -162,14 +162,11 @@ def lens_figure(
     Raises:
         LitEveError: there is no such image.
     """
-    if len(images) != len(lens.words):
-        raise LitEveError(f"the lens was held at {len(lens.words)} images, but {len(images)} are given")
-    (image,) = indices([image], len(images), "image")
+    picture, image = picture_below(images, image, {"the lens": lens.words})
     words, probabilities = lens.words[image][..., 0], lens.probabilities[image][..., 0].tolist()
     _, height, width = words.shape
     columns = min(columns, len(lens.states))
     rows = -(-len(lens.states) // columns)
-    picture = load_image(images[image])
     with drawing(rows, columns, (columns * max(width * cell, 1), rows * (height * cell + 0.3))) as (drawn, axes):
         for axis in axes.flat:
             axis.axis("off")

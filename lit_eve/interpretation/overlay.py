@@ -1,12 +1,16 @@
-"""A heat map over the image that it belongs to."""
+"""A map over the image that it belongs to."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lit_eve.errors import LitEveError
+from lit_eve.interpretation.recording.intercept import indices
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 
@@ -38,3 +42,21 @@ def overlay(
     colours = colormaps[colormap](np.asarray(smooth))[..., :3] * 255  # (y, x, 3)
     blended = (1 - opacity) * np.asarray(image)[..., None] + opacity * colours
     return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def picture_below(images: Sequence[ImageSource], image: int, maps: Mapping[str, Sequence[object]]) -> tuple[Image.Image, int]:
+    """The image that a figure lays maps over, and its number from 0.
+
+    Args:
+        images: what the model saw.
+        image: which of them, negative ones from the end.
+        maps: by whose they are, one for each of the images.
+
+    Raises:
+        LitEveError: there is no such image, or not one map for each.
+    """
+    for whose, ones in maps.items():
+        if len(ones) != len(images):
+            raise LitEveError(f"{whose} has maps over {len(ones)} images, but {len(images)} are given")
+    (image,) = indices([image], len(images), "image")
+    return load_image(images[image]), image

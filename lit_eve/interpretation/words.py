@@ -17,10 +17,9 @@ from torch import Tensor
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.answers import AnswerAttention
-from lit_eve.interpretation.overlay import overlay
+from lit_eve.interpretation.overlay import overlay, picture_below
 from lit_eve.interpretation.recording.intercept import indices
 from lit_eve.plotting import SOFT, drawing
-from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -128,10 +127,7 @@ def word_figure(
     """
     if not words:
         raise LitEveError("there are no words to draw")
-    if len(images) != len(words[0].maps):
-        raise LitEveError(f"the words were written about {len(words[0].maps)} images, but {len(images)} are given")
-    (image,) = indices([image], len(images), "image")
-    picture = load_image(images[image])
+    picture, image = picture_below(images, image, {f"the word {word.word!r}": word.maps for word in words})
     columns = min(columns, len(words) + 1)
     rows = -(-(len(words) + 1) // columns)
     width, height = (panel * side / max(picture.size) for side in picture.size)

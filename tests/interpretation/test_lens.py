@@ -78,7 +78,7 @@ def test_the_figure_has_the_words_where_the_patches_are() -> None:
     figure.savefig("/dev/null", format="png")
     with pytest.raises(LitEveError, match="there is no image 2: there are 2"):
         lens_figure(IMAGES, lens, 2)
-    with pytest.raises(LitEveError, match="held at 2 images, but 1 are given"):
+    with pytest.raises(LitEveError, match="the lens has maps over 2 images, but 1 are given"):
         lens_figure(IMAGES[:1], lens)
 
 

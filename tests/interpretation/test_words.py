@@ -109,7 +109,7 @@ def test_the_figure_has_a_panel_per_word() -> None:
     assert np.array_equal(shown, np.asarray(overlay(images[1], words[0].maps[1], size=150)))
     with pytest.raises(LitEveError, match="there is no image 2: there are 2"):
         word_figure(images, words, 2)
-    with pytest.raises(LitEveError, match="written about 2 images, but 1 are given"):
+    with pytest.raises(LitEveError, match="has maps over 2 images, but 1 are given"):
         word_figure(images[:1], words)
     with pytest.raises(LitEveError, match="no words"):
         word_figure(images, [])
