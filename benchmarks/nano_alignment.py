@@ -74,15 +74,15 @@ def run_seed(options: argparse.Namespace, folder: Path, seed: int) -> None:
 
 def evaluate_arms(folder: Path, seed: int, journal: Journal, steps: Sequence[Step]) -> dict[str, Any]:
     """Held-out losses of both arms: on the test captions at the end, and at every validation."""
-    from lit_eve.nano.evaluate import caption_accuracy, caption_losses
+    from lit_eve.nano.evaluate import captions_by_word
     from lit_eve.nano.figures import read_curves
 
     seconds = {step.name: journal.seconds(step) for step in steps}
     result: dict[str, Any] = {"seed": seed}
     for arm in ARMS:
-        captions = caption_accuracy(folder / arm / STAGES[-1], folder / "data")
+        captions = captions_by_word(folder / arm / STAGES[-1], folder / "data", WORDS)
         result[arm] = {"caption_loss": captions["loss"], "caption_accuracy": captions["accuracy"]}
-        result[arm]["loss_by_word"] = caption_losses(folder / arm / STAGES[-1], folder / "data", WORDS)
+        result[arm]["loss_by_word"] = captions["loss_by_word"]
         result[arm]["seconds"] = sum(seconds[f"{arm}_{name}"] for name in STAGES)
         for name in STAGES:
             curves = read_curves(folder / arm / name / "tensorboard")

@@ -112,8 +112,8 @@ def caption_accuracy(model_path: Path, data_path: Path) -> dict[str, float]:
 
 
 @torch.no_grad()
-def caption_losses(model_path: Path, data_path: Path, kinds: Mapping[str, Collection[str]]) -> dict[str, float]:
-    """Mean loss of the words of the test captions, by kind of word.
+def captions_by_word(model_path: Path, data_path: Path, kinds: Mapping[str, Collection[str]]) -> dict[str, Any]:
+    """What `caption_accuracy` returns, and the mean loss by kind of word (``loss_by_word``).
 
     Args:
         model_path: what `lit_eve.load` takes.
@@ -126,16 +126,21 @@ def caption_losses(model_path: Path, data_path: Path, kinds: Mapping[str, Collec
     tokenizer = processor.tokenizer
     words = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
     kind_of_token = torch.tensor([names.index(kind_of.get(word, "other")) for word in words])
-    total, count = torch.zeros(len(names), dtype=torch.double), torch.zeros(len(names), dtype=torch.double)
+    total, count, correct = torch.zeros(3, len(names), dtype=torch.double)
     for batch in track(_test_captions(processor, data_path), "words of captions"):
         inputs = model_inputs(batch)
         positions, labels = inputs.pop("target_positions"), inputs.pop("labels")
         logits = model(**inputs).logits.flatten(0, 1)[positions].float()  # (M, V)
         targets = labels.flatten()[positions + 1]  # (M,)
         losses = F.cross_entropy(logits, targets, reduction="none").double()
-        total.index_add_(0, kind_of_token[targets], losses)
-        count.index_add_(0, kind_of_token[targets], torch.ones_like(losses))
-    return dict(zip(names, (total / count).tolist(), strict=True))
+        right = (logits.argmax(-1) == targets).double()
+        for sums, values in ((total, losses), (count, torch.ones_like(losses)), (correct, right)):
+            sums.index_add_(0, kind_of_token[targets], values)
+    return {
+        "accuracy": (correct.sum() / count.sum()).item(),
+        "loss": (total.sum() / count.sum()).item(),
+        "loss_by_word": dict(zip(names, (total / count).tolist(), strict=True)),
+    }
 
 
 def _test_captions(processor: EveProcessor, data_path: Path) -> DataLoader:

@@ -19,7 +19,7 @@ import yaml
 from scipy.stats import ttest_1samp
 
 from lit_eve.errors import LitEveError
-from lit_eve.nano.evaluate import caption_losses
+from lit_eve.nano.evaluate import caption_accuracy
 from lit_eve.nano.pipeline import CONFIG
 from lit_eve.nano.seeds import describe, run_in_parallel, slug, write_seeded_config
 from lit_eve.nano.world.questions import TYPES
@@ -235,8 +235,8 @@ def test_arms_differ_in_the_alignment_alone(tmp_path: Path) -> None:
         for run in result["runs"]
     ]
     assert result["summary"]["gain_of_looks"]["mean"] == pytest.approx(fmean(looks))
-    whole = caption_losses(output / "seed_0" / "with" / "2_pretrain", output / "seed_0" / "data", {})
-    assert whole == {"other": pytest.approx(result["runs"][0]["with"]["caption_loss"], rel=1e-5)}
+    whole = caption_accuracy(output / "seed_0" / "with" / "2_pretrain", output / "seed_0" / "data")
+    assert {name: result["runs"][0]["with"][f"caption_{name}"] for name in whole} == pytest.approx(whole, rel=1e-5)
     for name in ("1_prealign", "2_pretrain"):
         first, second = (
             yaml.safe_load((output / "seed_0" / arm / "configs" / f"{name}.yaml").read_text()) for arm in ("with", "without")
