@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from lit_eve.data.checks import accumulation, check_lengths, check_template
 from lit_eve.data.dataset import Collate, PackedDataset, StoredSamples, evenly
 from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
 from lit_eve.data.loader import ExactResume, FitProgress, PackedLoader
@@ -23,7 +24,6 @@ from lit_eve.data.skips import SkipLog
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
 from lit_eve.processing import EveProcessor
-from lit_eve.processing.templates import Plain
 
 
 @dataclass
@@ -168,18 +168,12 @@ class EveDataModule(LightningDataModule):
                 skips.judge()
             if table.unknown.unknown:
                 rank_zero_warn(f"data.{split}: {table.unknown}")
-            cut = int((table.length > self.max_tokens).sum())
-            if cut:
-                rank_zero_warn(
-                    f"data.{split}: {cut} of {len(table)} samples are longer than data.max_tokens = {self.max_tokens} and "
-                    f"are cut (the longest has {table.length.max()})"
-                )
-            self._check_positions(split, table)
+            check_lengths(split, table, self.max_tokens, self.longest_sample, self.reads_longer_samples)
         if stage in ("fit", "validate") and self.benchmarks is not None:
             self.benchmarks.trainer = self.trainer
             self.benchmarks.setup(stage)
         if stage == "fit":
-            self._check_template()
+            check_template(self.processor, self.template)
         if stage == "fit" and self.trainer is not None:
             others = [callback for callback in self.trainer.callbacks if not isinstance(callback, ExactResume)]
             self.trainer.callbacks = [*others, ExactResume(self._resume)]
@@ -355,50 +349,10 @@ class EveDataModule(LightningDataModule):
         if self.processor is None:
             raise ConfigError("the data needs a processor: give the datamodule to a trainer, or call attach(processor)")
 
-    def _check_template(self) -> None:
-        """Say that dialogues are trained which are written otherwise than those in which the model will be asked."""
-        trained, asked = (self.processor.template_of(template) for template in (self.template, None))
-        if trained is not asked and not isinstance(trained, Plain):
-            rank_zero_warn(
-                f"data.template = {self.template!r} is trained, but chat, evaluations and benchmarks ask the model as its own "
-                f"template says, {self.processor.template!r} (model.template)"
-            )
-
-    def _check_positions(self, split: str, table: SampleTable) -> None:
-        """Say at the start that samples are longer than what the decoder was made for."""
-        limit = self.longest_sample
-        if limit is None or self.max_tokens <= limit:
-            return
-        lengths = table.length.clip(max=self.max_tokens)
-        if not (longer := int((lengths > limit).sum())):
-            return
-        message = (
-            f"data.{split}: {longer} of {len(table)} samples have more tokens (up to {lengths.max()}) than the {limit} that "
-            f"the decoder was made for (max_position_embeddings, and what its RoPE says); data.max_tokens = {limit} cuts them"
-        )
-        if not self.reads_longer_samples:
-            raise ConfigError(message)
-        rank_zero_warn(message)
-
     def _set_accumulation(self) -> None:
         """Tell the trainer how many micro-batches make a global batch."""
-        trainer = self.trainer
-        if self.global_batch is None or trainer is None or trainer.state.fn != "fit":
-            return
-        rows = self.rows * trainer.world_size  # of all devices at a time
-        accumulate, rest = divmod(self.global_batch, rows)
-        if rest:
-            nearest = " or ".join(str(n * rows) for n in (accumulate, accumulate + 1) if n)
-            raise ConfigError(
-                f"data.global_batch = {self.global_batch} rows cannot be shared out to {trainer.world_size} devices x "
-                f"data.rows = {self.rows}; {nearest} can"
-            )
-        if trainer.accumulate_grad_batches not in (1, accumulate):
-            raise ConfigError(
-                f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches} contradicts data.global_batch = "
-                f"{self.global_batch}, which needs {accumulate}; leave it out"
-            )
-        trainer.accumulate_grad_batches = accumulate
+        if self.global_batch is not None and self.trainer is not None and self.trainer.state.fn == "fit":
+            self.trainer.accumulate_grad_batches = accumulation(self.global_batch, self.rows, self.trainer)
 
     def _check_values(self) -> None:
         for key in ("max_tokens", "rows", "global_batch", "validation_rows", "limit_samples", "shuffle_window"):
