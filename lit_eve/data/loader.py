@@ -287,9 +287,9 @@ def _stop_workers(reader: DataLoader, owner: int) -> None:
 class ExactResume(Callback):
     """Brings Lightning's counters of a checkpoint in line with the place where the loader goes on.
 
-    They differ when a step is begun again, when the number of ranks or the accumulation changed, and when training was stopped
-    inside an epoch (``max_steps``, ``max_time``), which Lightning counts as an epoch that is over. It also hands the loader its
-    state in time: Lightning forgets to where ``estimated_stepping_batches`` was asked for before.
+    They differ when a step is begun again, when the number of ranks or the accumulation changed, behind the last batch of an
+    epoch, and when training was stopped inside an epoch (``max_steps``, ``max_time``): Lightning counts it as one that is over.
+    It also hands the loader its state in time: Lightning forgets to where ``estimated_stepping_batches`` was asked for before.
 
     Args:
         loader: gives the loader of this run, whose state is to be restored.
@@ -318,6 +318,12 @@ class ExactResume(Callback):
         if closed and not finished:
             for counter in epochs["current"], epochs["total"]:
                 counter["processed"] = counter["completed"] = counter["started"] - 1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Behind the last batch of an epoch the next one begins: Lightning would train it without counting it as begun."""
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_progress.current.processed == loop.epoch_progress.current.started:
+            loop.reset_restart_stage()
 
 
 def _move(progress: dict[str, dict[str, int]], batch: int, again: bool) -> None:

@@ -162,6 +162,8 @@ def test_a_signal_at_the_last_batch_of_an_epoch_and_of_a_run(world, stage1, tmp_
     with pytest.raises(SystemExit):
         main([*stage2(world, stage1, run, **several), *stop, "--trainer.callbacks.step=2"])
     assert find_checkpoint(run).name == "step00000003.ckpt" and "val/loss" not in rows_of(run)[-1]
+    with pytest.raises(SystemExit):  # in the epoch that began with a restart
+        main([*stage2(world, stage1, run, **several), *stop, "--trainer.callbacks.step=3"])
     main([*stage2(world, stage1, run, **several), *stop, "--trainer.callbacks.step=4"])
     assert rows_of(run) == rows_of(whole)
     assert (run / "model").exists() and json.loads((run / "metrics.json").read_text())["finished"]
