@@ -22,10 +22,10 @@ from lit_eve.losses import Term, weighted_sum
 from lit_eve.models.generation.asking import ask, generate_answers
 from lit_eve.training.architecture import check_architecture
 from lit_eve.training.auxiliary import auxiliaries, check_as_built, fingerprint, make_auxiliaries
-from lit_eve.training.callbacks.last_step import LastValidation
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
 from lit_eve.training.callbacks.stop import StopOnSignal
+from lit_eve.training.callbacks.validation import ValidationSchedule
 from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.fsdp import sharding_strategy
 from lit_eve.training.optimizers import build_optimizer, check_optimizer, trained_parameters, warmup_then_cosine
@@ -231,7 +231,7 @@ class LitEve(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What every run has: scalars, a validation of its end, and an end where the loss is not finite or a signal comes."""
-        return [TrainingMonitor(), NonFiniteGuard(), LastValidation(), StopOnSignal()]
+        return [TrainingMonitor(), NonFiniteGuard(), ValidationSchedule(), StopOnSignal()]
 
     def on_fit_start(self) -> None:
         """Refuse what could not be saved; print what trains."""

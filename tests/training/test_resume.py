@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
+from torch.multiprocessing import ProcessRaisedException
 
 import lit_eve
 from lit_eve.errors import CheckpointError
@@ -167,6 +168,59 @@ def test_a_signal_at_the_last_batch_of_an_epoch_and_of_a_run(world, stage1, tmp_
     main([*stage2(world, stage1, run, **several), *stop, "--trainer.callbacks.step=4"])
     assert rows_of(run) == rows_of(whole)
     assert (run / "model").exists() and json.loads((run / "metrics.json").read_text())["finished"]
+
+
+HALVES = {"trainer.limit_train_batches": 7, "trainer.val_check_interval": 0.5, "trainer.max_epochs": 2}
+HALVES |= {"trainer.max_steps": -1, "trainer.limit_val_batches": 2, "checkpoint.every_n_steps": 1}
+
+
+def validated(run):
+    return [int(row["step"]) for row in rows_of(run) if row["val/loss"]]
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, [4, 7, 11, 14]), (2, [2, 4, 6, 8])])
+def test_parts_of_an_epoch_end_with_it(world, stage1, tmp_path, accumulate, steps):
+    """Halves of seven batches are four and three, and the end is validated once; killed in each validation, and between."""
+    several = HALVES | {"trainer.accumulate_grad_batches": accumulate}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    EveCLI(args=stage2(world, stage1, whole, **several))
+    assert validated(whole) == steps
+    arguments = stage2(world, stage1, run, **several)
+    for step in steps[:-1]:
+        with pytest.raises(RuntimeError, match="gone"):
+            EveCLI(
+                args=[*arguments, "--trainer.callbacks+=tests.training.test_resume.FailAt", f"--trainer.callbacks.step={step}"]
+            )
+        assert find_checkpoint(run).name == f"step{step:08}.ckpt"
+    stop = ["--trainer.callbacks+=tests.training.killer.SignalAt", f"--trainer.callbacks.signum={int(signal.SIGTERM)}"]
+    with pytest.raises(SystemExit):
+        main([*arguments, *stop, f"--trainer.callbacks.step={steps[-1] - 2}"])
+    EveCLI(args=arguments)
+    assert rows_of(run) == rows_of(whole)
+
+
+def test_parts_of_an_epoch_in_two_processes(world, tmp_path):
+    several = HALVES | {"trainer.devices": 2, "trainer.strategy": "ddp", "trainer.max_epochs": 1}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    in_two_processes(run_in_a_process, micro.arguments(world, whole, **several))
+    assert validated(whole) == [4, 7]
+    arguments = micro.arguments(world, run, **several)
+    with pytest.raises(ProcessRaisedException, match="gone"):
+        fail = ["--trainer.callbacks+=tests.training.test_resume.FailAt", "--trainer.callbacks.step=4"]
+        in_two_processes(run_in_a_process, [*arguments, *fail])
+    assert find_checkpoint(run).name == "step00000004.ckpt" and "val/loss" not in rows_of(run)[-1]
+    in_two_processes(run_in_a_process, arguments)
+    assert rows_of(run) == rows_of(whole)
+
+
+def test_an_interval_in_batches_is_taken_at_its_word(world, stage1, tmp_path):
+    several = HALVES | {"trainer.val_check_interval": 3, "trainer.accumulate_grad_batches": 1}
+    EveCLI(args=stage2(world, stage1, tmp_path, **several))
+    assert validated(tmp_path) == [3, 6, 9, 12, 14]
+
+
+def run_in_a_process(arguments):
+    EveCLI(args=arguments)
 
 
 def both_stop(folder, arguments):

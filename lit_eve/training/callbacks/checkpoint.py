@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.files import local_path
 from lit_eve.models.checkpoints.sharded import is_sharded, read_checkpoint
-from lit_eve.training.callbacks.last_step import is_last_step, is_validation_due, validate_now
+from lit_eve.training.callbacks.validation import is_last_step, is_validation_due, validate_now
 from lit_eve.training.fsdp import FSDP2Strategy
 from lit_eve.training.sharded_checkpoint import not_written, read_whole_checkpoint
 

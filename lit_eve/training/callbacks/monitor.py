@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_eve.data import EveDataModule
-from lit_eve.training.callbacks.last_step import is_last_step
+from lit_eve.training.callbacks.validation import is_last_step
 from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.record import log_scalars
 from lit_eve.training.term_sums import TermSums

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_eve.training.callbacks.checkpoint import RunCheckpoint
-from lit_eve.training.callbacks.last_step import is_last_step
+from lit_eve.training.callbacks.validation import is_last_step
 
 
 class Stopped(Exception):

@@ -1,7 +1,9 @@
-"""The last step of a run is validated, wherever it falls."""
+"""When a run is validated: at parts of an epoch or every so many batches, and at its last step."""
 
 from __future__ import annotations
 
+import sys
+from math import inf
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -36,12 +38,22 @@ def validate_now(trainer: Trainer) -> None:
     trainer.training = True
 
 
-class LastValidation(Callback):
-    """Validate at the end of a run where the trainer's interval does not."""
+class ValidationSchedule(Callback):
+    """Validate at exact parts of an epoch, and at the end of a run where the trainer's interval does not.
+
+    Where ``val_check_interval`` is a part of an epoch, its k-th validation follows micro-batch round(k * interval * batches):
+    the last one falls on the end. Lightning rounds the interval itself down: the fourth quarter of 1709 batches would be over
+    after 1708. An interval in batches is taken at its word.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know the interval, which is changed for the last step."""
+        """Know whether the batch that a resumed run goes on from was validated; keep what is changed for the last step."""
+        _plan(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
         self._every = trainer.check_val_every_n_epoch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Before any callback asks at the end of this batch whether it is to be validated."""
+        _plan(trainer, batch_idx + 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -54,3 +66,12 @@ class LastValidation(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the trainer as it was."""
         trainer.check_val_every_n_epoch = self._every
+
+
+def _plan(trainer: Trainer, batch: int) -> None:
+    """Have the trainer validate after this micro-batch of the epoch (from 1), or not, if the interval is a part of an epoch."""
+    if trainer.val_check_batch in (None, inf) or isinstance(trainer.val_check_interval, int):  # by time; of unknown length
+        return
+    interval = max(1.0, trainer.val_check_interval * trainer.num_training_batches)
+    is_due = round(round(batch / interval) * interval) == batch
+    trainer.val_check_batch = 1 if is_due else sys.maxsize  # every so many batches
