@@ -1,4 +1,4 @@
-"""Sphinx: the pages of this folder, the notebooks with their outputs, and the reference from the docstrings. `make site` builds it."""
+"""The site that `make site` builds with Sphinx: these pages, the notebooks as they are stored, the reference from the docstrings."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
 import lit_eve  # noqa: E402
-import lit_eve.models  # noqa: E402, F401 - registers EVE with transformers
+import lit_eve.models  # noqa: E402 - registers EVE with transformers
 
 project = "lit_eve"
 version = release = lit_eve.__version__
