@@ -1,4 +1,4 @@
-"""The site that `make site` builds with Sphinx: these pages, the notebooks as they are stored, the reference from the docstrings."""
+"""The site: these pages, the notebooks as they are stored, the reference from the docstrings. `make site` builds it."""
 
 import shutil
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -62,14 +63,14 @@ def test_nnsight(exported: Path) -> None:
 
 def test_transformer_lens(exported: Path) -> None:
     pytest.importorskip("transformer_lens")
-    double = {"dtype": torch.float64}  # its norms round in other places
+    double = {"dtype": torch.float64}  # else rounding adds up
     model, processor = lit_eve.load(exported, **double)
     inputs = processor(text=prompt_of(processor), images=[scene_image(0), scene_image(1)])
     with torch.no_grad(), ActivationRecorder(model, ["hidden", "mlp"]) as inside, AttentionRecorder(model, rows=None) as looks:
         expected = model(**inputs).logits
     bridge = transformer_lens_bridge(*lit_eve.load(exported, attn_implementation="eager", **double))
     logits, cache = bridge.run_with_cache(inputs.pop("input_ids"), **inputs)
-    close = {"atol": 1e-5, "rtol": 1e-5}
+    close = {"atol": 1e-4, "rtol": 1e-4}  # softmax and norms are float32 all the same
     torch.testing.assert_close(logits, expected, **close)
     for layer in inside.layers:
         for site, hook in {"hidden": "hook_resid_post", "mlp": "hook_mlp_out"}.items():
@@ -80,6 +81,6 @@ def test_transformer_lens(exported: Path) -> None:
 
 
 def test_transformer_lens_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "transformer_lens", None)
+    monkeypatch.setitem(sys.modules, "transformer_lens.factories.architecture_adapter_factory", None)
     with pytest.raises(LitEveError, match="pip install transformer-lens"):
         transformer_lens_bridge(*make_tiny())

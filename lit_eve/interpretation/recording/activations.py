@@ -163,8 +163,9 @@ def _parts(block: nn.Module) -> dict[str, nn.Module]:
 
 def _check_sum(block: nn.Module, seen: dict[str, Tensor]) -> None:
     """Raise LitEveError unless the block returns what it was given and what its parts add."""
-    total = seen["input"].float() + sum(seen[site].float() for site in ADDED)
-    found = seen["hidden"].float()
+    exact = torch.promote_types(seen["hidden"].dtype, torch.float32)
+    total = seen["input"].to(exact) + sum(seen[site].to(exact) for site in ADDED)
+    found = seen["hidden"].to(exact)
     tolerance = 32 * torch.finfo(seen["hidden"].dtype).eps * total.abs().max().clamp(min=1)
     if (total - found).abs().max() > tolerance:
         raise LitEveError(
