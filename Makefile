@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := $(VENV)/.demo
+NOTEBOOKS := $(VENV)/.notebooks
 MODEL ?= runs/nano/model
 
 # Threads that wait must not spin: where cores are shared that costs up to ten times the work.
@@ -15,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup nano demo test test-slow test-all lint format hashes clean
+.PHONY: help setup nano demo notebooks test test-slow test-all lint format hashes clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ nano: $(INSTALLED) ## train the miniature EVE, all three stages, into runs/nano;
 
 demo: $(DEMO) ## open the web demo of runs/nano/model; MODEL=... opens that of another
 	$(BIN)/lit-eve demo --model $(MODEL)
+
+notebooks: $(NOTEBOOKS) ## open the notebooks in Jupyter
+	$(BIN)/jupyter lab notebooks
 
 test: $(INSTALLED) ## run the tests; WORKERS=4 runs four at a time
 	$(PYTEST)
@@ -44,16 +48,21 @@ format: $(INSTALLED) ## repair style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-hashes: ## renew constraints.hashes.txt and requirements-demo.txt after a change of constraints.txt; needs uv
-	grep -v '^torch==' constraints.txt | uv pip compile --quiet --universal --python-version 3.11 --no-deps --generate-hashes \
-	  --no-annotate --no-header --no-emit-index-url - | \
+hashes: ## renew constraints.hashes.txt, requirements-demo.txt and -notebooks.txt after a change of constraints.txt; needs uv
+	grep -v '^torch==' constraints.txt | uv pip compile $(COMPILE) --no-deps - | \
 	  { sed '/^[^#]/,$$d' constraints.hashes.txt; cat; } > constraints.hashes.part
 	mv constraints.hashes.part constraints.hashes.txt
-	echo gradio | uv pip compile --quiet --universal --python-version 3.11 --constraint constraints.txt --generate-hashes \
-	  $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' constraints.txt) \
-	  --no-annotate --no-header --no-emit-index-url - | \
-	  { sed '/^[^#]/,$$d' requirements-demo.txt; cat; } > requirements-demo.part
-	mv requirements-demo.part requirements-demo.txt
+	$(call compile_extra,demo,gradio,constraints.txt)
+	$(call compile_extra,notebooks,jupyterlab nbclient ipykernel ipywidgets pandas,constraints.txt requirements-demo.txt)
+
+# requirements-NAME.txt: what packages need beside constraints.txt, in versions that fit these files.
+COMPILE := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
+define compile_extra
+printf '%s\n' $(2) | uv pip compile $(COMPILE) $(addprefix --constraint ,$(3)) \
+	  $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' constraints.txt) - | \
+	  { sed '/^[^#]/,$$d' requirements-$(1).txt; cat; } > requirements-$(1).part
+	mv requirements-$(1).part requirements-$(1).txt
+endef
 
 clean: ## remove .venv, caches and build leftovers; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
@@ -76,4 +85,8 @@ endif
 
 $(DEMO): $(INSTALLED) requirements-demo.txt
 	$(BIN)/python -m pip install --no-deps --require-hashes --requirement requirements-demo.txt
+	@touch $@
+
+$(NOTEBOOKS): $(INSTALLED) requirements-notebooks.txt
+	$(BIN)/python -m pip install --no-deps --require-hashes --requirement requirements-notebooks.txt
 	@touch $@

@@ -27,10 +27,17 @@ class Registry(Generic[T]):
         self._variants: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
-        """Class or function decorator that adds a variant under ``name``."""
+        """Class or function decorator that adds a variant under ``name``.
+
+        Defined again in a notebook or an interactive session, where cells are run many times, a variant takes its own place.
+
+        Raises:
+            ConfigError: there is another variant of that name.
+        """
 
         def add(variant: Callable[..., T]) -> Callable[..., T]:
-            if self._variants.get(name, variant) is not variant:
+            known = self._variants.get(name, variant)
+            if known is not variant and not _is_defined_again(known, variant):
                 raise ConfigError(f"{self.kind} {name!r} is registered already")
             self._variants[name] = variant
             return variant
@@ -88,3 +95,7 @@ class Registry(Generic[T]):
         wanted = inspect.signature(variant).parameters
         arguments = {key: value for key, value in spec.items() if key != "name"}
         return variant(**{key: value for key, value in context.items() if key in wanted}, **arguments)
+
+
+def _is_defined_again(old: Any, new: Any) -> bool:
+    return old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__

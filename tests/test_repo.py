@@ -21,7 +21,7 @@ ORDER = [
     *("interpretation", "training", "planning", "evaluation", "demo", "nano", "cli"),
 ]
 NO_LIGHTNING = ("errors", "files", "bars", "imports", "registry", "plotting", "processing", "losses", "models", "testing")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.md")])
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 name_of = lambda path: str(path.relative_to(ROOT))  # noqa: E731

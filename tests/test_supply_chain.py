@@ -58,15 +58,26 @@ def test_every_version_has_the_hashes_of_its_files():
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry.split()[0]
 
 
-def test_the_demo_adds_to_what_is_installed_and_has_hashes():
-    versions = pinned("requirements-demo.txt")
-    assert "gradio" in versions and not versions.keys() & pinned("constraints.txt").keys(), "run `make hashes`"
-    text = (ROOT / "requirements-demo.txt").read_text()
+EXTRAS = {"requirements-demo.txt": "gradio", "requirements-notebooks.txt": "jupyterlab"}
+
+
+@pytest.mark.parametrize(("path", "package"), EXTRAS.items())
+def test_an_extra_adds_to_what_is_installed_and_has_hashes(path, package):
+    versions = pinned(path)
+    assert package in versions and not versions.keys() & pinned("constraints.txt").keys(), "run `make hashes`"
+    text = (ROOT / path).read_text()
+    assert "://" not in text
     for entry in re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry.split()[0]
     for requirement in declared():
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         assert name not in versions or requirement.specifier.contains(versions[name]), str(requirement)
+
+
+def test_extras_fit_together():
+    demo, notebooks = map(pinned, EXTRAS)
+    shared = demo.keys() & notebooks.keys()
+    assert shared and {name: demo[name] for name in shared} == {name: notebooks[name] for name in shared}, "run `make hashes`"
 
 
 def test_the_versions_that_are_installed_are_allowed():
