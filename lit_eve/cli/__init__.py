@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": ("lit_eve.cli.plan", "say what a training would cost: memory, FLOPs, steps and days"),
     "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
     "demo": ("lit_eve.cli.demo", "open a web page on which trained models are asked about images"),
+    "serve": ("lit_eve.cli.serve", "answer programs that speak OpenAI's protocol, images included"),
     "evaluate": ("lit_eve.cli.evaluate", "score a model on the ten benchmarks of the EVE papers"),
     "convert": ("lit_eve.cli.convert", "rewrite an official EVE v1 checkpoint for lit_eve, or the other way round"),
 }

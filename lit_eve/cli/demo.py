@@ -17,11 +17,27 @@ from lit_eve.files import path_argument
 if TYPE_CHECKING:
     from PIL import Image
 
+    from lit_eve.demo.web.pictures import Limits
+    from lit_eve.models import EveForConditionalGeneration
+    from lit_eve.processing import EveProcessor
+
+    Models = dict[str, tuple[EveForConditionalGeneration, EveProcessor]]
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve demo`` takes."""
+    add_server_arguments(parser, port=7860, images_of="a question")
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, port: int, images_of: str) -> None:
+    """What all commands take that let others ask models.
+
+    Args:
+        port: the default.
+        images_of: what may have so many images.
+    """
     parser.add_argument(
         "--model",
         required=True,
@@ -31,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run folder, transformers folder, Lightning checkpoint, or official EVE checkpoint; may be given several times",
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (%(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
+    parser.add_argument("--port", type=int, default=port, help="(%(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="(%(default)s)")
     limits = parser.add_argument_group("limits")
@@ -39,51 +55,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=16, metavar="N", help="answers that a model writes at once (%(default)s)"
     )
     limits.add_argument("--queue", type=int, default=64, metavar="N", help="questions that may wait (%(default)s)")
-    limits.add_argument("--max-megabytes", type=float, default=10, metavar="N", help="of an uploaded file (%(default)s)")
-    limits.add_argument("--max-megapixels", type=float, default=40, metavar="N", help="of an uploaded image (%(default)s)")
-    limits.add_argument("--max-images", type=int, default=8, metavar="N", help="of a question (%(default)s)")
+    limits.add_argument("--max-megabytes", type=float, default=10, metavar="N", help="of an image's file (%(default)s)")
+    limits.add_argument("--max-megapixels", type=float, default=40, metavar="N", help="of an image (%(default)s)")
+    limits.add_argument("--max-images", type=int, default=8, metavar="N", help=f"of {images_of} (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Load the models, and serve the page until Ctrl-C or SIGTERM."""
-    for name in ("batch_size", "queue", "max_megabytes", "max_megapixels", "max_images"):
-        if getattr(args, name) <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}")
-    names = names_of(args.model)
-    # Read when torch is loaded. Its threads share the cores with the page: those that wait must not spin.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    names = prepare(args)
 
-    from lit_eve.demo.web.server import check_address, require_gradio, serve
+    from lit_eve.demo.address import check_address
+    from lit_eve.demo.web.server import require_gradio, serve
 
     check_address(args.host, args.port)  # before minutes of loading
     require_gradio()
-
-    import lit_eve
-    from lit_eve.demo.session import usable_device
-    from lit_eve.demo.web.pictures import Limits
-
-    device = usable_device(args.device)
-    models = {name: lit_eve.load(path, device=device, dtype=args.dtype) for name, path in zip(names, args.model, strict=True)}
-    limits = Limits(int(args.max_megabytes * 2**20), int(args.max_megapixels * 1e6), args.max_images)
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    models = load(args, names)
+    stopped = until_stopped()
     with serve(
         models,
         examples(),
         host=args.host,
         port=args.port,
-        limits=limits,
+        limits=limits_of(args),
         batch_size=args.batch_size,
         max_waiting=args.queue,
     ) as url:
-        print(f"{', '.join(models)} on {device}: {url}  (Ctrl-C ends it)", flush=True)
+        tell(models, url)
         if args.host not in LOOPBACK:
             print("Whoever reaches this machine can use it: there is no password.", flush=True)
         stopped.wait()
 
 
+# ---- what `lit-eve serve` does, too
+
+
+def prepare(args: argparse.Namespace) -> list[str]:
+    """Check the limits, and let threads sleep that wait, before torch is loaded; gives the models' names.
+
+    Raises:
+        ConfigError: a limit that is none, or a model that is given twice.
+    """
+    for name in ("batch_size", "queue", "max_megabytes", "max_megapixels", "max_images"):
+        if getattr(args, name) <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}")
+    # Read when torch is loaded. Its threads share the cores with those that serve: those that wait must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return names_of(args.model)
+
+
+def load(args: argparse.Namespace, names: Sequence[str]) -> Models:
+    """Model and processor by name."""
+    import lit_eve
+    from lit_eve.demo.session import usable_device
+
+    device = usable_device(args.device)
+    return {name: lit_eve.load(path, device=device, dtype=args.dtype) for name, path in zip(names, args.model, strict=True)}
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits of images."""
+    from lit_eve.demo.web.pictures import Limits
+
+    return Limits(int(args.max_megabytes * 2**20), int(args.max_megapixels * 1e6), args.max_images)
+
+
+def until_stopped() -> threading.Event:
+    """Is set by SIGTERM; Ctrl-C is a KeyboardInterrupt of whoever waits."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    return stopped
+
+
+def tell(models: Models, url: str) -> None:
+    """Say what is served where."""
+    device = next(iter(models.values()))[0].device
+    print(f"{', '.join(models)} on {device}: {url}  (Ctrl-C ends it)", flush=True)
+
+
 def names_of(paths: Sequence[str]) -> list[str]:
-    """What models are called on the page: their folder's name, that of the run for its ``model``; in full where two are alike.
+    """What models are called: their folder's name, that of the run for its ``model``; in full where two are alike.
 
     Raises:
         ConfigError: a model is given twice.

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor
 
 
+class ContextError(LitEveError):
+    """A conversation that fills the decoder's context."""
+
+
 def usable_device(name: str | None) -> torch.device:
     """The device of that name; None: an accelerator if there is one.
 
@@ -52,11 +56,11 @@ def check_room(model: EveForConditionalGeneration, length: int, advice: str = "r
         advice: what to do about one that is too long.
 
     Raises:
-        LitEveError: it fills the decoder's context.
+        ContextError: it fills the decoder's context.
     """
     room = getattr(model.config.text_config, "max_position_embeddings", None)
     if room is not None and length >= room:
-        raise LitEveError(f"the conversation has {length} tokens, but the decoder reads {room}: {advice}")
+        raise ContextError(f"the conversation has {length} tokens, but the decoder reads {room}: {advice}")
     return None if room is None else room - length
 
 

@@ -33,12 +33,14 @@ class Sampling:
         temperature: flattens (above 1) or sharpens the distribution; 0: the likeliest token.
         top_p: only from the likeliest tokens that share this probability.
         seed: same seed, same answer, whoever else is answered at the same time.
+        stop: texts that end the answer as well, and are no part of it.
     """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    stop: tuple[str, ...] = ()
 
 
 class Writing:
@@ -57,10 +59,12 @@ class Writing:
         model, processor = decoder.model, decoder.processor
         self.inputs = processor(conversation=messages)
         prompt = self.inputs["input_ids"]  # (1, T)
-        room = check_room(model, prompt.shape[1], "clear it, or ask with fewer images or words")
+        self.prompt_length = prompt.shape[1]
+        room = check_room(model, self.prompt_length, "clear it, or ask with fewer images or words")
         self.most = sampling.max_new_tokens if room is None else min(sampling.max_new_tokens, room)
         self.fills_context = self.most < sampling.max_new_tokens
-        self.text = AnswerText(processor.tokenizer, processor.answer_end().text)
+        end = processor.answer_end().text
+        self.text = AnswerText(processor.tokenizer, [*sampling.stop, *([] if end is None else [end])])
         self.ended = self.finished = False  # by a token or text that ends answers; for any reason
         config = copy.deepcopy(model.generation_config)
         config.update(do_sample=sampling.temperature > 0)
@@ -69,7 +73,7 @@ class Writing:
         model._prepare_special_tokens(config, device=model.device)
         # What `generate` does to scores, with the settings that the checkpoint brings.
         self._processors = model._get_logits_processor(
-            config, input_ids_seq_length=prompt.shape[1], encoder_input_ids=prompt, device=model.device
+            config, input_ids_seq_length=self.prompt_length, encoder_input_ids=prompt, device=model.device
         )
         self._random = torch.Generator().manual_seed(sampling.seed) if config.do_sample else None
         self._ids = prompt.to(model.device)

@@ -26,6 +26,10 @@ BATCH_SIZE = 16  # answers that a model writes at once
 MAX_WAITING = 64  # questions that may wait for their turn
 
 
+class QueueFull(LitEveError):
+    """Too many questions wait already."""
+
+
 class Ticket:
     """A question on its way to an answer. The engine's thread writes it, all others read it.
 
@@ -34,7 +38,10 @@ class Ticket:
         ids: the tokens that were generated, once it is done.
         words: those of the answer, once it is done.
         note: what is to be said about it besides.
+        prompt_tokens: how many the conversation has, images included, once its prompt was read.
+        is_complete: whether the model or a stop text ended the answer, not its longest length or the context.
         error: why there is no answer.
+        refusal: what was raised, where it is the question that cannot be answered.
         started, first, ended: when its prompt was read, its first token was there, and it was done; seconds of a clock.
     """
 
@@ -45,7 +52,9 @@ class Ticket:
         self.text, self.note, self.error = "", "", ""
         self.ids: list[int] = []
         self.words: list[Word] = []
-        self.count = 0
+        self.count = self.prompt_tokens = 0
+        self.is_complete = False
+        self.refusal: LitEveError | None = None
         self.started = self.first = self.ended = 0.0
         self.cancelled = self.done = False
         self._notify = notify
@@ -62,14 +71,14 @@ class Ticket:
     def update(self, writing: Writing) -> None:
         """Take over what was written."""
         self.first = self.first or time.perf_counter()
-        self.text, self.count = writing.text.text, len(writing.text.ids)
+        self.text, self.count, self.prompt_tokens = writing.text.text, len(writing.text.ids), writing.prompt_length
         self._tell()
 
     def finish(self, writing: Writing | None = None, words: Sequence[Word] = (), error: str = "") -> None:
         """Nothing more will be written."""
         self.error, self.ended, self.messages = error, time.perf_counter(), ()
         if writing is not None and not error:
-            self.ids, self.words = writing.text.ids, list(words)
+            self.ids, self.words, self.is_complete = writing.text.ids, list(words), writing.ended
             if not writing.ended:
                 full = "the context is full" if writing.fills_context else "cut at the longest answer"
                 self.note = "stopped" if self.cancelled else full
@@ -124,13 +133,14 @@ class Engine:
             notify: called, in the engine's thread, whenever there is something new.
 
         Raises:
-            LitEveError: there is no such model, or too many questions wait.
+            LitEveError: there is no such model.
+            QueueFull: too many questions wait.
         """
         self.decoder(model)
         ticket = Ticket(model, messages, sampling, notify)
         with self._wake:
             if len(self._waiting) >= self.max_waiting:
-                raise LitEveError(f"{len(self._waiting)} questions are waiting already: ask again in a moment")
+                raise QueueFull(f"{len(self._waiting)} questions are waiting already: ask again in a moment")
             self._waiting.append(ticket)
             self._wake.notify()
         return ticket
@@ -210,6 +220,7 @@ class Engine:
             try:
                 writing = Writing(decoder, ticket.messages, ticket.sampling)
             except Exception as error:
+                ticket.refusal = error if isinstance(error, LitEveError) else None
                 ticket.finish(error=_sentence(error))
             else:
                 admitted.append(writing)
@@ -227,6 +238,7 @@ class Engine:
             if ticket is None:  # finished before, and kept by its round
                 continue
             row.finished |= ticket.cancelled
+            row.text.closed = row.finished
             ticket.update(row)
             if row.finished:
                 del self._writing[row]
@@ -250,7 +262,7 @@ def _sentence(error: Exception) -> str:
     logger.error("an answer failed", exc_info=error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "the memory of this machine is full now: ask again, with fewer images or words"
-    return "the model failed; the log of the demo says why"
+    return "the model failed; the log of the server says why"
 
 
 def _answer_call(future: Future, function: Callable[[], Any]) -> None:

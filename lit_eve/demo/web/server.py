@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lit_eve.demo.address import HOST, check_address, url_of
 from lit_eve.demo.web.actions import Actions
 from lit_eve.demo.web.engine import BATCH_SIZE, MAX_WAITING, Engine
 from lit_eve.demo.web.guard import Guard
@@ -24,25 +23,8 @@ if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor
 
 MAX_EVENTS = 500  # of all users, that run or wait
-HOST, PORT = "127.0.0.1", 7860
+PORT = 7860
 SMALLEST_BODY = 32 * 2**20  # bytes that a request may have in any case: a long text is refused in words, not cut off
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise ConfigError if a server cannot listen there."""
-    if not 0 < port < 2**16:
-        raise ConfigError(f"--port must be between 1 and 65535, got {port}")
-    try:
-        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(kind, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except socket.gaierror as error:
-        raise ConfigError(f"--host {host} is no address: {error.strerror}") from error
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"port {port} of {host} is in use: end what uses it, or choose another --port") from error
-        raise ConfigError(f"--host {host} --port {port} cannot be listened to: {error.strerror}") from error
 
 
 def require_gradio() -> None:
@@ -121,7 +103,7 @@ def serve(
             engine.close()
             raise ConfigError(f"the demo cannot listen on port {port} of {host}: {error}") from error
         try:
-            yield f"http://{'localhost' if host == HOST else host}:{port}"
+            yield url_of(host, port)
         finally:
             page.close()
             engine.close()

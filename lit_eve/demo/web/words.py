@@ -38,13 +38,17 @@ class AnswerText:
 
     Args:
         tokenizer: of the model.
-        end: a text that ends the answer, and is no part of it; None: a token does.
+        ends: texts that end the answer, and are no part of it, beside tokens that do.
+
+    Attributes:
+        ended: whether one of the texts did.
+        closed: nothing follows, so that what looks like the beginning of an end is none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end: str | None = None) -> None:
-        self.tokenizer, self.end = tokenizer, end
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str] = ()) -> None:
+        self.tokenizer, self.ends = tokenizer, ends
         self.ids: list[int] = []
-        self.ended = False
+        self.ended = self.closed = False
         self._text = ""
         self._context = self._written = 0  # where the tokens begin that are decoded again, and those with no text so far
 
@@ -57,17 +61,17 @@ class AnswerText:
             return
         self._context, self._written = self._written, len(self.ids)
         self._text += text[len(known) :]
-        self.ended = self.end is not None and self.end in self._text
+        self.ended = any(end in self._text for end in self.ends)
 
     @property
     def text(self) -> str:
         """What can be shown: without what ends the answer, or may become its end."""
         text = self._text
-        if self.end is not None:
-            text = text.partition(self.end)[0]
-            if not self.ended:
-                beginnings = (size for size in range(len(self.end) - 1, 0, -1) if text.endswith(self.end[:size]))
-                text = text[: len(text) - next(beginnings, 0)]
+        if self.ended:
+            text = text[: min(place for end in self.ends if (place := text.find(end)) >= 0)]
+        elif not self.closed:
+            begun = (size for end in self.ends for size in range(1, len(end)) if text.endswith(end[:size]))
+            text = text[: len(text) - max(begun, default=0)]
         return text.strip()
 
     def words(self, processor: EveProcessor) -> list[Word]:

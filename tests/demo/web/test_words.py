@@ -48,7 +48,7 @@ def test_characters_of_several_tokens_are_shown_when_they_are_whole() -> None:
 
 
 def test_what_ends_an_answer_is_never_shown() -> None:
-    text = AnswerText(bytes_tokenizer(), end="###")
+    text = AnswerText(bytes_tokenizer(), ["###"])
     shown = pushed(text, list(b"a #1 b##"))
     assert shown == ["a", "a", "a", "a #1", "a #1", "a #1 b", "a #1 b", "a #1 b"] and not text.ended
     text.push(ord("#"))
