@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := $(VENV)/.demo
 NOTEBOOKS := $(VENV)/.notebooks
+DOCS := $(VENV)/.docs
 MODEL ?= runs/nano/model
 
 # Threads that wait must not spin: where cores are shared that costs up to ten times the work.
@@ -16,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup nano demo notebooks test test-slow test-all lint format hashes clean
+.PHONY: help setup nano demo notebooks site test test-slow test-all lint format hashes clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ demo: $(DEMO) ## open the web demo of runs/nano/model; MODEL=... opens that of a
 
 notebooks: $(NOTEBOOKS) ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab notebooks
+
+site: $(DOCS) ## build the documentation as a site: docs/_build/html/index.html
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
 
 test: $(INSTALLED) ## run the tests; WORKERS=4 runs four at a time
 	$(PYTEST)
@@ -48,12 +52,13 @@ format: $(INSTALLED) ## repair style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-hashes: ## renew constraints.hashes.txt, requirements-demo.txt and -notebooks.txt after a change of constraints.txt; needs uv
+hashes: ## renew constraints.hashes.txt, requirements-demo.txt, -notebooks.txt and -docs.txt after a change of constraints.txt; needs uv
 	grep -v '^torch==' constraints.txt | uv pip compile $(COMPILE) --no-deps - | \
 	  { sed '/^[^#]/,$$d' constraints.hashes.txt; cat; } > constraints.hashes.part
 	mv constraints.hashes.part constraints.hashes.txt
 	$(call compile_extra,demo,gradio,constraints.txt)
 	$(call compile_extra,notebooks,jupyterlab nbclient ipykernel ipywidgets pandas,constraints.txt requirements-demo.txt)
+	$(call compile_extra,docs,sphinx furo myst-nb sphinx-copybutton,constraints.txt requirements-demo.txt requirements-notebooks.txt)
 
 # requirements-NAME.txt: what packages need beside constraints.txt, in versions that fit these files.
 COMPILE := --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
@@ -65,7 +70,7 @@ printf '%s\n' $(2) | uv pip compile $(COMPILE) $(addprefix --constraint ,$(3)) \
 endef
 
 clean: ## remove .venv, caches and build leftovers; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info docs/_build docs/notebooks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt constraints.hashes.txt
@@ -89,4 +94,8 @@ $(DEMO): $(INSTALLED) requirements-demo.txt
 
 $(NOTEBOOKS): $(INSTALLED) requirements-notebooks.txt
 	$(BIN)/python -m pip install --no-deps --require-hashes --requirement requirements-notebooks.txt
+	@touch $@
+
+$(DOCS): $(INSTALLED) requirements-docs.txt
+	$(BIN)/python -m pip install --no-deps --require-hashes --requirement requirements-docs.txt
 	@touch $@

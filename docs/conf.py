@@ -14,7 +14,7 @@ import lit_eve.models  # noqa: E402 - registers EVE with transformers
 project = "lit_eve"
 version = release = lit_eve.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
-exclude_patterns = ["_build", "notebooks/README.md"]
+exclude_patterns = ["_build"]
 
 # Pages have the links and anchors that GitHub gives them.
 myst_heading_anchors = 3
@@ -23,7 +23,10 @@ suppress_warnings = ["myst.strikethrough"]
 # Notebooks are shown as they are stored.
 nb_execution_mode = "off"
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)
-shutil.copytree(ROOT / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints"))
+(HERE / "notebooks").mkdir()
+for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+    text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")  # here they lie within docs
+    (HERE / "notebooks" / notebook.name).write_text(text, encoding="utf-8")
 
 # Docstrings are in Google's form; their text is reStructuredText.
 autodoc_default_options = {"members": True}

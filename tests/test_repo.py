@@ -113,6 +113,14 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def test_every_page_is_part_of_the_site():
+    index = (ROOT / "docs/index.md").read_text()
+    listed = {line for block in re.findall(r"```\{toctree\}\n(.*?)```", index, flags=re.DOTALL) for line in block.split()}
+    pages = [page.relative_to(ROOT / "docs").with_suffix("") for page in (ROOT / "docs").rglob("*.md")]
+    own = {str(page) for page in pages if page.parts[0] not in ("index", "_build", "notebooks")}
+    assert own <= listed, "not in a toctree of docs/index.md"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_links_resolve(path):
     for link in links(path):
