@@ -112,13 +112,16 @@ def caption_accuracy(model_path: Path, data_path: Path) -> dict[str, float]:
 
 
 @torch.no_grad()
-def captions_by_word(model_path: Path, data_path: Path, kinds: Mapping[str, Collection[str]]) -> dict[str, Any]:
+def captions_by_word(
+    model_path: Path, data_path: Path, kinds: Mapping[str, Collection[str]], *, progress: str | None = "words of captions"
+) -> dict[str, Any]:
     """What `caption_accuracy` returns, and the mean loss by kind of word (``loss_by_word``).
 
     Args:
         model_path: what `lit_eve.load` takes.
         data_path: folder of the world's data sets.
         kinds: words of each kind; a word of none is of the kind "other".
+        progress: title of the progress bar; None: no bar.
     """
     model, processor = lit_eve.load(model_path)
     kind_of = {word: kind for kind, words in kinds.items() for word in words}
@@ -127,7 +130,7 @@ def captions_by_word(model_path: Path, data_path: Path, kinds: Mapping[str, Coll
     words = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
     kind_of_token = torch.tensor([names.index(kind_of.get(word, "other")) for word in words])
     total, count, correct = torch.zeros(3, len(names), dtype=torch.double)
-    for batch in track(_test_captions(processor, data_path), "words of captions"):
+    for batch in track(_test_captions(processor, data_path), progress or "", disable=progress is None):
         inputs = model_inputs(batch)
         positions, labels = inputs.pop("target_positions"), inputs.pop("labels")
         logits = model(**inputs).logits.flatten(0, 1)[positions].float()  # (M, V)

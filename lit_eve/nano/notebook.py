@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lit_eve.bars import show_long_bars_only
 from lit_eve.errors import ConfigError
-from lit_eve.nano.pipeline import RUN, run_pipeline
+from lit_eve.nano.pipeline import RUN, read_stage, run_pipeline, train_stage
 
 EXPERIMENTS = Path("experiments/nano")
 
@@ -32,4 +35,34 @@ def miniature() -> Path:
     run = Path(RUN)
     if not (run / "model").exists():
         run_pipeline(run, EXPERIMENTS)
+    return run
+
+
+def train(run: Path, stage: str, model: Mapping[str, Any], seed: int = 0) -> Path:
+    """Train a stage of the miniature with other settings of the model, without a word on the way.
+
+    Called again, it goes on from where it was; what is done is not done again, and other settings are refused.
+
+    Args:
+        run: folder of the new run.
+        stage: which YAML of ``experiments/nano``: "1_prealign" for example.
+        model: keys below ``model`` that replace those of the YAML.
+        seed: of all that is drawn.
+
+    Returns:
+        ``run``.
+
+    Raises:
+        LitEveError: as ``train.py fit``.
+    """
+    settings = read_stage(EXPERIMENTS / f"{stage}.yaml", Path(RUN))
+    settings["seed_everything"] = seed
+    settings["model"] |= model
+    settings["trainer"] |= {"default_root_dir": str(run), "enable_progress_bar": False}
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        train_stage(run.name, settings, run.parent)
+    finally:
+        logging.disable(before)
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,20 @@ def test_a_place_without_the_repository_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="there is no experiments/nano in .* or above it"):
         notebook.miniature()
+
+
+def test_a_stage_is_trained_with_other_settings_and_in_silence(monkeypatch):
+    seen = {}
+
+    def train_stage(name, settings, output):
+        seen.update(name=name, output=output, silent=not logging.getLogger("lightning").isEnabledFor(logging.INFO), **settings)
+        raise ConfigError("refused")
+
+    monkeypatch.setattr(notebook, "train_stage", train_stage)
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(ConfigError, match="refused"):
+        notebook.train(Path("runs/mine/two"), "1_prealign", {"lr": 0.5}, seed=7)
+    assert (seen["name"], seen["output"], seen["silent"], seen["seed_everything"]) == ("two", Path("runs/mine"), True, 7)
+    assert seen["model"]["lr"] == 0.5 and seen["model"]["decoder"] == "runs/nano/language_model"
+    assert seen["trainer"]["default_root_dir"] == "runs/mine/two"
+    assert logging.root.manager.disable == logging.NOTSET

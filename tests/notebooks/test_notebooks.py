@@ -92,7 +92,6 @@ def test_its_outputs_are_of_no_machine(path):
 @each
 def test_models_are_loaded_in_one_way(path):
     code = "\n".join(code_of(cell) for cell in cells(path, "code"))
-    assert "lit_eve.load(" in code
     assert not re.search(r"from_pretrained|torch\.load\(|load_state_dict", code)
 
 
