@@ -198,7 +198,7 @@ def test_old_python_is_refused_in_words(tmp_path):
 PRIVATE = re.compile(
     r"(?<![\w.])/(?:work|root|home|Users|mnt|opt|scratch|data[0-9]?)/\w"  # absolute paths
     r"|file:///|--(?:extra-)?index-url|PIP_(?:EXTRA_)?INDEX"  # registries
-    r"|\b(?:10|192\.168|172\.16)(?:\.\d{1,3}){2,3}\b"  # hosts
+    r"|(?<!==)\b(?:10(?:\.\d{1,3}){3}|(?:192\.168|172\.16)(?:\.\d{1,3}){2})\b"  # hosts
 )
 
 
