@@ -110,7 +110,7 @@ def test_the_sentence_stands_behind_the_first_question_alone():
 
 def test_with_options_the_answer_is_the_right_letter_or_the_right_text():
     letters, places = Counter(), Counter()
-    for form, _, asked, turns in conversations(3000):
+    for form, _, asked, turns in conversations(12000):
         for text, answer in turns if form in ("letter", "text") else ():
             question = next(question for question in asked if question.text in text.splitlines())
             options = dict(line.split(". ", 1) for line in text.splitlines() if line[:2] in ("A.", "B.", "C.", "D."))
