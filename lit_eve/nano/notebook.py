@@ -15,13 +15,8 @@ from lit_eve.nano.pipeline import RUN, read_stage, run_pipeline, train_stage
 EXPERIMENTS = Path("experiments/nano")
 
 
-def miniature() -> Path:
-    """The finished run of ``make nano``; trained here, in about four minutes, if it is not there.
-
-    From now on the process works in the repository's folder, where the paths of all documents and YAML files begin.
-
-    Returns:
-        ``runs/nano``.
+def at_repository() -> None:
+    """Work in the repository's folder from now on, where the paths of all documents and YAML files begin.
 
     Raises:
         ConfigError: the process works outside of a checkout of the repository.
@@ -32,6 +27,18 @@ def miniature() -> Path:
         raise ConfigError(f"the notebooks need a checkout of the repository: there is no {EXPERIMENTS} in {here} or above it")
     os.chdir(root)
     show_long_bars_only()
+
+
+def miniature() -> Path:
+    """The finished run of ``make nano``; trained here, in about four minutes, if it is not there. Implies `at_repository`.
+
+    Returns:
+        ``runs/nano``.
+
+    Raises:
+        ConfigError: as `at_repository`.
+    """
+    at_repository()
     run = Path(RUN)
     if not (run / "model").exists():
         run_pipeline(run, EXPERIMENTS)

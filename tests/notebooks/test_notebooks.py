@@ -128,9 +128,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-@each
-def test_it_runs(path, place, monkeypatch):
+def run(path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Run a notebook in a copy of the repository: what its cells print and show."""
     import nbclient
     import nbformat
 
@@ -139,5 +138,20 @@ def test_it_runs(path, place, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(place / "notebooks")}}
     nbclient.NotebookClient(notebook, timeout=500, kernel_name="python3", resources=resources).execute()
-    said = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("image/png" in output.get("data", {}) for output in said)
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+@pytest.mark.slow
+@each
+def test_it_runs(path, place, monkeypatch):
+    monkeypatch.delenv("EVE_WEIGHTS", raising=False)
+    assert any("image/png" in output.get("data", {}) for output in run(path, place, monkeypatch))
+
+
+@pytest.mark.slow
+def test_official_weights_that_are_there_are_taken(place, tmp_path, monkeypatch):
+    weights = shutil.copytree(place / "tests/data/eve_v1/a672/weights", tmp_path / "EVE-tiny")
+    shutil.copytree(place / "tests/data/eve_v1/tokenizer", weights, dirs_exist_ok=True)
+    monkeypatch.setenv("EVE_WEIGHTS", str(weights))
+    said = "".join(output.get("text", "") for output in run(FOLDER / "06_from_official_weights.ipynb", place, monkeypatch))
+    assert "loading the weights that are there" in said and "What colour is the triangle? Answer in one word. ->" in said
