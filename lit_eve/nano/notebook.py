@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,22 @@ def train(run: Path, stage: str, model: Mapping[str, Any], seed: int = 0) -> Pat
     settings["seed_everything"] = seed
     settings["model"] |= model
     settings["trainer"] |= {"default_root_dir": str(run), "enable_progress_bar": False}
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
+    with _silence():
         train_stage(run.name, settings, run.parent)
-    finally:
-        logging.disable(before)
     return run
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is printed, logged below a warning, or drawn as a widget."""
+    import rich
+
+    before, nowhere = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.INFO)
+    rich.reconfigure(file=nowhere, force_jupyter=False)
+    try:
+        with redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    finally:
+        rich.reconfigure()
+        logging.disable(before)

@@ -170,7 +170,7 @@ def print_stage(stage: Stage, sizes: Mapping[str, int], rates: Mapping[str, floa
         sizes: number of elements of every parameter.
         rates: peak learning rate by name; None or missing where frozen.
     """
-    from rich.console import Console
+    import rich
     from rich.table import Table
 
     parts = Counter()
@@ -188,4 +188,4 @@ def print_stage(stage: Stage, sizes: Mapping[str, int], rates: Mapping[str, floa
     table.add_section()
     table.add_row("all", "", f"{sum(parts.values()):,}", "")
     table.add_row("trainable", "", f"{trainable:,}", "")
-    Console().print(table)
+    rich.print(table)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import rich
 
 from lit_eve.errors import ConfigError
 from lit_eve.nano import notebook
@@ -40,10 +41,13 @@ def test_a_place_without_the_repository_is_named(tmp_path, monkeypatch):
         notebook.miniature()
 
 
-def test_a_stage_is_trained_with_other_settings_and_in_silence(monkeypatch):
+def test_a_stage_is_trained_with_other_settings_and_in_silence(monkeypatch, capsys):
     seen = {}
 
     def train_stage(name, settings, output):
+        print("a word")
+        rich.print("a word")
+        assert not rich.get_console().is_jupyter  # its widgets would be drawn behind all that is redirected
         seen.update(name=name, output=output, silent=not logging.getLogger("lightning").isEnabledFor(logging.INFO), **settings)
         raise ConfigError("refused")
 
@@ -55,3 +59,6 @@ def test_a_stage_is_trained_with_other_settings_and_in_silence(monkeypatch):
     assert seen["model"]["lr"] == 0.5 and seen["model"]["decoder"] == "runs/nano/language_model"
     assert seen["trainer"]["default_root_dir"] == "runs/mine/two"
     assert logging.root.manager.disable == logging.NOTSET
+    assert capsys.readouterr() == ("", "")
+    rich.print("heard again")
+    assert capsys.readouterr().out == "heard again\n"
