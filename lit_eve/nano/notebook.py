@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -12,9 +13,12 @@ from typing import Any
 
 from lit_eve.bars import show_long_bars_only
 from lit_eve.errors import ConfigError
+from lit_eve.files import write_atomically
 from lit_eve.nano.pipeline import RUN, read_stage, run_pipeline, train_stage
 
 EXPERIMENTS = Path("experiments/nano")
+ORIGIN = "made_from.txt"
+"""File of a run: the hashes of the language model and the teacher that it began with."""
 
 
 def at_repository() -> None:
@@ -62,8 +66,15 @@ def train(run: Path, stage: str, model: Mapping[str, Any], seed: int = 0) -> Pat
         ``run``.
 
     Raises:
+        ConfigError: the run began with the language model or teacher of an earlier ``runs/nano``.
         LitEveError: as ``train.py fit``.
     """
+    parts = [Path(RUN) / part / "model.safetensors" for part in ("language_model", "teacher")]
+    origin = "".join(f"{hashlib.sha256(part.read_bytes()).hexdigest()}  {part}\n" for part in parts)
+    noted = run / ORIGIN
+    if (run / "config.yaml").exists() and (not noted.exists() or noted.read_text() != origin):
+        raise ConfigError(f"{run} was not trained from the language model and teacher that are in {RUN} now: remove {run}")
+    write_atomically(noted, origin)
     settings = read_stage(EXPERIMENTS / f"{stage}.yaml", Path(RUN))
     settings["seed_everything"] = seed
     settings["model"] |= model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,17 @@ def test_a_place_without_the_repository_is_named(tmp_path, monkeypatch):
         notebook.miniature()
 
 
-def test_a_stage_is_trained_with_other_settings_and_in_silence(monkeypatch, capsys):
+@pytest.fixture
+def trained(checkout, monkeypatch) -> Path:
+    monkeypatch.chdir(checkout)
+    shutil.copy(Path(__file__).parents[2] / "experiments/nano/1_prealign.yaml", "experiments/nano")
+    for part in ("language_model", "teacher"):
+        (checkout / "runs/nano" / part).mkdir(parents=True)
+        (checkout / "runs/nano" / part / "model.safetensors").write_bytes(part.encode())
+    return checkout
+
+
+def test_a_stage_is_trained_with_other_settings_and_in_silence(trained, monkeypatch, capsys):
     seen = {}
 
     def train_stage(name, settings, output):
@@ -52,7 +63,6 @@ def test_a_stage_is_trained_with_other_settings_and_in_silence(monkeypatch, caps
         raise ConfigError("refused")
 
     monkeypatch.setattr(notebook, "train_stage", train_stage)
-    monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(ConfigError, match="refused"):
         notebook.train(Path("runs/mine/two"), "1_prealign", {"lr": 0.5}, seed=7)
     assert (seen["name"], seen["output"], seen["silent"], seen["seed_everything"]) == ("two", Path("runs/mine"), True, 7)
@@ -62,3 +72,12 @@ def test_a_stage_is_trained_with_other_settings_and_in_silence(monkeypatch, caps
     assert capsys.readouterr() == ("", "")
     rich.print("heard again")
     assert capsys.readouterr().out == "heard again\n"
+
+
+def test_a_run_from_another_miniature_is_not_taken_for_one_of_this(trained, monkeypatch):
+    monkeypatch.setattr(notebook, "train_stage", lambda name, settings, output: (output / name / "config.yaml").touch())
+    again = lambda: notebook.train(Path("runs/mine/two"), "1_prealign", {})  # noqa: E731
+    assert again() == again() == Path("runs/mine/two")
+    (trained / "runs/nano/teacher/model.safetensors").write_bytes(b"another")
+    with pytest.raises(ConfigError, match="runs/mine/two was not trained from .* in runs/nano now: remove runs/mine/two"):
+        again()
