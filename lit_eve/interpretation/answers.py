@@ -101,23 +101,6 @@ def attend(
     if not images:
         raise LitEveError("attend: there is no image to look at")
     inputs = question_inputs(model, processor, images, question)
-    return attend_prompt(model, processor, inputs, layers, heads, reduce, max_new_tokens)
-
-
-def attend_prompt(
-    model: EveForConditionalGeneration,
-    processor: EveProcessor,
-    inputs: Mapping[str, Tensor],
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    reduce: Literal["mean"] | None = "mean",
-    max_new_tokens: int = 32,
-) -> AnswerAttention:
-    """As `attend`, of a prompt that the processor has made.
-
-    Args:
-        inputs: of one prompt with images, without padding, on the model's device.
-    """
     return attend_prompts(model, processor, inputs, layers, heads, reduce, max_new_tokens)[0]
 
 
@@ -132,7 +115,7 @@ def attend_prompts(
     max_new_tokens: int = 32,
     template: TemplateName | None = None,
 ) -> list[AnswerAttention]:
-    """As `attend`, of a batch of prompts.
+    """As `attend`, of prompts that the processor has made.
 
     Args:
         inputs: of B prompts, left-padded, on the model's device. A prompt without images has no maps.

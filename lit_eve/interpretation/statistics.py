@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lit_eve.errors import LitEveError, SampleError
-from lit_eve.interpretation.answers import attend_prompt
+from lit_eve.interpretation.answers import attend_prompts
 from lit_eve.interpretation.samples import each_usable
 from lit_eve.models.generation.asking import ask
 from lit_eve.plotting import FAINT, INK, SOFT, drawing
@@ -88,7 +88,7 @@ def attention_statistics(
     skipped: list[str] = []
     shares, entropies, tokens, slots = [], [], [], []
     for inputs in each_usable(samples, encode, skipped, progress):
-        answer = attend_prompt(model, processor, inputs, layers, heads, "mean", max_new_tokens)
+        (answer,) = attend_prompts(model, processor, inputs, layers, heads, "mean", max_new_tokens)
         shares.append(answer.image_share.cpu())
         entropies.append(answer.entropy.cpu())
         tokens.append(inputs["input_ids"].shape[1] + torch.tensor(answer.steps).float())

@@ -19,7 +19,7 @@ from lit_eve.interpretation.strips import beside, stacked
 from lit_eve.nano.evaluate import ANSWERS, MAX_NEW_TOKENS, RESULTS, question_of
 from lit_eve.nano.figures import Example, plot_accuracy, plot_examples, plot_losses, read_curves
 from lit_eve.processing import load_image
-from lit_eve.training.callbacks.answers import WORD_MAPS
+from lit_eve.training.callbacks.answers import word_map_files
 
 STAGES = {"1_prealign": "stage 1: prealign", "2_pretrain": "stage 2: pretrain", "3_finetune": "stage 3: finetune"}
 EXAMPLES_PER_TYPE = 2
@@ -140,25 +140,19 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
 def draw_learning(figures: Path, run: Path) -> None:
     """Word maps at each validation: of one caption, one step below the other; of some questions, one step beside the other."""
     captions = [
-        (f"{STAGES[stage].partition(':')[0]}\nstep {step}", strip)
+        (f"{STAGES[stage].partition(':')[0]}\nstep {step}", Image.open(file))
         for stage in ("1_prealign", "2_pretrain")
-        for step, strip in _word_maps(run / stage, 0)
+        for step, file in word_map_files(run / stage, 0)
     ]
     questions = [
-        (fill(question_of(sample), 18), beside([(f"step {step}", strip) for step, strip in strips]))
+        (fill(question_of(sample), 18), beside([(f"step {step}", Image.open(file)) for step, file in files]))
         for index, sample in enumerate(read_samples(run / "data" / "validation_questions", limit=QUESTIONS))
-        if (strips := _word_maps(run / "3_finetune", index))
+        if (files := word_map_files(run / "3_finetune", index))
     ]
     figures.mkdir(parents=True, exist_ok=True)
     for name, rows in (("captions", captions), ("answers", questions)):
         if rows:
             stacked(rows).save(figures / f"{name}.png")
-
-
-def _word_maps(stage: Path, index: int) -> list[tuple[int, Image.Image]]:
-    """What `SampleAnswers` drew of one sample, by step."""
-    files = sorted((stage / WORD_MAPS).glob(f"step*_{index}.png"))
-    return [(int(file.stem.removeprefix("step").partition("_")[0]), Image.open(file)) for file in files]
 
 
 def make_examples(run: Path) -> list[Example]:

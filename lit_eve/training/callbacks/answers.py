@@ -110,12 +110,18 @@ class SampleAnswers(Callback):
         run.mkdir(parents=True, exist_ok=True)
         with (run / FILE).open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        for path in (run / WORD_MAPS).glob("step*_*.png"):
-            if int(path.stem.removeprefix("step").partition("_")[0]) >= step:
+        for drawn, path in word_map_files(run):
+            if drawn >= step:
                 path.unlink()
         for index, strip in strips.items():
             (run / WORD_MAPS).mkdir(exist_ok=True)
             strip.save(run / WORD_MAPS / f"step{step:08d}_{index}.png")
+
+
+def word_map_files(run: Path, index: int | None = None) -> list[tuple[int, Path]]:
+    """Step and file of the pictures that :class:`SampleAnswers` drew in a run: of one sample, or of all."""
+    files = sorted((run / WORD_MAPS).glob(f"step*_{'*' if index is None else index}.png"))
+    return [(int(file.stem.removeprefix("step").partition("_")[0]), file) for file in files]
 
 
 def _pictures(question: Question) -> list[Image.Image]:
