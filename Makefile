@@ -22,24 +22,24 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## make .venv and install everything into it: versions of constraints.txt, files checked by their hashes
+setup: $(INSTALLED) ## create .venv and install everything into it: versions of constraints.txt, files checked against their hashes
 
-nano: $(INSTALLED) ## train the miniature EVE, all three stages, into runs/nano; goes on where it was interrupted
+nano: $(INSTALLED) ## train the miniature EVE, all three stages, into runs/nano; run it again to resume
 	$(BIN)/lit-eve nano --output runs/nano
 
-demo: $(DEMO) ## open the web demo of runs/nano/model; MODEL=... opens that of another
+demo: $(DEMO) ## open the web demo of runs/nano/model, or of MODEL=...
 	$(BIN)/lit-eve demo --model $(MODEL)
 
 notebooks: $(NOTEBOOKS) ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab notebooks
 
-site: $(DOCS) ## build the documentation as a site: docs/_build/html/index.html
+site: $(DOCS) ## build the documentation as a website: docs/_build/html/index.html
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
 
-test: $(INSTALLED) ## run the tests; WORKERS=4 runs four at a time
+test: $(INSTALLED) ## run the tests; WORKERS=4 uses four processes
 	$(PYTEST)
 
-test-slow: $(INSTALLED) ## run only what `make test` leaves out: whole trainings, and what needs a GPU where there is one
+test-slow: $(INSTALLED) ## run only what `make test` leaves out: whole training runs, and GPU tests if there is a GPU
 	$(PYTEST) -m "slow or gpu"
 
 test-all: test test-slow ## run all tests
@@ -48,11 +48,11 @@ lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(INSTALLED) ## repair style and formatting
+format: $(INSTALLED) ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-hashes: ## renew constraints.hashes.txt, requirements-demo.txt, -notebooks.txt and -docs.txt after a change of constraints.txt; needs uv
+hashes: ## regenerate constraints.hashes.txt, requirements-demo.txt, -notebooks.txt and -docs.txt after a change of constraints.txt; needs uv
 	grep -v '^torch==' constraints.txt | uv pip compile $(COMPILE) --no-deps - | \
 	  { sed '/^[^#]/,$$d' constraints.hashes.txt; cat; } > constraints.hashes.part
 	mv constraints.hashes.part constraints.hashes.txt

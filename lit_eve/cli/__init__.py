@@ -17,14 +17,14 @@ from lit_eve.errors import LitEveError
 from lit_eve.imports import import_own
 
 COMMANDS = {
-    "nano": ("lit_eve.nano.pipeline", "train and evaluate a miniature EVE from nothing, on any machine"),
-    "pack": ("lit_eve.cli.pack", "turn annotation files and images into shards for training"),
-    "plan": ("lit_eve.cli.plan", "say what a training would cost: memory, FLOPs, steps and days"),
+    "nano": ("lit_eve.nano.pipeline", "train and evaluate a miniature EVE from scratch, on any machine"),
+    "pack": ("lit_eve.cli.pack", "pack annotation files and images into training shards"),
+    "plan": ("lit_eve.cli.plan", "estimate what a training run costs: memory, FLOPs, steps and days"),
     "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
-    "demo": ("lit_eve.cli.demo", "open a web page on which trained models are asked about images"),
-    "serve": ("lit_eve.cli.serve", "answer programs that speak OpenAI's protocol, images included"),
+    "demo": ("lit_eve.cli.demo", "open a web page to ask trained models about images"),
+    "serve": ("lit_eve.cli.serve", "start an OpenAI-compatible server, images included"),
     "evaluate": ("lit_eve.cli.evaluate", "score a model on the ten benchmarks of the EVE papers"),
-    "convert": ("lit_eve.cli.convert", "rewrite an official EVE v1 checkpoint for lit_eve, or the other way round"),
+    "convert": ("lit_eve.cli.convert", "convert an official EVE v1 checkpoint to lit_eve, or back"),
 }
 USAGE_ERROR = 2
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 default=[],
                 dest="imports",
                 metavar="MODULE",
-                help="a module of your own with what it registers, by name or as a .py file; may be given several times",
+                help="import your own module, by name or as a .py file, so that what it registers can be used; repeatable",
             )
     args = parser.parse_args(argv)
     show_long_bars_only()

@@ -14,22 +14,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_argument,
         help="official checkpoint, transformers folder, run folder, or hub name (BAAI/EVE-7B-v1.0)",
     )
-    parser.add_argument("output", type=path_argument, help="the folder to write; it appears when it is complete")
-    parser.add_argument("--to", choices=["lit_eve", "official"], help="(default: the layout that SOURCE does not have)")
+    parser.add_argument("output", type=path_argument, help="the folder to write; it appears when the conversion is complete")
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="672 or 1344, if the config of an official checkpoint does not tell"
+        "--to", choices=["lit_eve", "official"], help="layout to write (default: the one that SOURCE does not have)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="672 or 1344, if the config of an official checkpoint does not say it"
     )
     parser.add_argument(
         "--tokenizer",
         type=path_argument,
         metavar="FOLDER",
-        help="if SOURCE has none; to official: one with tokenizer.model, which that code reads",
+        help="the tokenizer, if SOURCE has none; to official: a folder with tokenizer.model, which the official code reads",
     )
-    parser.add_argument(
-        "--teacher", type=path_argument, metavar="FOLDER", help="to official: put the weights of this CLIP back in"
-    )
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file to write (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is a model's folder")
+    parser.add_argument("--teacher", type=path_argument, metavar="FOLDER", help="to official: include the weights of this CLIP")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file to write (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is the folder of a model")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve demo`` takes."""
-    add_server_arguments(parser, port=7860, images_of="a question")
+    add_server_arguments(parser, port=7860, images_of="question")
 
 
 def add_server_arguments(parser: argparse.ArgumentParser, port: int, images_of: str) -> None:
@@ -36,7 +36,7 @@ def add_server_arguments(parser: argparse.ArgumentParser, port: int, images_of: 
 
     Args:
         port: the default.
-        images_of: what may have so many images.
+        images_of: what ``--max-images`` limits the images of.
     """
     parser.add_argument(
         "--model",
@@ -44,20 +44,51 @@ def add_server_arguments(parser: argparse.ArgumentParser, port: int, images_of: 
         action="append",
         type=path_argument,
         metavar="PATH",
-        help="run folder, transformers folder, Lightning checkpoint, or official EVE checkpoint; may be given several times",
+        help="run folder, transformers folder, Lightning checkpoint, or official EVE checkpoint; repeatable",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (%(default)s)")
-    parser.add_argument("--port", type=int, default=port, help="(%(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="use 0.0.0.0 to accept connections from other machines (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=port, help="port of the server (default: %(default)s)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="(%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="dtype of the weights (default: %(default)s)",
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="answers that a model writes at once (%(default)s)"
+        "--batch-size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="answers that each model writes at the same time (default: %(default)s)",
     )
-    limits.add_argument("--queue", type=int, default=64, metavar="N", help="questions that may wait (%(default)s)")
-    limits.add_argument("--max-megabytes", type=float, default=10, metavar="N", help="of an image's file (%(default)s)")
-    limits.add_argument("--max-megapixels", type=float, default=40, metavar="N", help="of an image (%(default)s)")
-    limits.add_argument("--max-images", type=int, default=8, metavar="N", help=f"of {images_of} (%(default)s)")
+    limits.add_argument(
+        "--queue", type=int, default=64, metavar="N", help="maximum number of waiting questions (default: %(default)s)"
+    )
+    limits.add_argument(
+        "--max-megabytes",
+        type=float,
+        default=10,
+        metavar="N",
+        help="maximum file size of an image, in MB (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--max-megapixels",
+        type=float,
+        default=40,
+        metavar="N",
+        help="maximum number of pixels of an image, in millions (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--max-images",
+        type=int,
+        default=8,
+        metavar="N",
+        help=f"maximum number of images per {images_of} (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

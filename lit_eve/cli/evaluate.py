@@ -28,67 +28,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--answers",
         type=path_argument,
         metavar="PATH",
-        help="score answer files (JSONL, a folder or one file) instead of asking a model",
+        help="score existing answers (JSONL; a folder or one file) instead of asking a model",
     )
     parser.add_argument(
         "--benchmarks",
         default="all",
         metavar="NAMES",
-        help="all, or names with commas between them: vqav2, gqa, vizwiz, scienceqa, textvqa, pope, mme, mmbench, seedbench, "
-        "mmvet; with a split behind a colon: vqav2:test-dev; or a file of your own: questions.jsonl (%(default)s)",
+        help="all, or names separated by commas: vqav2, gqa, vizwiz, scienceqa, textvqa, pope, mme, mmbench, seedbench, "
+        "mmvet; add a split after a colon, as in vqav2:test-dev; or a file of your own, as in questions.jsonl "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--data",
         type=path_argument,
         metavar="DIR",
-        help="holds a folder of official files for each benchmark; not needed for files of your own",
+        help="folder with the official files, one subfolder per benchmark; not needed for your own files",
     )
     parser.add_argument(
         "--output",
         default="runs/eval",
         type=path_argument,
         metavar="DIR",
-        help="answers, table, plot; one folder for all nodes (%(default)s)",
+        help="folder for answers, table and plot; shared by all nodes (default: %(default)s)",
     )
     parser.add_argument("--name", metavar="TEXT", help="the model's name in the table")
-    parser.add_argument("--limit", type=int, metavar="N", help="ask so many questions of each, evenly spread")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per device (%(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (the benchmark's own)")
-    parser.add_argument("--template", metavar="NAME", help="how conversations are written (the model's own)")
-    parser.add_argument("--attn-implementation", metavar="NAME", help="as model.attn_implementation of a recipe")
-    parser.add_argument("--accelerator", default="auto", metavar="NAME", help="cpu, gpu, ... (%(default)s)")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask only N questions of each benchmark, evenly spread")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per device (default: %(default)s)")
     parser.add_argument(
-        "--devices", type=_devices, default="auto", metavar="N", help="of this node: how many, or which: 0,1 (%(default)s)"
+        "--max-new-tokens", type=int, metavar="N", help="maximum answer length in tokens (default: the benchmark's own)"
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes, started by torchrun or SLURM (%(default)s)")
-    parser.add_argument("--precision", metavar="NAME", help="32-true, bf16-true, ... (bf16-true on GPUs, else 32-true)")
+    parser.add_argument("--template", metavar="NAME", help="conversation template (default: the model's own)")
+    parser.add_argument("--attn-implementation", metavar="NAME", help="same as model.attn_implementation of a recipe")
+    parser.add_argument("--accelerator", default="auto", metavar="NAME", help="cpu, gpu, ... (default: %(default)s)")
     parser.add_argument(
-        "--num-workers", type=int, default=2, metavar="N", help="processes per device that read images (%(default)s)"
+        "--devices",
+        type=_devices,
+        default="auto",
+        metavar="N",
+        help="devices of this node: how many, or which ones, as in 0,1 (default: %(default)s)",
     )
     parser.add_argument(
-        "--allow-partial", action="store_true", help="score without what is missing or unusable; the table says so"
+        "--nodes", type=int, default=1, metavar="N", help="number of nodes, started by torchrun or SLURM (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision", metavar="NAME", help="32-true, bf16-true, ... (default: bf16-true on GPUs, else 32-true)"
+    )
+    parser.add_argument(
+        "--num-workers", type=int, default=2, metavar="N", help="processes per device that load images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="leave out what is missing or unusable, and score the rest; the table says so",
     )
     parser.add_argument(
         "--judge-url",
         metavar="URL",
-        help="an endpoint that speaks OpenAI's protocol, to grade MM-Vet and read unclear answers to MMBench",
+        help="OpenAI-compatible endpoint that grades MM-Vet and reads unclear MMBench answers",
     )
-    parser.add_argument("--judge-model", default="gpt-4-0613", metavar="NAME", help="the judge's name there (%(default)s)")
     parser.add_argument(
-        "--judge-runs", type=int, default=1, metavar="N", help="how often MM-Vet is graded; the paper: 5 (%(default)s)"
+        "--judge-model",
+        default="gpt-4-0613",
+        metavar="NAME",
+        help="name of the judge model at this endpoint (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--judge-runs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how often MM-Vet is graded; 5 in the paper (default: %(default)s)",
     )
     parser.add_argument(
         "--judge-key",
         default="OPENAI_API_KEY",
         metavar="VARIABLE",
-        help="environment variable with the judge's key (%(default)s)",
+        help="environment variable with the API key of the judge (default: %(default)s)",
     )
     parser.add_argument(
         "--judge-concurrency",
         type=int,
         default=8,
         metavar="N",
-        help="questions that the judge is asked at a time (%(default)s)",
+        help="parallel requests to the judge (default: %(default)s)",
     )
 
 

@@ -27,30 +27,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "as img2dataset's: a folder, a tar, or a pattern of tars in quotes",
     )
     parser.add_argument(
-        "--images", type=path_argument, metavar="DIR", help="what names of images are relative to (the annotations' folder)"
+        "--images",
+        type=path_argument,
+        metavar="DIR",
+        help="folder that image names are relative to (default: the folder of the annotations)",
     )
     parser.add_argument(
         "--output",
         type=path_argument,
         metavar="DIR",
-        help="folder of the shards; without it, shards given as annotations are only indexed",
+        help="folder for the shards; without it, existing shards given as annotations are only indexed",
     )
     parser.add_argument(
         "--json-path",
         type=path_argument,
         metavar="DIR",
-        help="folder of the records, if the annotations are a list of their names",
+        help="folder of the records, if the annotations are a list of record names",
     )
     parser.add_argument(
         "--config",
         action="append",
         default=[],
         metavar="YAML",
-        help="recipe of a training: its tokens are counted now, not when it begins; several are laid over each other",
+        help="training recipe; its tokens are counted now, not at the start of training; repeatable, later files override "
+        "earlier ones",
     )
-    parser.add_argument("--samples-per-shard", type=int, default=5000, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--samples-per-shard", type=int, default=5000, metavar="N", help="records per shard (default: %(default)s)"
+    )
     parser.add_argument("--verify", action="store_true", help="decode every image, not only its header")
-    parser.add_argument("--processes", type=int, metavar="N", help="shards that are made at a time (one per core)")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="number of shards written in parallel (default: one per core)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

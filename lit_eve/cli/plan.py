@@ -21,24 +21,31 @@ WIDTH = 132  # where the output is no terminal
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve plan`` takes."""
-    parser.add_argument("recipes", nargs="+", metavar="recipe", help="YAML of a training; with several, a line for each")
-    parser.add_argument("--gpus", type=int, default=16, metavar="N", help="GPUs, all nodes together (%(default)s)")
     parser.add_argument(
-        "--gpu", default="a100-40g", metavar="NAME", help="a100-40g, h100, 4090, ...; an unknown name lists all (%(default)s)"
+        "recipes", nargs="+", metavar="recipe", help="YAML file of a training run; several files give one line each"
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=16, metavar="N", help="number of GPUs, over all nodes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--gpu",
+        default="a100-40g",
+        metavar="NAME",
+        help="a100-40g, h100, 4090, ...; an unknown name lists all (default: %(default)s)",
     )
     parser.add_argument(
         "--mfu",
         type=float,
         default=0.4,
         metavar="SHARE",
-        help="share of the GPUs' bf16 peak that training is assumed to reach (%(default)s)",
+        help="fraction of the GPUs' bf16 peak that training is assumed to reach (default: %(default)s)",
     )
     parser.add_argument(
         "--samples",
         type=float,
         metavar="N",
-        help="assume an epoch of so many samples, as in 33e6 (default: the shards of data.train are counted; where there are "
-        "none yet, the size that the set is known to have)",
+        help="number of samples of an epoch, as in 33e6 (default: counted from the shards of data.train; if there are none "
+        "yet, the known size of the data set)",
     )
     parser.add_argument(
         "--set",
@@ -46,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="change a key of the recipes, as in data.rows=2; may be given several times",
+        help="change a key of the recipes, as in data.rows=2; repeatable",
     )
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
 

@@ -13,17 +13,17 @@ KEY_VARIABLE = "LIT_EVE_API_KEY"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve serve`` takes."""
-    add_server_arguments(parser, port=8000, images_of="a request, all its turns together")
+    add_server_arguments(parser, port=8000, images_of="request, over all its turns")
     access = parser.add_argument_group("access")
     access.add_argument(
         "--api-key",
         metavar="KEY",
-        help=f"what clients have to send; given as {KEY_VARIABLE}, it is in no list of processes (default: none is asked for)",
+        help=f"key that clients must send; set {KEY_VARIABLE} instead to keep it out of process lists (default: no key)",
     )
     access.add_argument(
         "--allow-remote-images",
         action="store_true",
-        help="fetch the images that requests name by http(s), from public addresses only (default: they are refused)",
+        help="download images from http(s) URLs in requests, from public addresses only (default: refuse them)",
     )
 
 

@@ -34,32 +34,37 @@ HELP = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve chat`` takes."""
-    parser.add_argument("question", nargs="?", help="answer this and leave; without it, a conversation starts")
+    parser.add_argument("question", nargs="?", help="answer this question and exit; without it, a conversation starts")
     parser.add_argument(
         "--model",
         required=True,
         type=path_argument,
         help="run folder, transformers folder, Lightning checkpoint, or official EVE checkpoint",
     )
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="path or URL of an image; repeatable")
     parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="a path or a URL; may be given several times"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="length of the longest answer (%(default)s)"
+        "--max-new-tokens", type=int, default=256, metavar="N", help="maximum answer length in tokens (default: %(default)s)"
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="(%(default)s)")
-    parser.add_argument("--stats", action="store_true", help="say after each answer how fast it was written")
-    sampling = parser.add_argument_group("sampling", "the likeliest token is taken unless one of these is given")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="dtype of the weights (default: %(default)s)",
+    )
+    parser.add_argument("--stats", action="store_true", help="print the length and speed of each answer, on stderr")
+    sampling = parser.add_argument_group("sampling", "without these options, decoding is greedy")
     sampling.add_argument(
         "--temperature",
         type=float,
         metavar="T",
-        help="flattens (above 1) or sharpens the distribution; 0: none, the likeliest token",
+        help="flatten (above 1) or sharpen (below 1) the distribution; 0: greedy decoding",
     )
-    sampling.add_argument("--top-p", type=float, metavar="P", help="only from the likeliest tokens that share this probability")
-    sampling.add_argument("--top-k", type=int, metavar="K", help="only from the K likeliest tokens")
-    sampling.add_argument("--seed", type=int, help="same seed, same answers")
+    sampling.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the most likely tokens that together have this probability"
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
+    sampling.add_argument("--seed", type=int, help="the same seed gives the same answers")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -42,12 +42,18 @@ STAGES = ("1_prealign", "2_pretrain", "3_finetune")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``lit-eve nano`` takes."""
     parser.add_argument(
-        "--output", type=path_argument, default=Path(RUN), metavar="FOLDER", help="everything goes there (%(default)s)"
+        "--output",
+        type=path_argument,
+        default=Path(RUN),
+        metavar="FOLDER",
+        help="folder for all results (default: %(default)s)",
     )
     parser.add_argument(
-        "--config", type=path_argument, metavar="FOLDER", help="other YAML files than those of experiments/nano"
+        "--config", type=path_argument, metavar="FOLDER", help="folder with YAML files to use instead of experiments/nano"
     )
-    parser.add_argument("--redo", metavar="STEP", help="make this step and all that depend on it again, for example 3_finetune")
+    parser.add_argument(
+        "--redo", metavar="STEP", help="repeat this step and all steps that depend on it, for example 3_finetune"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -45,23 +45,23 @@ POSITION_TABLES = _names("""
 """They look positions up in a table of ``max_position_embeddings`` rows: behind its end they cannot read at all."""
 
 _REASONS = {
-    "reads in both directions, and a decoder must not see the word that it predicts": """
+    "attends in both directions, but a decoder must not see the token that it predicts": """
         bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm
         roc_bert roformer xlm xlm-roberta xlm-roberta-xl xlnet xmod""",
-    "is one half of an encoder-decoder, and EVE has no encoder": """
+    "is one half of an encoder-decoder, but EVE has no encoder": """
         bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp musicgen musicgen_melody pegasus plbart prophetnet
         trocr whisper""",
-    "is a model with eyes or ears of its own; give a folder that holds its language model alone": """
+    "is multimodal itself; use a folder that holds its language model alone": """
         dots3_note emu3 fuyu gemma3 gemma3n gemma4 gemma4_unified git got_ocr2 llama4 mllama moshi moss_transcribe_diarize
         phi4_multimodal qwen3_5 qwen3_5_moe qwen4_exp""",
-    "keeps no KV cache of the usual kind, in which generation would find the images again": """
+    "has no standard KV cache, in which generation keeps the images": """
         falcon_mamba mamba mamba2 minimax openai-gpt recurrent_gemma reformer rwkv xlstm""",
-    "looks token ids up in its inner layers, and image tokens have none": """
+    "looks up token ids in its inner layers, but image tokens have none": """
         cpmant deepseek_v4 gemma3n_text gemma4_text qwen4_exp_text""",
-    "does not have as many blocks as its num_hidden_layers, by which an aligner counts": "hrm_text longcat_flash",
+    "has a number of blocks other than num_hidden_layers, which the aligner relies on": "hrm_text longcat_flash",
     "drafts tokens for another model": "gemma4_assistant gemma4_unified_assistant",
-    "builds its words of bytes, which image tokens do not have": "blt",
-    "was not proven to be right inside EVE": "dots3_note_text gemma4_unified_text",
+    "builds its tokens from bytes, which image tokens do not have": "blt",
+    "has not passed the tests inside EVE": "dots3_note_text gemma4_unified_text",
 }
 REFUSED: dict[str, str] = {name: reason for reason, names in _REASONS.items() for name in _names(names)}
 """Why a family is refused."""

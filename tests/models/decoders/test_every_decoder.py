@@ -212,7 +212,7 @@ def test_each_family_of_transformers_stands_in_one_list():
 def test_the_documents_lists_are_those_of_the_code():
     rows = (Path(__file__).parents[3] / "docs/decoders.md").read_text()
     reasons = {reason: {name for name in REFUSED if REFUSED[name] == reason} for reason in REFUSED.values()}
-    as_they_are, side_by_side = "as they are: attention keeps the samples apart", "samples side by side, one row each"
+    as_they_are, side_by_side = "packed: attention keeps the samples apart", "side by side: one row per sample"
     for title, names in {as_they_are: PACKED, side_by_side: SIDE_BY_SIDE, **reasons}.items():
         assert f"| {title} | {' '.join(sorted(names))} |" in rows
     assert f"positions in a table: {' '.join(sorted(POSITION_TABLES))}." in " ".join(rows.split())
