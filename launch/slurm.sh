@@ -3,8 +3,8 @@
 #
 #   sbatch --nodes=2 launch/slurm.sh fit --config experiments/eve_7b/2_pretrain.yaml
 #
-# A job that was preempted, lost a node or came to the end of its time is queued again and goes on from its newest checkpoint. So does,
-# RESTARTS times (default 3), a job that failed; what it failed of stands in its log.
+# If a job is preempted, loses a node or reaches its time limit, it is queued again and resumes from its newest checkpoint. A failed
+# job is queued again up to RESTARTS times (default 3); its log has the error.
 #SBATCH --job-name=lit_eve
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8

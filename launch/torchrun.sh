@@ -5,14 +5,14 @@
 #   NODES=2 HEAD=node-a launch/torchrun.sh fit --config ...                     the same command on both of two nodes
 #
 # DEVICES   processes per node; default: one per GPU
-# HEAD      name of one of the nodes, where all of them meet
-# PORT      of that node; default 29500
-# JOB       name of the meeting, for several jobs on the same nodes; default lit_eve
-# RESTARTS  how often a job that died is begun again from its newest checkpoint; default 0
+# HEAD      hostname of the node where all nodes rendezvous
+# PORT      port on that node; default 29500
+# JOB       rendezvous id, to separate several jobs on the same nodes; default lit_eve
+# RESTARTS  how often a failed job restarts from its newest checkpoint; default 0
 # PYTHON    default: .venv/bin/python, or python of this shell
 #
-# When one process dies, torchrun ends the others of its node; those of other nodes end when they miss its messages, or start again
-# with it where RESTARTS allows. Calling the same again goes on from the newest checkpoint.
+# When one process dies, torchrun ends the others on its node. Those on other nodes end when its messages are missing, or restart
+# with it if RESTARTS allows. Repeat the command to resume from the newest checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -2,7 +2,7 @@
 
 {"image": "photos/1.jpg", "question": "Is there a dog?", "answer": "yes"}
 {"image": "photos/2.jpg", "question": "What is it?", "options": ["a cat", "a dog"], "answer": "B"}
-{"image": "photos/3.jpg", "question": "Which colour has it?", "answers": ["grey", "gray"]}
+{"image": "photos/3.jpg", "question": "What colour is it?", "answers": ["grey", "gray"]}
 """
 
 from __future__ import annotations
