@@ -20,7 +20,7 @@ from lit_eve.interpretation.answers import question_inputs
 from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.overlay import picture_below
 from lit_eve.interpretation.recording import ActivationRecorder
-from lit_eve.interpretation.recording.intercept import indices
+from lit_eve.interpretation.recording.intercept import in_this_thread, indices
 from lit_eve.models.decoders import FamilyHead, blocks_of
 from lit_eve.models.splice import ImageLayout
 from lit_eve.plotting import INK, SOFT, drawing
@@ -115,10 +115,10 @@ class _BehindTheBlocks:
 
     def __enter__(self) -> _BehindTheBlocks:
         blocks = blocks_of(self._decoder)
-        note = lambda module, _inputs, _output: self._path.append(module)  # noqa: E731
-        begin = lambda *_: self._path.clear()  # noqa: E731
+        note = in_this_thread(lambda module, _inputs, _output: self._path.append(module))
+        begin, end = in_this_thread(lambda *_: self._path.clear()), in_this_thread(self._end)
         self._handles = [child.register_forward_hook(note) for child in self._decoder.children() if child is not blocks]
-        self._handles += [blocks[-1].register_forward_hook(begin), self._decoder.register_forward_hook(self._end)]
+        self._handles += [blocks[-1].register_forward_hook(begin), self._decoder.register_forward_hook(end)]
         return self
 
     def __exit__(self, *_: Any) -> None:

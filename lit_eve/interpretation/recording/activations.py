@@ -28,7 +28,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation.recording.intercept import AttentionCall, attention_modules, indices, intercept_attention
+from lit_eve.interpretation.recording.intercept import (
+    AttentionCall,
+    attention_modules,
+    in_this_thread,
+    indices,
+    intercept_attention,
+)
 from lit_eve.models.decoders import blocks_of, decoder_of
 
 PROJECTED = ("query", "key", "value")
@@ -37,7 +43,7 @@ SITES = ("input", *ADDED, "hidden", *PROJECTED)
 
 
 class ActivationRecorder:
-    """Context manager that records what blocks of a model's decoder compute.
+    """Context manager that records what blocks of a model's decoder compute, in calls by the thread that entered it.
 
     Args:
         model: EVE, or any causal language model of transformers whose blocks have ``self_attn`` and ``mlp``.
@@ -85,7 +91,8 @@ class ActivationRecorder:
             raise LitEveError(f"{site} of layer {layer} is not recorded; recorded are {self.sites} of the layers {self.layers}")
         if not self._calls[site, layer]:
             raise LitEveError(
-                "nothing was recorded: call the model inside the recorder's with block (compiled models are not seen)"
+                "nothing was recorded: call the model inside the recorder's with block, from its thread "
+                "(compiled models are not seen)"
             )
         return self._calls[site, layer]
 
@@ -127,8 +134,10 @@ class ActivationRecorder:
                     self._keep(site, layer, seen[site], 1)
             seen.clear()
 
-        handles = [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
-        handles += [module.register_forward_hook(part(site)) for site, module in self._parts.get(layer, {}).items()]
+        handles = [block.register_forward_pre_hook(in_this_thread(before), with_kwargs=True)]
+        handles += [block.register_forward_hook(in_this_thread(after))]
+        parts = self._parts.get(layer, {}).items()
+        handles += [module.register_forward_hook(in_this_thread(part(site))) for site, module in parts]
         for handle in handles:
             self._stack.callback(handle.remove)
 

@@ -27,7 +27,7 @@ from lit_eve.models.attention import PackedRows
 
 
 class AttentionRecorder:
-    """Context manager that records attention probabilities of a model's decoder.
+    """Context manager that records attention probabilities of a model's decoder, in calls by the thread that entered it.
 
     Args:
         model: EVE, or any causal language model of transformers whose attention goes through its table of attention functions
@@ -77,7 +77,8 @@ class AttentionRecorder:
             raise LitEveError(f"layer {layer} is not recorded; recorded are {self.layers}")
         if not self._calls[layer]:
             raise LitEveError(
-                "nothing was recorded: call the model inside the recorder's with block (compiled models are not seen)"
+                "nothing was recorded: call the model inside the recorder's with block, from its thread "
+                "(compiled models are not seen)"
             )
         return self._calls[layer]
 

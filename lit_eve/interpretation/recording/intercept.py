@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock, get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,14 +51,16 @@ class AttentionCall:
 Interceptor = Callable[[AttentionCall], tuple[Tensor, Tensor | None]]
 """Stands in front of the kernel: returns ``call.run()``, or something else of its shape."""
 
-_active: dict[str, list[tuple[dict[nn.Module, int], Interceptor]]] = {}  # by attention implementation
+Present = list[tuple[int, dict[nn.Module, int], Interceptor]]  # the thread it belongs to, the layers of modules, and itself
+_active: dict[str, Present] = {}  # by attention implementation
+_changing = Lock()
 
 
 @contextmanager
 def intercept_attention(
     model: PreTrainedModel, interceptor: Interceptor, layers: Sequence[int] | None = None
 ) -> Iterator[None]:
-    """Every call of the attention kernel of these layers goes through ``interceptor``.
+    """Every call of the attention kernel of these layers by this thread goes through ``interceptor``.
 
     Args:
         model: EVE, or a causal language model of transformers.
@@ -70,20 +73,33 @@ def intercept_attention(
     modules = attention_modules(model)
     chosen = {modules[layer]: layer for layer in (range(len(modules)) if layers is None else layers)}
     implementation: str = modules[0].config._attn_implementation
-    present = _active.setdefault(implementation, [])
-    if not present:
-        ALL_ATTENTION_FUNCTIONS[implementation] = _front_of(implementation, present)
-    entry = (chosen, interceptor)
-    present.append(entry)
+    entry = (get_ident(), chosen, interceptor)
+    with _changing:
+        present = _active.setdefault(implementation, [])
+        if not present:
+            ALL_ATTENTION_FUNCTIONS[implementation] = _front_of(implementation, present)
+        present.append(entry)
     try:
         yield
     finally:
-        present.remove(entry)
-        if not present:
-            del _active[implementation], ALL_ATTENTION_FUNCTIONS[implementation]
+        with _changing:
+            present.remove(entry)
+            if not present:
+                del _active[implementation], ALL_ATTENTION_FUNCTIONS[implementation]
 
 
-def _front_of(implementation: str, present: list[tuple[dict[nn.Module, int], Interceptor]]) -> Kernel:
+def in_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
+    """The hook of a module, for calls by the thread that runs now: others may use the model meanwhile."""
+    home = get_ident()
+
+    def only_here(*arguments: Any, **kwargs: Any) -> None:
+        if get_ident() == home:
+            hook(*arguments, **kwargs)
+
+    return only_here
+
+
+def _front_of(implementation: str, present: Present) -> Kernel:
     """The attention function that is called now, with the interceptors in front of it; the first that came is called first."""
     kernel = ALL_ATTENTION_FUNCTIONS.get(implementation)
 
@@ -92,8 +108,8 @@ def _front_of(implementation: str, present: list[tuple[dict[nn.Module, int], Int
     ) -> tuple[Tensor, Tensor | None]:
         # "eager" is not in the table: every modeling file brings its own.
         run = kernel or inspect.getmodule(type(module)).eager_attention_forward
-        for chosen, interceptor in reversed(present):
-            if (layer := chosen.get(module)) is not None:
+        for thread, chosen, interceptor in reversed([*present]):  # a copy: other threads come and go
+            if thread == get_ident() and (layer := chosen.get(module)) is not None:
                 run = _behind(interceptor, layer, run)
         return run(module, query, key, value, attention_mask, **kwargs)
 
