@@ -15,10 +15,11 @@ from transformers import AutoModelForImageTextToText, modeling_flash_attention_u
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import LitEveError
-from lit_eve.models import PACKED, PACKED_SDPA, PACKED_VARLEN, attention
-from lit_eve.models.attention import PackedRows, packed_attention, packed_rows
+from lit_eve.models import PACKED, PACKED_SDPA, PACKED_VARLEN
+from lit_eve.models.attention import PackedRows, kernels, packed_attention, packed_rows
 from tests.models import tiny
 
+PACKING = "lit_eve.models.attention.packed"
 WINDOW = {"mistral_window": {"model_type": "mistral", **tiny.COMMON, "num_key_value_heads": 2, "sliding_window": 12}}
 decoders = pytest.mark.parametrize("decoder", [*tiny.DECODERS, *WINDOW])
 
@@ -83,9 +84,9 @@ def test_the_reference_kernel_takes_what_torchs_takes():
 @pytest.mark.parametrize("knows_groups", [False, True])
 def test_torchs_kernel_gets_repeated_keys_where_it_knows_no_groups(monkeypatch, knows_groups):
     heads = []
-    monkeypatch.setattr(attention, "_VARLEN_KNOWS_GROUPS", knows_groups)
+    monkeypatch.setattr(kernels, "_VARLEN_KNOWS_GROUPS", knows_groups)
     monkeypatch.setattr(
-        attention, "varlen_attn", lambda *args, **kwargs: heads.append(args[1].shape[1]) or varlen_attn(*args, **kwargs)
+        kernels, "varlen_attn", lambda *args, **kwargs: heads.append(args[1].shape[1]) or varlen_attn(*args, **kwargs)
     )
     sizes = [(1, 4, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)]
     inputs = [torch.randn(size, dtype=torch.bfloat16).requires_grad_() for size in sizes]
@@ -111,11 +112,11 @@ def implementation(request, monkeypatch) -> str:
         monkeypatch.setattr(module, "_loaded_implementation", None)
         monkeypatch.setattr(module, "_lazy_imports", lambda *_, **__: functions)
         return request.param
-    monkeypatch.setitem(attention._KERNELS, PACKED, lambda device: request.param)
+    monkeypatch.setitem(kernels.KERNELS, PACKED, lambda device: request.param)
     if request.param in ("varlen", "flash_attn"):
-        monkeypatch.setattr(attention, "_obstacle", lambda *_: None)
-        monkeypatch.setattr(attention, "_flash_attn", lambda: flash_attn_varlen_func)
-        monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
+        monkeypatch.setattr(kernels, "obstacle_of", lambda *_: None)
+        monkeypatch.setattr(kernels, "_flash_attn", lambda: flash_attn_varlen_func)
+        monkeypatch.setattr(kernels, "varlen_attn", varlen_attn)
     return PACKED
 
 
@@ -171,10 +172,10 @@ def test_attention_dropout():
 
 def choose(monkeypatch, dtype=torch.bfloat16, width=64, dropout=0.0, flash=None, name=PACKED, device="meta") -> str:
     """The kernel that attention would call for such queries, on a GPU by default."""
-    monkeypatch.setattr(attention, "_flash_attn", lambda: flash)
-    monkeypatch.setattr(attention, "_varlen", lambda kernel, *_: kernel)
-    monkeypatch.setattr(attention, "_sample_by_sample", lambda *_: "samples")
-    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *_, **__: ("mask", None))
+    monkeypatch.setattr(kernels, "_flash_attn", lambda: flash)
+    monkeypatch.setattr(f"{PACKING}._varlen", lambda kernel, *_: kernel)
+    monkeypatch.setattr(f"{PACKING}._sample_by_sample", lambda *_: "samples")
+    monkeypatch.setattr(f"{PACKING}.sdpa_attention_forward", lambda *_, **__: ("mask", None))
     _, boundaries = packed_rows(name, torch.zeros(3, dtype=torch.int32, device=device), 5, 1, 10)
     query = torch.zeros(1, 2, 10, width, dtype=dtype, device=device)
     module = SimpleNamespace(config=SimpleNamespace(_attn_implementation=name))
@@ -189,7 +190,7 @@ def test_the_best_kernel_that_fits_is_taken(monkeypatch):
     assert choose(monkeypatch, dropout=0.1) == "mask"
     assert choose(monkeypatch, name=PACKED_SDPA) == "mask"
     assert choose(monkeypatch, device="cpu") == choose(monkeypatch, name=PACKED_SDPA, device="cpu") == "samples"
-    monkeypatch.setattr(attention, "_has_varlen", lambda device: True)
+    monkeypatch.setattr(kernels, "_has_varlen", lambda device: True)
     assert choose(monkeypatch, flash=flash_attn_varlen_func, device="cpu") == "flash_attn"
     assert choose(monkeypatch, flash=flash_attn_varlen_func, device="cpu", dropout=0.1) == "flash_attn"
     assert choose(monkeypatch, device="cpu") == "varlen"
@@ -230,10 +231,10 @@ def test_attentions_of_another_kind_are_refused(argument, message):
 def test_autocast_reaches_the_kernel(monkeypatch):
     """Rotated queries and keys are float32 under autocast, values are not."""
     seen = []
-    monkeypatch.setattr(attention, "_has_varlen", lambda device: True)
-    monkeypatch.setattr(attention, "_flash_attn", lambda: None)
+    monkeypatch.setattr(kernels, "_has_varlen", lambda device: True)
+    monkeypatch.setattr(kernels, "_flash_attn", lambda: None)
     monkeypatch.setattr(
-        attention, "varlen_attn", lambda *args, **kwargs: seen.extend(x.dtype for x in args[:3]) or varlen_attn(*args, **kwargs)
+        kernels, "varlen_attn", lambda *args, **kwargs: seen.extend(x.dtype for x in args[:3]) or varlen_attn(*args, **kwargs)
     )
     model = tiny.model("llama_gqa")
     with torch.autocast("cpu", torch.bfloat16):
@@ -290,7 +291,7 @@ def relative(got: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(("heads", "groups", "window"), [(32, 1, None), (28, 7, None), (8, 2, 100)])
 def test_kernels_of_the_gpu_are_the_attention_of_the_cpu(kernel, dtype, heads, groups, window):
     """Heads of 128, rows of 2048: EVE-7B's attention."""
-    if kernel == "flash_attn" and attention._flash_attn() is None:
+    if kernel == "flash_attn" and kernels._flash_attn() is None:
         pytest.skip("flash-attn is not installed")
     if kernel != "mask" and dtype == torch.float32:
         pytest.skip("the kernel is for half precision")

@@ -28,7 +28,7 @@ PACKED = _names("""
     modernbert-decoder nanochat olmo olmo2 olmo3 olmoe persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss
     smollm3 solar_open starcoder2 youtu
 """)
-"""They mix tokens by attention alone, which keeps the samples of packed rows apart (``lit_eve/models/attention.py``)."""
+"""They mix tokens by attention alone, which keeps the samples of packed rows apart (``lit_eve/models/attention/``)."""
 
 SIDE_BY_SIDE = _names("""
     afmoe axk2 bailing_hybrid bamba biogpt bloom codegen ctrl deepseek_v32 doge falcon falcon_h1 flint gemma2 glm_moe_dsa

@@ -9,7 +9,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation import AttentionRecorder
 from lit_eve.interpretation.recording.attention import _samples, _visible
-from lit_eve.models import PACKED, EveConfig, EveForConditionalGeneration, attention
+from lit_eve.models import PACKED, EveConfig, EveForConditionalGeneration
+from lit_eve.models.attention import kernels
 
 SIZE = {
     "vocab_size": 50,
@@ -102,7 +103,7 @@ def test_generation_gives_one_call_per_token_with_the_whole_cache(name: str) -> 
 
 @pytest.mark.parametrize("kernel", ["samples", "mask"])
 def test_packed_samples_do_not_see_each_other(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(attention._KERNELS, PACKED, lambda device: kernel)
+    monkeypatch.setitem(kernels.KERNELS, PACKED, lambda device: kernel)
     model = make_model()
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 0, 1]])
     boundaries = torch.tensor([0, 3, 8, 14, 16], dtype=torch.int32)

@@ -18,72 +18,19 @@ Notation: B rows, T tokens per row, S samples, h heads, d head width.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lit_eve.errors import LitEveError
-
-PACKED = "packed"
-PACKED_VARLEN = "packed_varlen"
-PACKED_SDPA = "packed_sdpa"
-
-_VARLEN_KNOWS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""Whether torch's ``varlen_attn`` takes fewer keys than queries, as from 2.12 on; for an older one they are repeated."""
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Where samples begin and end; made once per forward pass, read by the attention of every layer."""
-
-    cu_seqlens: Tensor  # (S + 1,) int32, boundaries over the flattened B * T tokens; no sample crosses a row
-    max_seqlen: int  # no sample is longer
-    rows: int  # B
-    length: int  # T
-    kernel: str  # "flash_attn", "varlen", "samples" or "mask": the best that name and device allow
-    autocast: torch.dtype | None = None  # what autocast computes in, where it is on
-    _masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    @cached_property
-    def sample_lengths(self) -> list[int]:
-        """Tokens of each sample. Only for the CPU: anywhere else this waits for the device."""
-        return self.cu_seqlens.diff().tolist()
-
-    @cached_property
-    def sample_of_token(self) -> Tensor:
-        """(B, T) int64, a number that the tokens of a sample share."""
-        places = torch.arange(self.rows * self.length, dtype=self.cu_seqlens.dtype, device=self.cu_seqlens.device)
-        return torch.searchsorted(self.cu_seqlens, places, right=True).view(self.rows, self.length)
-
-    def mask(self, window: int | None = None) -> Tensor:
-        """True where a query may look: back, within its own sample, at most at ``window`` tokens with its own.
-
-        With samples of 2 and 3 tokens in a row of 5::
-
-            1 . . . .
-            1 1 . . .
-            . . 1 . .
-            . . 1 1 .
-            . . 1 1 1
-
-        Returns:
-            (B, 1, T, T) bool; the same tensor for every layer that asks.
-        """
-        if window not in self._masks:
-            sample = self.sample_of_token
-            same = sample[:, None, :, None] == sample[:, None, None, :]  # (B, 1, T, T)
-            self._masks[window] = same & _band(self.length, window, sample.device)
-        return self._masks[window]
+from lit_eve.models.attention import kernels
+from lit_eve.models.attention.kernels import KERNELS, PACKED, PACKED_VARLEN, sdpa_kernel
+from lit_eve.models.attention.rows import PackedRows, band
 
 
 def packed_rows(
@@ -105,9 +52,9 @@ def packed_rows(
         LitEveError: ``packed_varlen`` was asked for on a device without it.
     """
     max_seqlen = length if max_seqlen is None else min(int(max_seqlen), length)
-    if implementation in _KERNELS:
+    if implementation in KERNELS:
         device = cu_seqlens.device
-        packed = PackedRows(cu_seqlens, max_seqlen, rows, length, _KERNELS[implementation](device), _autocast(device.type))
+        packed = PackedRows(cu_seqlens, max_seqlen, rows, length, KERNELS[implementation](device), _autocast(device.type))
         # transformers takes a 4-dimensional mask as it is, and builds none of its own; this one is never read.
         return torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device), {"packed": packed}
     if "flash" in implementation:  # flash_attention_2, kernels-community/flash-attn2: that is how transformers tells them
@@ -149,10 +96,10 @@ def packed_attention(
         # SDPA casts by itself; the other kernels would meet rotated queries in float32 and values in half precision.
         query, key, value = (x.to(packed.autocast) for x in (query, key, value))
     kernel = packed.kernel
-    if kernel in ("flash_attn", "varlen") and (obstacle := _obstacle(kernel, query, dropout)):
+    if kernel in ("flash_attn", "varlen") and (obstacle := kernels.obstacle_of(kernel, query, dropout)):
         if module.config._attn_implementation == PACKED_VARLEN:
             raise LitEveError(f"attn_implementation {PACKED_VARLEN!r} {obstacle}; {PACKED!r} takes what fits")
-        kernel = _sdpa_kernel(query.device)
+        kernel = sdpa_kernel(query.device)
     window = sliding_window if sliding_window is not None and sliding_window < packed.max_seqlen else None
     if kernel == "mask":
         return sdpa_attention_forward(module, query, key, value, packed.mask(window), dropout=dropout, scaling=scaling)
@@ -174,23 +121,7 @@ def _varlen(
     """All samples in one call of a kernel that knows their boundaries: (B, h, T, d) -> (B, T, h, d)."""
     flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (B * T, h, d) each, as projected: no copy
     cu, longest = packed.cu_seqlens, packed.max_seqlen
-    back = -1 if window is None else window - 1  # both kernels count the tokens before the query's own
-    if kernel == "flash_attn":
-        out = _flash_attn()(
-            *(*flat, cu, cu, longest, longest),
-            dropout_p=dropout,
-            softmax_scale=scaling,
-            causal=True,
-            window_size=(back, 0),
-            deterministic=torch.are_deterministic_algorithms_enabled(),
-        )
-    else:
-        options: dict[str, Any] = {"scale": scaling, "window_size": (back, 0)}
-        if _VARLEN_KNOWS_GROUPS:
-            options["enable_gqa"] = True
-        elif (groups := query.shape[1] // key.shape[1]) > 1:
-            flat[1:] = [x.repeat_interleave(groups, dim=1) for x in flat[1:]]  # (B * T, h, d)
-        out = varlen_attn(*flat, cu, cu, longest, longest, **options)
+    out = kernels.varlen(kernel, *flat, cu, cu, longest, longest, dropout=dropout, scale=scaling, window=window)
     return out.unflatten(0, (packed.rows, packed.length))
 
 
@@ -205,19 +136,13 @@ def _sample_by_sample(
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         length = q.shape[2]
-        mask = None if window is None or length <= window else _band(length, window, q.device)
+        mask = None if window is None or length <= window else band(length, window, q.device)
         options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": q.shape[1] != k.shape[1]}
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, **options)
 
     attended = [attend(*sample) for sample in zip(samples(query), samples(key), samples(value), strict=True)]
     out = torch.cat(attended, dim=2)[0]  # (h, B * T, d)
     return out.transpose(0, 1).unflatten(0, (packed.rows, packed.length)).contiguous()
-
-
-def _band(length: int, window: int | None, device: torch.device) -> Tensor:
-    """(length, length) bool: back, and at most at ``window`` tokens with the query's own."""
-    band = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return band if window is None else band.triu(1 - window)
 
 
 def _autocast(device: str) -> torch.dtype | None:
@@ -227,64 +152,6 @@ def _autocast(device: str) -> torch.dtype | None:
     return None
 
 
-# ---- which kernel
-
-
-def _best_kernel(device: torch.device) -> str:
-    if not _has_varlen(device):
-        return _sdpa_kernel(device)
-    return "varlen" if device.type == "meta" or _flash_attn() is None else "flash_attn"
-
-
-def _sdpa_kernel(device: torch.device) -> str:
-    return "samples" if device.type == "cpu" else "mask"
-
-
-def _varlen_kernel(device: torch.device) -> str:
-    if not _has_varlen(device):
-        raise LitEveError(
-            f"attn_implementation {PACKED_VARLEN!r} needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer, "
-            f"but the model is on {device}; {PACKED!r} takes what there is"
-        )
-    return "varlen"
-
-
-_KERNELS: dict[str, Callable[[torch.device], str]] = {
-    PACKED: _best_kernel,
-    PACKED_VARLEN: _varlen_kernel,
-    PACKED_SDPA: _sdpa_kernel,
-}
-
-
-@cache
-def _has_varlen(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.cuda is None:  # ROCm calls its devices cuda too
-        return device.type == "meta"
-    return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@cache
-def _flash_attn() -> Callable[..., Tensor] | None:
-    """flash-attn's kernel for rows of varying length, None if it is not installed."""
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        return None
-    return flash_attn_varlen_func
-
-
-def _obstacle(kernel: str, query: Tensor, dropout: float) -> str | None:
-    """Why a varlen kernel cannot take these queries."""
-    width = query.shape[-1]
-    if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"needs float16 or bfloat16, not {str(query.dtype).removeprefix('torch.')}"
-    if width > 256 or width % 8:
-        return f"needs heads of at most 256 that are a multiple of 8, not {width}"
-    if dropout and kernel == "varlen":
-        return f"has no dropout (attention_dropout is {dropout})"
-    return None
-
-
-for _name in _KERNELS:
+for _name in KERNELS:
     AttentionInterface.register(_name, packed_attention)
     AttentionMaskInterface.register(_name, sdpa_mask)
