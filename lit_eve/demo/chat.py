@@ -92,6 +92,8 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and not low < value <= high:
             bound = f" and at most {high}" if high == 1 else ""
             raise LitEveError(f"--{name.replace('_', '-')} must be above {low}{bound}, got {value}")
+    if args.seed is not None and not -(2**63) <= args.seed < 2**63:
+        raise LitEveError(f"--seed must be a whole number of 64 bits, got {args.seed}")
     if args.max_new_tokens < 1:
         raise LitEveError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
     if args.question is not None:

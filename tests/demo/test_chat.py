@@ -109,6 +109,10 @@ def test_sampling_follows_the_seed(model_folder: Path, capsys: pytest.CaptureFix
         (["--model", "{run}", "--image", "s3://bucket/x.png", QUESTION], "from http:, https:, file: and data:, not from s3"),
         (["--model", "{run}", "caf\udce9?"], "the question is no text in UTF-8"),
         (["--model", "{run}", QUESTION, "--top-p", "1.5"], "--top-p must be above 0 and at most 1, got 1.5"),
+        (
+            ["--model", "{run}", QUESTION, "--seed", str(2**63)],
+            "--seed must be a whole number of 64 bits, got 9223372036854775808",
+        ),
         (["--model", "{run}", QUESTION, "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
         (["--model", "{run}", QUESTION, "--device", "abacus"], "--device abacus cannot be used"),
     ],

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 100_000  # of a question; a tokenizer takes seconds for millions
 LONGEST_ANSWER = 1024  # tokens
+LARGEST_SEED = 2**31 - 1
+TEMPERATURES, TOP_PS = (0, 2), (0.05, 1)  # from, to
 PAUSE = 0.05  # seconds between two states of an answer on the page
 DECODED_AT_ONCE = 2  # uploads, each of which may take some hundred MB meanwhile
 
@@ -38,6 +40,7 @@ class Change:
         question: the text in the box.
         layers, heads: how many the model has whose map is shown.
         layer, head: which of them is shown, from 1; 0: the mean over all.
+        received: the number of the upload that this is the answer to.
     """
 
     history: str | None = None
@@ -50,6 +53,7 @@ class Change:
     heads: int | None = None
     layer: int | None = None
     head: int | None = None
+    received: int | None = None
 
 
 class Actions:
@@ -77,11 +81,30 @@ class Actions:
 
     # ---- images
 
+    async def upload(self, session: Session, upload: Any) -> Change:
+        """Add an image, and say what is to be said about it, below what was said about those that were chosen with it.
+
+        Args:
+            upload: as `add_image` takes it, with its ``number``, and whether it is the ``first`` of those chosen together.
+        """
+        number, first = (upload.get(key) if isinstance(upload, dict) else None for key in ("number", "first"))
+        if first:
+            session.told.clear()
+        try:
+            change = await self.add_image(session, upload)
+        except LitEveError as error:
+            change = Change(status=render.message(str(error), is_error=True))
+        session.told.append(change.status)
+        return replace(change, status="".join(session.told), received=number if isinstance(number, int) else None)
+
     async def add_image(self, session: Session, upload: Any) -> Change:
         """Show an uploaded image with the next question.
 
         Args:
             upload: ``{"name": ..., "data": base64}``, if nobody meddled with it.
+
+        Raises:
+            LitEveError: it cannot be used, or there are too many.
         """
         name, content = self._content(upload)
         async with session.adding:  # one after the other, in the order in which they came
@@ -167,8 +190,9 @@ class Actions:
         if len(question) > MAX_CHARACTERS:
             raise LitEveError(f"the question has {len(question):,} characters, more than the limit of {MAX_CHARACTERS:,}")
         check_question(question)
+        _check_sampling(sampling)
         if sampling.seed < 0:
-            sampling = replace(sampling, seed=random.randrange(2**31))
+            sampling = replace(sampling, seed=random.randrange(LARGEST_SEED + 1))
         changed = asyncio.Event()
         notify = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
         turn = Turn(question.strip(), pictures)
@@ -269,6 +293,18 @@ class Actions:
 
 class _NotWanted(Exception):
     """Another word was chosen, or the user is gone."""
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    """Raise LitEveError unless the numbers, as anyone may have typed them, are those that the page offers."""
+    for name, value, (least, most) in (
+        ("temperature", sampling.temperature, TEMPERATURES),
+        ("top-p", sampling.top_p, TOP_PS),
+        ("longest answer", sampling.max_new_tokens, (1, LONGEST_ANSWER)),
+        ("seed", sampling.seed, (-1, LARGEST_SEED)),
+    ):
+        if not least <= value <= most:
+            raise LitEveError(f"the {name} must be from {least} to {most}, got {value}")
 
 
 def _check_index(index: Any, count: int, what: str) -> None:

@@ -13,20 +13,36 @@ const litEve = {
       reader.onerror = () => failed(reader.error);
       reader.readAsDataURL(file);
     });
-    const add = async (files) => {
+    // One after the other, each when the server has said what became of the last: requests that are under way together
+    // may overtake each other, and a question about "the first image" is about the order.
+    let number = 0;
+    let received = () => {};
+    litEve.received = (latest) => { if (latest === number) received(); };
+    const send = (file, data, isFirst) => new Promise((done) => {
+      received = done;
+      setTimeout(done, 60_000);  // a request that got lost does not hold up the others for ever
+      number += 1;
+      trigger("add", { name: file.name || "image", data, number, first: isFirst });
+    });
+    const addAll = async (files) => {
       told.textContent = "";
+      let isFirst = true;
+      const refuse = (sentence) => { told.textContent += (told.textContent && "\n") + sentence; };
       for (const file of files) {
         if (file.size > maxBytes) {
-          told.textContent = `${file.name}: the file has ${file.size} bytes, more than the limit of ${maxBytes}`;
+          refuse(`${file.name}: the file has ${file.size} bytes, more than the limit of ${maxBytes}`);
           continue;
         }
         try {
-          trigger("add", { name: file.name || "image", data: await base64(file) });
+          await send(file, await base64(file), isFirst);
+          isFirst = false;
         } catch (error) {
-          told.textContent = `${file.name} cannot be read: ${error.message}`;
+          refuse(`${file.name} cannot be read: ${error.message}`);
         }
       }
     };
+    let before = Promise.resolve();
+    const add = (files) => { before = before.then(() => addAll(files)); };
     const endCamera = () => {
       video.srcObject?.getTracks().forEach((track) => track.stop());
       video.srcObject = null;

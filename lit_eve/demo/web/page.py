@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from lit_eve.demo.web import render
-from lit_eve.demo.web.actions import LONGEST_ANSWER, Actions, Change
+from lit_eve.demo.web.actions import LONGEST_ANSWER, TEMPERATURES, TOP_PS, Actions, Change
 from lit_eve.demo.web.decoding import Sampling
 from lit_eve.demo.web.sessions import Sessions
 from lit_eve.errors import LitEveError
@@ -61,7 +61,7 @@ def build_page(actions: Actions, sessions: Sessions) -> gr.Blocks:
                     other = gr.Dropdown([NOBODY, *names], value=NOBODY, label="Compare with", filterable=False, min_width=200)
                 history = _html(render.WELCOME, "history", "litEve.words(element, (name, data) => trigger('word', data))")
                 live = _html("", "live")
-                status = _html("", "status")
+                status = _html("", "status", "watch('received', () => litEve.received(props.received))", received=0)
                 examples = _html(render.examples(actions.examples), "examples", "litEve.indexed(element, trigger, 'example')")
                 pictures = _html("", "pictures", "litEve.indexed(element, trigger, 'removal')")
                 with gr.Row(elem_id="ask"):
@@ -79,13 +79,13 @@ def build_page(actions: Actions, sessions: Sessions) -> gr.Blocks:
                     )
                 with gr.Accordion("How answers are drawn", open=False):
                     with gr.Row():
-                        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: greedy)", min_width=200)
-                        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=200)
+                        temperature = gr.Slider(*TEMPERATURES, 0, step=0.05, label="Temperature (0: greedy)", min_width=200)
+                        top_p = gr.Slider(*TOP_PS, 1, step=0.05, label="Top-p", min_width=200)
                     with gr.Row():
                         length = gr.Slider(
                             1, LONGEST_ANSWER, 256, step=1, label="Longest answer, in tokens", min_width=200, elem_id="length"
                         )
-                        seed = gr.Number(-1, label="Seed (-1: another each time)", precision=0, minimum=-1, min_width=200)
+                        seed = gr.Number(-1, label="Seed (-1: another each time)", precision=0, min_width=200)
             with gr.Column(scale=2, min_width=320, elem_id="look"):
                 _html("<h2>Where it looked</h2>", "look-title")
                 maps = _html(render.NOTHING_CHOSEN, "maps")
@@ -97,7 +97,7 @@ def build_page(actions: Actions, sessions: Sessions) -> gr.Blocks:
         sampling, looking = [model, other, temperature, top_p, length, seed], [method, layer, head]
         wire = _Wiring(sessions, shown)
         wire(page.load, lambda session, event: actions.show(session))
-        wire(adder.image, lambda session, event: actions.add_image(session, event._data), trigger_mode="multiple")
+        wire(adder.image, lambda session, event: actions.upload(session, event._data), trigger_mode="multiple")
         wire(pictures.removal, lambda session, event: actions.remove_image(session, _index(event)))
         wire(examples.example, lambda session, event: actions.take_example(session, _index(event)))
         for trigger in (question.submit, ask.click):
@@ -105,10 +105,15 @@ def build_page(actions: Actions, sessions: Sessions) -> gr.Blocks:
         wire(retry.click, lambda session, event, *how: actions.retry(session, *_how(*how)), sampling)
         for button, action in ((stop, actions.stop), (edit, actions.edit), (clear, actions.clear)):
             wire(button.click, lambda session, event, action=action: action(session))
-        wire(history.word, lambda session, event, *which: actions.look(session, event._data, *which), looking)
+        wire(history.word, lambda session, event, *which: actions.look(session, event._data, *_which(*which)), looking)
         method.input(lambda chosen: [gr.update(interactive=chosen == "attention")] * 2, method, [layer, head], **QUIET)
         for choice in looking:
-            wire(choice.input, lambda session, event, *which: actions.look_again(session, *which), looking, "always_last")
+            wire(
+                choice.input,
+                lambda session, event, *which: actions.look_again(session, *_which(*which)),
+                looking,
+                "always_last",
+            )
         page.unload(forget)
     return page
 
@@ -146,28 +151,42 @@ class _Wiring:
             inputs,
             self.shown,
             trigger_mode=trigger_mode,
+            preprocess=False,  # Gradio refuses numbers beyond the ends of a slider with a traceback in the log
             **QUIET,
         )
 
 
-def _html(value: str, name: str, js: str | None = None) -> gr.HTML:
-    return gr.HTML(value, elem_id=name, apply_default_css=False, js_on_load=js)
+def _html(value: str, name: str, js: str | None = None, **props: Any) -> gr.HTML:
+    return gr.HTML(value, elem_id=name, apply_default_css=False, js_on_load=js, **props)
 
 
 def _index(event: gr.EventData) -> Any:
     return event._data.get("index") if isinstance(event._data, dict) else None
 
 
-def _how(model: str, other: str, temperature: float, top_p: float, length: int, seed: int | None) -> tuple[list[str], Sampling]:
+def _how(model: Any, other: Any, temperature: Any, top_p: Any, length: Any, seed: Any) -> tuple[list[str], Sampling]:
     """The models that are asked, and how they draw their answers."""
-    models = [model] if other == NOBODY else [model, other]
-    return models, Sampling(int(length), float(temperature), float(top_p), -1 if seed is None else int(seed))
+    models = [str(name) for name in ((model,) if other == NOBODY else (model, other))]
+    try:
+        return models, Sampling(int(length), float(temperature), float(top_p), -1 if seed is None else int(seed))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LitEveError("temperature, top-p, longest answer and seed must be numbers") from error
+
+
+def _which(method: Any, layer: Any, head: Any) -> tuple[Any, int, int]:
+    """How a word is looked into."""
+    try:
+        return method, int(layer), int(head)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LitEveError("layer and head must be numbers") from error
 
 
 def _updates(change: Change) -> list[Any]:
     """What Gradio is told, in the order of the components that are shown."""
     values = [change.history, change.live, change.status, change.pictures, change.question, change.maps]
     updates = [gr.skip() if value is None else gr.update(value=value) for value in values]
+    if change.received is not None:
+        updates[2] = gr.update(value=change.status, received=change.received)
     for most, chosen in ((change.layers, change.layer), (change.heads, change.head)):
         updates.append(gr.skip() if most is None else gr.update(maximum=most, value=chosen))
     return updates

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lit_eve.processing import ImageGeometry
 
 MAX_SESSIONS = 200
+MOST_TOLD = 50  # sentences about images that were chosen together
 IDLE_SECONDS = 3600.0
 
 
@@ -67,6 +69,7 @@ class Session:
         looked: the word that is looked into.
         used: when it was, by the clock of `Sessions`.
         adding: held while an image is added.
+        told: HTML, what was said about the images that were chosen last.
     """
 
     turns: list[Turn] = field(default_factory=list)
@@ -74,6 +77,7 @@ class Session:
     looked: Looked | None = None
     used: float = 0.0
     adding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    told: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_TOLD))
 
     @property
     def is_busy(self) -> bool:

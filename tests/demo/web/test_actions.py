@@ -198,6 +198,21 @@ def test_images_are_counted_and_keep_their_order(actions: Actions) -> None:
     run(steps)
 
 
+def test_nothing_is_lost_of_what_is_said_about_images_chosen_together(actions: Actions) -> None:
+    async def steps() -> None:
+        session, told = Session(), []
+        chosen = [{"name": f"{name}.png", "data": "AAAA"} for name in "ab"] + [upload(seed, f"{seed}.png") for seed in range(3)]
+        for number, sent in enumerate(chosen, 1):
+            change = await actions.upload(session, sent | {"number": number, "first": number == 1})
+            told.append(re.findall(r'role="alert" dir="auto">(\S+)', change.status))
+            assert change.received == number
+        assert told[1:3] == [["a.png:", "b.png:"]] * 2 and told[-1] == ["a.png:", "b.png:", "2.png"]
+        change = await actions.upload(session, upload(3, "3.png") | {"number": {"any": "thing"}, "first": True})
+        assert change.status.count("<p") == 1 and change.received is None
+
+    run(steps)
+
+
 def test_looking(actions: Actions) -> None:
     async def steps() -> None:
         session = Session()
@@ -276,6 +291,21 @@ def test_what_is_written_by_others_is_shown_as_text(actions: Actions) -> None:
         assert "&lt;img src=x onerror=alert(1)&gt;" in changes[-1].history
 
     run(steps)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "sentence"),
+    [
+        (Sampling(LENGTH, temperature=7.0), "the temperature must be from 0 to 2, got 7.0"),
+        (Sampling(LENGTH, temperature=float("nan")), "the temperature must be from 0 to 2, got nan"),
+        (Sampling(LENGTH, top_p=0.0), "the top-p must be from 0.05 to 1, got 0.0"),
+        (Sampling(0), "the longest answer must be from 1 to 1024, got 0"),
+        (Sampling(LENGTH, seed=10**22), "the seed must be from -1 to 2147483647, got 10000000000000000000000"),
+    ],
+)
+def test_numbers_that_the_page_does_not_offer_are_refused(actions: Actions, sampling: Sampling, sentence: str) -> None:
+    with pytest.raises(LitEveError, match=re.escape(sentence)):
+        run(lambda: all_of(actions.ask(Session(), QUESTIONS[0], ["one"], sampling)))
 
 
 def test_a_random_seed_is_told(actions: Actions) -> None:

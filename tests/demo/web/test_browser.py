@@ -228,6 +228,58 @@ def test_an_animation_and_too_many_images(page: Page) -> None:
     page.check_unharmed()
 
 
+def test_images_chosen_together_keep_their_order_and_nothing_said_about_them_is_lost(page: Page) -> None:
+    large = encoded(Image.effect_noise((400, 400), 80))  # takes longer than those behind it
+    small = encoded(Image.new("RGB", (20, 20)))
+    contents = {"a.png": large, "text.png": b"a text", "b.png": small, "moves.gif": animation(), "c.png": small, "d.png": small}
+    contents |= {"large 1.png": b"x" * 300_000, "large 2.png": b"x" * 300_000}
+    files = [{"name": name, "mimeType": "image/png", "buffer": content} for name, content in contents.items()]
+    page.set_input_files("#adder input", files)
+    page.wait_for("the last sentence", lambda: "d.png is left out" in page.text("#status"))
+    shown = [image.get_attribute("alt") for image in page.locator("#pictures img").all()]
+    assert shown == ["a.png", "b.png", "moves.gif", "c.png"]
+    assert "text.png: the image cannot be opened" in page.text("#status") and "moves.gif has several" in page.text("#status")
+    page.wait_for("the last refusal", lambda: all(f"large {n}.png: the file has" in page.text("#adder .told") for n in (1, 2)))
+    page.check_unharmed()
+
+
+def test_the_map_is_in_sight_however_long_the_conversation(page: Page, scene: Path) -> None:
+    page.set_viewport_size({"width": 1280, "height": 600})
+    page.upload(scene)
+    for _ in range(4):
+        page.ask("red\n" * 20)
+    words = page.locator("#history .answer").last.locator(".word")
+    words.last.click()
+    page.wait_for("the map", lambda: page.locator("#maps img").count())
+    assert page.evaluate("scrollY") > 600
+    box = page.locator("#maps img").bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] <= 600
+    page.get_by_label("range slider for Head").focus()  # the panel scrolls by itself to what does not fit
+    box = page.get_by_label("range slider for Head").bounding_box()
+    assert page.evaluate("scrollY") > 600 and 0 <= box["y"] <= 600
+
+
+def test_numbers_that_the_page_does_not_offer(page: Page, scene: Path, capfd: pytest.CaptureFixture) -> None:
+    page.upload(scene)
+    page.ask(QUESTIONS[0])
+    page.choose_word(0)
+    for label, number, sentence in (
+        ("number input for Layer", "9", "There is no layer 9: this model has 3"),
+        ("number input for Head", "-1", "There is no head -1: this model has 4"),
+        ("Seed", "1e30", "The seed must be from -1 to 2147483647, got 1"),
+        ("number input for Temperature", "7", "The temperature must be from 0 to 2, got 7"),
+    ):
+        box = page.get_by_label(label)
+        box.fill(number)
+        box.press("Enter")
+        if "Layer" not in label and "Head" not in label:
+            page.evaluate("document.getElementById('retry').click()")  # the box keeps the focus, and so its number
+        page.wait_for("a sentence", lambda sentence=sentence: sentence in page.text("#status"))
+        box.press("Tab")
+    assert page.answers() == [expected(QUESTIONS[0], 2)] and page.errors == []
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 TEXTS = {
     "html": "<img src=x onerror=window.evil=1><script>window.evil=1</script>",
     "templates": "${window.evil=1} {{value}} `${(window.evil=1)}` </p></section>",
