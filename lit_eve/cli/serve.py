@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from lit_eve.cli.demo import LOOPBACK, add_server_arguments, limits_of, load, prepare, tell, until_stopped
+from lit_eve.cli.model_server import LOOPBACK, add_server_arguments, announce, limits_of, load_models, prepare, until_stopped
 from lit_eve.errors import ConfigError
 
 KEY_VARIABLE = "LIT_EVE_API_KEY"
@@ -36,15 +36,15 @@ def run(args: argparse.Namespace) -> None:
 
     from lit_eve.demo.address import listen
     from lit_eve.demo.api.images import ImageReader
-    from lit_eve.demo.api.server import require_server, serve
+    from lit_eve.demo.api.server import require_server, serve_endpoint
 
     require_server()
     with listen(args.host, args.port) as listener:  # before minutes of loading
-        models = load(args, names)
+        models = load_models(args, names)
         reader = ImageReader(limits_of(args), args.allow_remote_images)
         stopped = until_stopped()
-        with serve(models, listener, reader, key=key, batch_size=args.batch_size, max_waiting=args.queue) as url:
-            tell(models, url)
+        with serve_endpoint(models, listener, reader, key=key, batch_size=args.batch_size, max_waiting=args.queue) as url:
+            announce(models, url)
             if args.host not in LOOPBACK and key is None:
                 print("Whoever reaches this machine can use it: no key is asked for (--api-key).", flush=True)
             stopped.wait()

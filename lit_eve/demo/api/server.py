@@ -34,7 +34,7 @@ def require_server() -> None:
 
 
 @contextmanager
-def serve(
+def serve_endpoint(
     models: Mapping[str, tuple[EveForConditionalGeneration, EveProcessor]],
     listener: socket,
     reader: ImageReader | None = None,

@@ -41,7 +41,7 @@ def require_gradio() -> None:
 
 
 @contextmanager
-def serve(
+def serve_page(
     models: Mapping[str, tuple[EveForConditionalGeneration, EveProcessor]],
     examples: Sequence[tuple[Image.Image, str]] = (),
     *,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lit_eve.demo.address import listen
 from lit_eve.demo.api.images import ImageReader
-from lit_eve.demo.api.server import serve
+from lit_eve.demo.api.server import serve_endpoint
 from tests.demo.web.asking import free_port
 from tests.tiny_model import make_tiny
 
@@ -25,7 +25,7 @@ from tests.tiny_model import make_tiny
 def serving(reader: ImageReader | None = None, names: Sequence[str] = ("one", "two/x"), **options: Any) -> Iterator[str]:
     """The endpoint of models of random weights; gives its URL."""
     models = {name: make_tiny(seed=seed) for seed, name in enumerate(names)}
-    with listen("127.0.0.1", free_port()) as listener, serve(models, listener, reader, **options) as url:
+    with listen("127.0.0.1", free_port()) as listener, serve_endpoint(models, listener, reader, **options) as url:
         yield url
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from lit_eve.demo.web.pictures import Limits
-from lit_eve.demo.web.server import serve
+from lit_eve.demo.web.server import serve_page
 from lit_eve.demo.web.sessions import Sessions
 from tests.demo.web.asking import QUESTIONS, expected, free_port
 from tests.demo.web.browser import Page
@@ -40,7 +40,7 @@ def demo() -> Iterator[Demo]:
     for model, _ in models.values():
         model.register_forward_pre_hook(lambda *_: time.sleep(0.01))
     examples = [(scene_image(seed), QUESTIONS[seed]) for seed in range(2)]
-    with serve(models, examples, port=free_port(), limits=LIMITS, sessions=sessions) as url:
+    with serve_page(models, examples, port=free_port(), limits=LIMITS, sessions=sessions) as url:
         yield Demo(url, sessions)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lit_eve.cli import main
-from lit_eve.cli.demo import examples, names_of
+from lit_eve.cli.demo import examples
+from lit_eve.cli.model_server import names_of
 from lit_eve.demo.web import server
 from lit_eve.errors import ConfigError
 from tests.demo.web.asking import free_port
@@ -23,7 +24,7 @@ def demo(*args: object) -> int:
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradio need not be there for what is refused before."""
     monkeypatch.setattr(server, "require_gradio", lambda: None)
-    monkeypatch.setattr(server, "serve", lambda *args, **kwargs: pytest.fail("the page was opened"))
+    monkeypatch.setattr(server, "serve_page", lambda *args, **kwargs: pytest.fail("the page was opened"))
 
 
 def sentence(capsys: pytest.CaptureFixture) -> str:
