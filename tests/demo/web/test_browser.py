@@ -280,6 +280,23 @@ def test_numbers_that_the_page_does_not_offer(page: Page, scene: Path, capfd: py
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_the_box_is_for_can_be_read(page: Page, theme: str) -> None:
+    page.evaluate("theme => document.body.classList.toggle('dark', theme === 'dark')", theme)
+    styles = """box => [getComputedStyle(box, "::placeholder").color, getComputedStyle(box).backgroundColor]"""
+    page.wait_for_timeout(500)  # colours fade
+    colours = page.locator("#question textarea").evaluate(styles)
+    light, dark = sorted((_luminance(colour) for colour in colours), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5, colours  # WCAG 2.1, 1.4.3
+
+
+def _luminance(colour: str) -> float:
+    """The relative luminance (WCAG 2.1) of a colour of CSS, ``rgb(R, G, B)``."""
+    channels = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
+    linear = [one / 12.92 if one <= 0.03928 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
 TEXTS = {
     "html": "<img src=x onerror=window.evil=1><script>window.evil=1</script>",
     "templates": "${window.evil=1} {{value}} `${(window.evil=1)}` </p></section>",
