@@ -23,6 +23,7 @@ from lit_eve.interpretation.answers import WrittenAnswer
 from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.recording.intercept import AttentionCall, attention_modules, indices, intercept_attention
 from lit_eve.interpretation.teacher_forcing import ForcedAnswer
+from lit_eve.models.eve import normalize_pixels
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration
@@ -89,8 +90,8 @@ def blank_patches(
 ) -> BlankedPatches:
     """Give the patches of one image token after the other the mean colour, and read the answer again.
 
-    The mean colour is what the model subtracts, so that a blank patch holds zeros. Class tokens and neighbours that look at the
-    patch change with it. Takes Q + 1 rows.
+    The mean colour is what the model subtracts (``config.image_mean``), rounded to the levels of a pixel. Class tokens and
+    neighbours that look at the patch change with it. Takes Q + 1 rows.
 
     Args:
         model: in eval mode; the one that gave the answer. Any decoder.
@@ -174,11 +175,15 @@ def ablate_heads(
 
 
 def _blank_patch(model: EveForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """(3 * p * p,) a patch that the model reads as zeros, or as near to them as a colour is."""
-    if pixels.is_floating_point():  # normalised already
-        return torch.zeros_like(pixels[0])
-    mean = torch.tensor(model.config.image_mean, device=pixels.device)  # (3,)
-    return (255 * mean).round().to(pixels.dtype).repeat_interleave(model.geometry.patch_size**2)
+    """(3 * p * p,) a patch of the mean colour, as the pixels are: uint8, or float and normalised.
+
+    Never zeros, which no picture has: behind eve_v1's LayerNorm they are far from the colours next to them.
+    """
+    config = model.config
+    colour = (255 * torch.tensor(config.image_mean, device=pixels.device)).round().to(torch.uint8)[None, :, None]  # (1, 3, 1)
+    if pixels.is_floating_point():
+        colour = normalize_pixels(colour, config.image_mean, config.image_std, pixels.dtype)
+    return colour.expand(1, 3, model.geometry.patch_size**2).flatten()
 
 
 def _silence(silent: Tensor, called: set[int], call: AttentionCall) -> tuple[Tensor, Tensor | None]:
