@@ -21,7 +21,7 @@ from lit_eve.errors import LitEveError, SampleError
 from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.overlay import picture_below
 from lit_eve.interpretation.recording.intercept import indices
-from lit_eve.interpretation.samples import each_usable
+from lit_eve.interpretation.samples import check_images, each_usable
 from lit_eve.models.decoders import blocks_of
 from lit_eve.models.splice import ImageLayout, TeacherCells
 from lit_eve.plotting import SOFT, drawing, shades
@@ -65,8 +65,7 @@ def teacher_cosine(model: EveForConditionalGeneration, processor: EveProcessor, 
     Raises:
         LitEveError: there is no image, or the model has no teacher.
     """
-    if not images:
-        raise LitEveError("teacher_cosine: there is no image to look at")
+    check_images("teacher_cosine", images)
     sample = Sample("images", [{"role": "user", "content": [{"type": "image"}] * len(images)}], images)
     inputs = _encode(model, processor, sample)
     seen = _beside_the_teacher(model, inputs)

@@ -16,6 +16,8 @@ from torch import Tensor
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.maps import maps_of
 from lit_eve.interpretation.recording import AttentionRecorder
+from lit_eve.interpretation.recording.intercept import indices
+from lit_eve.interpretation.samples import check_images
 from lit_eve.models.generation.answer_ends import stop_arguments, without_end
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
@@ -60,7 +62,12 @@ class AnswerAttention(WrittenAnswer):
     """The h recorded heads, from 0."""
 
     def total(self, image: int = 0) -> Tensor:
-        """(H, W), or (L, h, H, W): the mean over the answer's tokens for one image."""
+        """(H, W), or (L, h, H, W): the mean over the answer's tokens for one image.
+
+        Raises:
+            LitEveError: there is no such image.
+        """
+        (image,) = indices([image], len(self.maps), "image")
         return self.maps[image].mean(0)
 
     def step_of(self, word: str) -> int:
@@ -96,10 +103,9 @@ def attend(
         max_new_tokens: the longest answer.
 
     Raises:
-        LitEveError: there is no image, or no such layer or head.
+        LitEveError: there is no image, one in place of a list, or no such layer or head.
     """
-    if not images:
-        raise LitEveError("attend: there is no image to look at")
+    check_images("attend", images)
     inputs = question_inputs(model, processor, images, question)
     return attend_prompts(model, processor, inputs, layers, heads, reduce, max_new_tokens)[0]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.recording.intercept import indices
+from lit_eve.interpretation.samples import check_images
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
 
@@ -29,6 +30,9 @@ def overlay(
 
     Returns:
         An RGB image; the heat map is interpolated between the centres of the token cells.
+
+    Raises:
+        LitEveError: the heat map has other axes, or numbers that are negative or not finite.
     """
     from matplotlib import colormaps
 
@@ -37,6 +41,10 @@ def overlay(
         scale = size / max(image.size)
         image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.NEAREST)
     values = heat.detach().float().cpu()
+    if values.ndim != 2:
+        raise LitEveError(f"overlay: the heat map is (H, W), but this one has the shape {tuple(values.shape)}")
+    if not (values.isfinite() & (values >= 0)).all():
+        raise LitEveError("overlay: the heat map has numbers that are negative or not finite")
     values = values / values.max().clamp(min=torch.finfo(values.dtype).tiny)
     smooth = Image.fromarray(values.numpy()).resize(image.size, Image.Resampling.BILINEAR)
     colours = colormaps[colormap](np.asarray(smooth))[..., :3] * 255  # (y, x, 3)
@@ -55,6 +63,7 @@ def picture_below(images: Sequence[ImageSource], image: int, maps: Mapping[str, 
     Raises:
         LitEveError: there is no such image, or not one map for each.
     """
+    check_images("figure", images)
     for whose, ones in maps.items():
         if len(ones) != len(images):
             raise LitEveError(f"{whose} has maps over {len(ones)} images, but {len(images)} are given")

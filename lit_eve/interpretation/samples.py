@@ -1,4 +1,4 @@
-"""Many samples, one after another, each made into what a model is given."""
+"""The images that are looked at; many samples, one after another, each made into what a model is given."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from typing import TypeVar
 
 from rich.progress import track
 
-from lit_eve.errors import SampleError
+from lit_eve.errors import LitEveError, SampleError
 from lit_eve.processing import Sample
+from lit_eve.processing.sources import ImageSource
 
 T = TypeVar("T")
+
+
+def check_images(caller: str, images: Sequence[ImageSource]) -> None:
+    """Raise LitEveError where there is no image, or one in place of a list: a path would be read letter by letter."""
+    if isinstance(images, (str, bytes, bytearray)) or not isinstance(images, Sequence):
+        raise LitEveError(f"{caller}: images is a list of images, not a {type(images).__name__}: put one image into a list")
+    if not images:
+        raise LitEveError(f"{caller}: there is no image to look at")
 
 
 def each_usable(

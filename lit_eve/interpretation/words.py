@@ -59,9 +59,9 @@ def word_maps(
     """
     places = _place(answer.layers, layer, "layer"), _place(answer.heads, head, "head")
     maps = answer.maps
-    if maps[0].ndim == 3 and (layer, head) != (None, None):
+    if maps and maps[0].ndim == 3 and (layer, head) != (None, None):
         raise LitEveError("the answer keeps the mean over layers and heads only: attend(..., reduce=None) keeps each of them")
-    if maps[0].ndim > 3:
+    if maps and maps[0].ndim > 3:
         for place in places:  # (A, L, h, H, W) -> (A, h, H, W) -> (A, H, W)
             maps = [one.mean(1) if place is None else one[:, place] for one in maps]
     return [

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation import AttentionRecorder, attend, attend_prompts, image_maps, overlay
+from lit_eve.interpretation import AttentionRecorder, attend, attend_prompts, image_maps, logit_lens, overlay, teacher_cosine
 from tests.tiny_model import make_tiny, scene_image
 
 QUESTION = "where is the red circle?"
@@ -51,9 +53,32 @@ def test_attention_of_an_answer(decoder: str) -> None:
     torch.testing.assert_close(result.maps[0][0], expected, atol=1e-6, rtol=1e-4)
 
 
-def test_attention_needs_an_image() -> None:
+@pytest.mark.parametrize("look", [logit_lens, teacher_cosine, lambda *given: attend(*given, QUESTION)])
+def test_images_are_a_list_with_an_image_at_least(look: Callable) -> None:
     with pytest.raises(LitEveError, match="no image"):
-        attend(*make_tiny(), [], QUESTION)
+        look(*make_tiny(), [])
+    for one, kind in (("scene.png", "str"), (b"...", "bytes"), (scene_image(0), "Image"), (np.zeros((3, 8, 8)), "ndarray")):
+        with pytest.raises(LitEveError, match=f"images is a list of images, not a {kind}: put one image into a list"):
+            look(*make_tiny(), one)
+
+
+def test_layers_and_heads_that_are_chosen_twice_or_not_at_all_are_refused() -> None:
+    model, processor = make_tiny()
+    for chosen, message in (([], "no head is chosen"), ([1, 0, 1], "head 1 is chosen twice")):
+        with pytest.raises(LitEveError, match=message):
+            attend(model, processor, [scene_image(0)], QUESTION, heads=chosen)
+    with AttentionRecorder(model, rows=[0, -1]) as recorder:  # rows of a call may be the same
+        model(input_ids=torch.tensor([[10]]))
+    assert recorder.calls(0)[0].shape[2] == 2
+
+
+def test_what_is_no_heat_map_is_refused() -> None:
+    for heat in (torch.ones(2, 3, 4), torch.ones(4)):
+        with pytest.raises(LitEveError, match=r"the heat map is \(H, W\), but this one has the shape"):
+            overlay(scene_image(0), heat)
+    for number in (-1.0, torch.nan, torch.inf):
+        with pytest.raises(LitEveError, match="negative or not finite"):
+            overlay(scene_image(0), torch.tensor([[1.0, number]]))
 
 
 def test_the_brightest_spot_of_an_overlay_is_where_the_attention_is() -> None:
@@ -80,6 +105,8 @@ def test_layers_and_heads_are_kept_when_nothing_is_reduced() -> None:
         assert found.shape == (len(kept.tokens), 2, 1, *grid)
         torch.testing.assert_close(found.mean((1, 2)), expected)
     assert kept.image_share.shape == kept.entropy.shape == (len(kept.tokens), 2, 1)
+    with pytest.raises(LitEveError, match="there is no image 2: there are 2"):
+        kept.total(2)
 
 
 def test_share_and_entropy_are_those_of_the_probabilities() -> None:

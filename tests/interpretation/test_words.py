@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lit_eve.errors import LitEveError
-from lit_eve.interpretation import attend, overlay
+from lit_eve.interpretation import attend, attend_prompts, overlay
 from lit_eve.interpretation.words import group_words, word_figure, word_maps
 from tests.tiny_model import make_tiny, scene_image
 
@@ -93,6 +93,15 @@ def test_the_map_of_a_word_of_several_tokens_is_their_mean() -> None:
         word_maps(answer, processor, layer=1)
     with pytest.raises(LitEveError, match="there is no recorded head -2: there are 1"):
         word_maps(answer, processor, head=-2)
+
+
+def test_words_of_an_answer_without_images_have_no_maps() -> None:
+    model, processor = make_tiny()
+    (answer,) = attend_prompts(
+        model, processor, processor(conversation=[{"role": "user", "content": "two?"}]), reduce=None, max_new_tokens=2
+    )
+    words = word_maps(answer, processor, layer=0)
+    assert words and all(word.maps == [] for word in words)
 
 
 def test_the_figure_has_a_panel_per_word() -> None:

@@ -70,7 +70,7 @@ class ActivationRecorder:
         self._rows = [rows] if isinstance(rows, int) else rows
         self.num_layers = len(self._blocks)
         self.layers = indices(layers, self.num_layers, "layer")
-        self.sites = tuple(sites)
+        self.sites = tuple(dict.fromkeys(sites))
         self._calls: dict[tuple[str, int], list[Tensor]] = {(site, layer): [] for site in sites for layer in self.layers}
         self._parts = {layer: _parts(self._blocks[layer]) for layer in self.layers} if {*sites} & {*ADDED} else {}
         if {*sites} & {*PROJECTED}:
@@ -151,7 +151,7 @@ class ActivationRecorder:
     def _keep(self, site: str, layer: int, tensor: Tensor, axis: int) -> None:
         """The chosen rows; a copy, so that the rest of the tensor is not held."""
         tensor = tensor.detach()
-        rows = torch.tensor(indices(self._rows, tensor.shape[axis], "row"), device=tensor.device)
+        rows = torch.tensor(indices(self._rows, tensor.shape[axis], "row", distinct=False), device=tensor.device)
         self._calls[site, layer].append(tensor.index_select(axis, rows))
 
 

@@ -105,7 +105,7 @@ class AttentionRecorder:
 
     def _check(self, call: AttentionCall, weights: Tensor, visible: Tensor, output: Tensor) -> None:
         """Raise LitEveError unless the kernel's output (B, Q, h, d) is that of the probabilities, but for padding."""
-        place = torch.tensor(indices(self._rows, output.shape[1], "row"), device=output.device)  # (R,)
+        place = torch.tensor(indices(self._rows, output.shape[1], "row", distinct=False), device=output.device)  # (R,)
         value = call.value.repeat_interleave(output.shape[2] // call.value.shape[1], dim=1)[:, self.heads]  # (B, h, K, d)
         real = visible.any(-1)
         if call.mask is not None and call.mask.ndim == 2:  # behind the end of a sample, these kernels return nothing
@@ -164,7 +164,7 @@ def _softmax(call: AttentionCall, rows: Sequence[int] | None, heads: Sequence[in
             "here: it looks ahead"
         )
     length = query.shape[2]
-    place = torch.tensor(indices(rows, length, "row"), device=query.device)  # (R,)
+    place = torch.tensor(indices(rows, length, "row", distinct=False), device=query.device)  # (R,)
     query = query[:, :, place]  # (B, h, R, d)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # (B, h, K, d)
     if heads is not None and list(heads) != list(range(query.shape[1])):  # no copy of all

@@ -145,15 +145,20 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     return modules
 
 
-def indices(chosen: Sequence[int] | None, count: int, what: str) -> list[int]:
+def indices(chosen: Sequence[int] | None, count: int, what: str, *, distinct: bool = True) -> list[int]:
     """Indices from 0 of those that are chosen, negative ones from the end; None: all.
 
     Raises:
-        LitEveError: there is no such one.
+        LitEveError: there is no such one, none is chosen or, where they must be distinct, one is chosen twice.
     """
     if chosen is None:
         return list(range(count))
     for index in chosen:
         if not -count <= index < count:
             raise LitEveError(f"there is no {what} {index}: there are {count}")
-    return [index % count for index in chosen]
+    found = [index % count for index in chosen]
+    if not found:
+        raise LitEveError(f"no {what} is chosen; None chooses all of them")
+    if distinct and (twice := [index for index in found if found.count(index) > 1]):
+        raise LitEveError(f"{what} {twice[0]} is chosen twice")
+    return found

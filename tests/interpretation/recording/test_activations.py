@@ -145,6 +145,10 @@ def test_what_cannot_be_recorded_is_refused() -> None:
         ActivationRecorder(model, ["logits"])
     with pytest.raises(LitEveError, match="there is no layer 3: there are 3"):
         ActivationRecorder(model, layers=[3])
+    with pytest.raises(LitEveError, match="layer 2 is chosen twice"):  # each call would be recorded twice
+        ActivationRecorder(model, layers=[2, -1])
+    with pytest.raises(LitEveError, match="no layer is chosen; None chooses all of them"):
+        ActivationRecorder(model, layers=[])
     with ActivationRecorder(model, ["mlp"], layers=[0]) as recorder, pytest.raises(LitEveError, match="nothing was recorded"):
         recorder.calls("mlp", 0)
     with pytest.raises(LitEveError, match="hidden of layer 0 is not recorded; recorded are .'mlp',. of the layers .0."):
