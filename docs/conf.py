@@ -38,6 +38,7 @@ autodoc_inherit_docstrings = False  # those of Lightning refer to its own pages
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False  # "Returns: what: more of it" keeps its order
 default_role = "code"  # `name` in a docstring
 
 html_theme = "furo"

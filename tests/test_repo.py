@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -119,6 +121,17 @@ def test_every_page_is_part_of_the_site():
     pages = [page.relative_to(ROOT / "docs").with_suffix("") for page in (ROOT / "docs").rglob("*.md")]
     own = {str(page) for page in pages if page.parts[0] not in ("index", "_build", "notebooks")}
     assert own <= listed, "not in a toctree of docs/index.md"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/api").glob("*.md")), ids=lambda page: page.stem)
+def test_the_reference_has_every_public_name(page):
+    text = page.read_text()
+    (module,) = re.findall(r"^# `([\w.]+)`$", text, flags=re.MULTILINE)
+    package = import_module(module)
+    for name in getattr(package, "__all__", ()):
+        value = getattr(package, name)
+        documented = isinstance(value, (type, FunctionType)) and value.__doc__ and f"automodule:: {module}\n" in text
+        assert documented or f"py:data:: {name}\n" in text or f"`{name}" in text, name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
