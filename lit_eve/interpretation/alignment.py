@@ -21,7 +21,7 @@ from lit_eve.errors import LitEveError, SampleError
 from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.overlay import picture_below
 from lit_eve.interpretation.recording.intercept import indices
-from lit_eve.interpretation.samples import check_images, each_usable
+from lit_eve.interpretation.samples import check_eval, check_images, each_usable
 from lit_eve.models.decoders import blocks_of
 from lit_eve.models.splice import ImageLayout, TeacherCells
 from lit_eve.plotting import SOFT, drawing, shades
@@ -63,7 +63,7 @@ def teacher_cosine(model: EveForConditionalGeneration, processor: EveProcessor, 
         N maps (rows, columns) float32 of teacher patches. 1 minus its mean is the image's alignment loss.
 
     Raises:
-        LitEveError: there is no image, or the model has no teacher.
+        LitEveError: there is no image, or the model has no teacher or is in training mode.
     """
     check_images("teacher_cosine", images)
     sample = Sample("images", [{"role": "user", "content": [{"type": "image"}] * len(images)}], images)
@@ -92,7 +92,8 @@ def teacher_cka(
         progress: title of the progress bar; None: no bar.
 
     Raises:
-        LitEveError: the model has no teacher, no sample can be used, there is no such state, or one is the same everywhere.
+        LitEveError: the model has no teacher or is in training mode, no sample can be used, there is no such state, or one is
+            the same everywhere.
     """
     chosen = indices(states, len(blocks_of(model.get_decoder())) + 1, "hidden state")
     total: dict[tuple[str, int], Tensor | float] = defaultdict(float)  # sums of features and of their products
@@ -148,6 +149,7 @@ def _beside_the_teacher(model: EveForConditionalGeneration, inputs: Mapping[str,
     """
     if model.teacher is None:
         raise LitEveError("the model has no teacher: lit_eve.load(path, teacher=True) attaches it, with the trained aligner")
+    check_eval(model)
     returned: dict[str, Tensor] = {}
     handles = [
         part.register_forward_hook(lambda _module, _inputs, output, name=name: returned.update({name: output}))

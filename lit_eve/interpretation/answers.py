@@ -17,7 +17,7 @@ from lit_eve.errors import LitEveError
 from lit_eve.interpretation.maps import maps_of
 from lit_eve.interpretation.recording import AttentionRecorder
 from lit_eve.interpretation.recording.intercept import indices
-from lit_eve.interpretation.samples import check_images
+from lit_eve.interpretation.samples import check_eval, check_images
 from lit_eve.models.generation.answer_ends import stop_arguments, without_end
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
@@ -103,7 +103,7 @@ def attend(
         max_new_tokens: the longest answer.
 
     Raises:
-        LitEveError: there is no image, one in place of a list, or no such layer or head.
+        LitEveError: there is no image, one in place of a list, or no such layer or head; or the model is in training mode.
     """
     check_images("attend", images)
     inputs = question_inputs(model, processor, images, question)
@@ -130,6 +130,7 @@ def attend_prompts(
     Returns:
         B answers.
     """
+    check_eval(model)
     if reduce not in ("mean", None):
         raise LitEveError(f"attend: reduce is 'mean' or None, not {reduce!r}")
     prompt = inputs["input_ids"].shape[1]

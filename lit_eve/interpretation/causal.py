@@ -154,8 +154,6 @@ def ablate_heads(
     modules = attention_modules(model)
     layers = indices(layers, len(modules), "layer")
     heads = indices(heads, modules[0].config.num_attention_heads, "head")
-    if not layers or not heads:
-        raise LitEveError("ablate_heads: choose at least one layer and one head")
     pairs = torch.cartesian_prod(torch.tensor(layers), torch.tensor(heads))  # (L * h, 2)
     embeds = model.embed_inputs(forced.input_ids, seen.inputs["pixel_values"], seen.inputs["image_grid_hw"])  # (1, T, D)
     scores = []

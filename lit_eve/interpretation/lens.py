@@ -21,7 +21,7 @@ from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.overlay import picture_below
 from lit_eve.interpretation.recording import ActivationRecorder
 from lit_eve.interpretation.recording.intercept import in_this_thread, indices
-from lit_eve.interpretation.samples import check_images
+from lit_eve.interpretation.samples import check_eval, check_images
 from lit_eve.models.decoders import FamilyHead, blocks_of
 from lit_eve.models.splice import ImageLayout
 from lit_eve.plotting import INK, SOFT, drawing
@@ -67,9 +67,11 @@ def logit_lens(
         top: how many words.
 
     Raises:
-        LitEveError: there is no image or no such hidden state, or the decoder does more behind its blocks than its modules.
+        LitEveError: there is no image or no such hidden state, the model is in training mode, or the decoder does more
+            behind its blocks than its modules.
     """
     check_images("logit_lens", images)
+    check_eval(model)
     vocabulary = model.config.text_config.vocab_size
     if not 1 <= top <= vocabulary:
         raise LitEveError(f"logit_lens: top is 1 to {vocabulary}, the words of the vocabulary, not {top}")

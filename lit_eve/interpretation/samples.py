@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.progress import track
+from torch import nn
 
 from lit_eve.errors import LitEveError, SampleError
 from lit_eve.processing import Sample
@@ -20,6 +21,12 @@ def check_images(caller: str, images: Sequence[ImageSource]) -> None:
         raise LitEveError(f"{caller}: images is a list of images, not a {type(images).__name__}: put one image into a list")
     if not images:
         raise LitEveError(f"{caller}: there is no image to look at")
+
+
+def check_eval(model: nn.Module) -> None:
+    """Raise LitEveError unless the model is in eval mode."""
+    if model.training:
+        raise LitEveError("the model is in training mode, where dropout may change every answer: call model.eval() first")
 
 
 def each_usable(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_eve.errors import LitEveError
 from lit_eve.interpretation.answers import WrittenAnswer
+from lit_eve.interpretation.samples import check_eval
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration
@@ -32,8 +32,7 @@ class ForcedAnswer:
         Raises:
             LitEveError: the model is in training mode.
         """
-        if model.training:
-            raise LitEveError("the model is in training mode, where dropout may change every answer: call model.eval() first")
+        check_eval(model)
         prompt, written = seen.inputs["input_ids"], seen.token_ids
         steps = torch.tensor(seen.steps, device=prompt.device)
         return cls(

@@ -145,6 +145,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
     model, processor = make_model()
     with pytest.raises(LitEveError, match="no image to look at"):
         teacher_cosine(model, processor, [])
+    with pytest.raises(LitEveError, match="the model is in training mode"):
+        teacher_cosine(model.train(), processor, IMAGES)
+    model.eval()
     with pytest.raises(LitEveError, match="there is no hidden state 4: there are 4"):
         teacher_cka(model, processor, SAMPLES, states=[4])
     with pytest.raises(LitEveError, match="no sample can be used: text: the sample has no image"):

@@ -62,6 +62,17 @@ def test_images_are_a_list_with_an_image_at_least(look: Callable) -> None:
             look(*make_tiny(), one)
 
 
+def test_a_model_in_training_mode_is_refused() -> None:
+    model, processor = make_tiny()
+    model.train()
+    for look in (
+        lambda: attend(model, processor, [scene_image(0)], QUESTION),
+        lambda: logit_lens(model, processor, [scene_image(0)]),
+    ):
+        with pytest.raises(LitEveError, match="the model is in training mode"):
+            look()
+
+
 def test_layers_and_heads_that_are_chosen_twice_or_not_at_all_are_refused() -> None:
     model, processor = make_tiny()
     for chosen, message in (([], "no head is chosen"), ([1, 0, 1], "head 1 is chosen twice")):

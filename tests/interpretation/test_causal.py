@@ -143,7 +143,7 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ablate_heads(model, seen, layers=[3])
     with pytest.raises(LitEveError, match="there is no head 4: there are 4"):
         ablate_heads(model, seen, heads=[4])
-    with pytest.raises(LitEveError, match="choose at least one layer and one head"):
+    with pytest.raises(LitEveError, match="no layer is chosen; None chooses all of them"):
         ablate_heads(model, seen, layers=[])
     for way in (blank_patches, ablate_heads):
         with pytest.raises(LitEveError, match="batch_size must be at least 1, got 0"):
