@@ -133,12 +133,14 @@ def test_variant_builds_and_trains(tmp_path):
     assert all(p.grad is not None for p in module.model.patch_embedding.parameters())
 
 
-def test_parity_table_says_what_is_asserted():
-    from tests.models import test_parity_v1 as parity
+def test_parity_tables_say_what_is_asserted():
+    from tests.models import test_parity_v1
+    from tests.models.decoders import test_experts_parity
 
-    asserted = dict(re.findall(r"^\| ([a-z]\w+ \w+|logits|gradients)[^|]* \| [^|]+ \| (1e-\d) \|$", PARITY, flags=re.MULTILINE))
-    expected = {"both losses": parity.LOSS, "logits": parity.LOGITS, "gradients": parity.GRADIENT}
-    assert {name: float(value) for name, value in asserted.items()} == expected
+    for text, parity in zip(PARITY.split("EVE v2", 1), (test_parity_v1, test_experts_parity), strict=True):
+        rows = re.findall(r"^\| (?:both )?(losses|logits|gradients)[^|]* \| [^|]+ \| (1e-\d) \|$", text, flags=re.MULTILINE)
+        expected = {"losses": parity.LOSS, "logits": parity.LOGITS, "gradients": parity.GRADIENT}
+        assert {name: float(value) for name, value in rows} == expected and len(rows) == 3
 
 
 def print_config(*arguments: str) -> dict:

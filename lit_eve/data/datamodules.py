@@ -304,6 +304,7 @@ class EveDataModule(LightningDataModule):
                 self.max_tokens,
                 pad_token_id=next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0),
                 patch_dim=processor.geometry.patch_dim,
+                image_token_id=processor.image_token_id,
                 teacher_image_size=processor.geometry.teacher_image_size if self.uses_teacher else None,
             ),
             rows=rows,

@@ -140,7 +140,7 @@ def evenly(rows: np.ndarray, count: int | None) -> np.ndarray:
 
 
 MODEL_INPUTS = (
-    *("input_ids", "labels", "position_ids", "cu_seqlens", "max_seqlen", "target_positions"),
+    *("input_ids", "labels", "position_ids", "cu_seqlens", "max_seqlen", "target_positions", "image_positions"),
     *("pixel_values", "image_grid_hw", "teacher_pixel_values"),
 )
 """What the model's forward takes of a batch; the rest is for the training loop."""
@@ -163,6 +163,7 @@ class Collate:
                                            none longer than the longest sample, so that no decoder sees further positions
         max_seqlen        int              the longest of them; attention kernels must know it, and a GPU would have to be asked
         target_positions  (M,) int64       positions in the flattened tokens whose next token is supervised
+        image_positions   (n,) int64       positions of the image slots in the flattened tokens, in order
         pixel_values      (P, 3 * p * p) uint8
         image_grid_hw     (N, 2) int64     rows and columns in patches, in the order of the images' slots
         teacher_pixel_values (N, 3, C, C) uint8, only with a teacher
@@ -178,12 +179,14 @@ class Collate:
         max_tokens: T.
         pad_token_id: what fills up a row.
         patch_dim: 3 * p * p.
+        image_token_id: what fills image slots.
         teacher_image_size: C, or None without a teacher.
     """
 
     max_tokens: int
     pad_token_id: int
     patch_dim: int
+    image_token_id: int
     teacher_image_size: int | None = None
 
     def __call__(self, rows: Sequence[Sequence[Encoded | Skipped]]) -> dict[str, Any]:
@@ -213,6 +216,7 @@ class Collate:
             "cu_seqlens": cu_seqlens.int(),
             "max_seqlen": int(lengths.max()),
             "target_positions": target_positions_of(labels),
+            "image_positions": (input_ids.flatten() == self.image_token_id).nonzero().flatten(),
             "pixel_values": _cat(samples, "pixel_values", torch.uint8, self.patch_dim),
             "image_grid_hw": _cat(samples, "image_grid_hw", torch.int64, 2),
         }

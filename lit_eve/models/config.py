@@ -16,6 +16,7 @@ class EveConfig(PreTrainedConfig):
 
     Args:
         text_config: config of the decoder, any causal LM of transformers (a config, or a dict with its ``model_type``).
+        decoder_kind: ``{"name": ..., **arguments}`` of what is built into the decoder (``dense``: nothing).
         patch_embedding: ``{"name": ..., **arguments}`` of a registered patch embedding.
         projector: ``{"name": ..., **arguments}`` of a registered projector.
         geometry: fields of :class:`~lit_eve.processing.ImageGeometry`.
@@ -25,9 +26,10 @@ class EveConfig(PreTrainedConfig):
         alignment_weight: factor of the alignment loss in the total loss.
         image_token_id: id that marks an image slot in ``input_ids``. It may lie outside the vocabulary: the row is never
             looked up. Default: the first id behind the vocabulary.
-        imports: where the parts come from that are not lit_eve's: the module of each such ``patch_embedding``, ``projector``
-            and ``aligner``; ``module:Class`` of a ``model`` class of its own, and of the ``training`` class that may have
-            changed how it answers. The model writes them down; nothing is ever imported because it stands here.
+        imports: where the parts come from that are not lit_eve's: the module of each such ``decoder_kind``,
+            ``patch_embedding``, ``projector`` and ``aligner``; ``module:Class`` of a ``model`` class of its own, and of the
+            ``training`` class that may have changed how it answers. The model writes them down; nothing is ever imported
+            because it stands here.
         image_mean, image_std: normalisation of pixels in 0..1, per channel.
     """
 
@@ -38,6 +40,7 @@ class EveConfig(PreTrainedConfig):
         sub_configs = {"text_config": AutoConfig}
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
+    decoder_kind: dict[str, Any] | None = None
     patch_embedding: dict[str, Any] | None = None
     projector: dict[str, Any] | None = None
     geometry: dict[str, Any] | None = None
@@ -56,6 +59,7 @@ class EveConfig(PreTrainedConfig):
             self.text_config = AutoConfig.for_model(**{"model_type": "llama", **(self.text_config or {})})
         super().__post_init__(**kwargs)
         check_decoder(self.text_config)
+        self.decoder_kind = dict(self.decoder_kind or {"name": "dense"})
         self.patch_embedding = dict(self.patch_embedding or {"name": "eve_v1"})
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
         self.imports = dict(self.imports or {})

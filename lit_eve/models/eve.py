@@ -28,7 +28,15 @@ from lit_eve.losses import (
 )
 from lit_eve.models.checkpoints.skeletons import check_unsaved
 from lit_eve.models.config import EveConfig
-from lit_eve.models.decoders import FamilyHead, blocks_of, embed_tokens, packed_inputs, usual_attention
+from lit_eve.models.decoders import (
+    DECODER_KINDS,
+    FamilyHead,
+    ImageSlots,
+    blocks_of,
+    embed_tokens,
+    packed_inputs,
+    usual_attention,
+)
 from lit_eve.models.generation.mixin import ImageGenerationMixin
 from lit_eve.models.own import note_import, note_imports
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS, ImageTokens, check_image_tokens, takes_grid
@@ -89,6 +97,8 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
                 f"a decoder whose word embeddings have the width {width}, and its layers {hidden_size}, cannot be used: image "
                 "tokens are made in the width of its layers"
             )
+        self.decoder_kind = DECODER_KINDS.build(config.decoder_kind)
+        self.decoder_kind.extend(self.language_model)
         self._head = FamilyHead(self.language_model, self.get_decoder())
         self.patch_embedding = self._part("patch_embedding", PATCH_EMBEDDINGS, geometry=geometry)
         sizes = {"input_size": self.patch_embedding.width, "output_size": config.text_config.hidden_size}
@@ -220,6 +230,8 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
     ) -> Tensor:
         """What the decoder reads for tokens and images: (B, T, D), for ``inputs_embeds`` of forward and of ``generate``.
 
+        Decoders with weights of their own for images need ``image_mask=input_ids == model.config.image_token_id`` beside it.
+
         Args: as in :meth:`forward`.
         """
         return self._embed(input_ids, pixel_values, image_grid_hw)[0]
@@ -236,10 +248,12 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         image_grid_hw: Tensor | None = None,
         teacher_pixel_values: Tensor | None = None,
         target_positions: Tensor | None = None,
+        image_positions: Tensor | None = None,
         num_targets: Tensor | int | None = None,
         num_images: Tensor | int | None = None,
         logits_to_keep: int | Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        image_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -257,11 +271,14 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
             image_grid_hw: (N, 2) int64, rows and columns in patches, in the order of the images' slots.
             teacher_pixel_values: (N, 3, C, C) uint8, needed for the alignment loss.
             target_positions: (M,) int64, see :func:`~lit_eve.losses.target_positions_of`, which is called if this is missing.
+            image_positions: (n,) int64, places of the image slots in the flattened tokens, for kinds of decoders that need
+                them; looked up if this is missing.
             num_targets: what the summed language loss is divided by; default: M.
             num_images: what the summed alignment loss is divided by; default: N.
             logits_to_keep: logits of the last n positions (0: of all), or of these positions; default: none with labels, else
                 all.
             inputs_embeds: (B, T, D) instead of ``input_ids`` and images, see :meth:`embed_inputs`.
+            image_mask: (B, T) bool beside ``inputs_embeds``, True at image slots; for the same kinds of decoders.
             past_key_values, use_cache: the KV cache of generation.
             **kwargs: go to the decoder.
 
@@ -271,6 +288,8 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise LitEveError("give either input_ids or inputs_embeds")
         layout = None
+        if image_mask is not None and input_ids is not None:
+            raise LitEveError("image_mask belongs to inputs_embeds; input_ids tell themselves where images are")
         if inputs_embeds is None:
             inputs_embeds, layout = self._embed(input_ids, pixel_values, image_grid_hw)  # (B, T, D)
         elif pixel_values is not None and len(pixel_values):
@@ -290,6 +309,13 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         decoder = self.get_decoder()
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         as_rows = lambda hidden: hidden  # noqa: E731
+        if self.decoder_kind.needs_image_slots:
+            if input_ids is None and image_mask is None:
+                raise LitEveError(
+                    "inputs_embeds do not tell which of them are images', and this decoder must know: give image_mask"
+                )
+            is_image = image_mask if layout is None else layout.is_image
+            kwargs["image_slots"] = ImageSlots.of(inputs_embeds, is_image, image_positions)
         if cu_seqlens is not None:
             if past_key_values is not None or attention_mask is not None:
                 raise LitEveError("packed rows (cu_seqlens) have neither an attention_mask nor a KV cache")

@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lit_eve.errors import ConfigError
 from lit_eve.imports import find_class, how_to_import, is_there, path_of
 from lit_eve.models.config import EveConfig
+from lit_eve.models.decoders import DECODER_KINDS
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.registry import Registry
@@ -40,6 +41,7 @@ def note_imports(config: EveConfig, model_class: type) -> None:
     Raises:
         ConfigError: the model needs a module that was not imported, or ``model_class`` is not the class that the config names.
     """
+    note_import(config, "decoder_kind", DECODER_KINDS)
     note_import(config, "patch_embedding", PATCH_EMBEDDINGS)
     note_import(config, "projector", PROJECTORS)
     model_class_of(config)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_eve.errors import ConfigError
-from lit_eve.models.decoders import blocks_of
+from lit_eve.models.decoders import blocks_of, modules_by_tokens
 from lit_eve.models.own import model_class_of
 from lit_eve.models.patch_embeddings import takes_grid
 from lit_eve.training.stages import Stage, get_stage
@@ -178,10 +178,12 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # d
     carries = _carries_gradient(model)
     linear, attention = Flops(0), Flops(0)
+    slots = int(model.geometry.num_tokens_of_grid(torch.from_numpy(workload.image_grid_hw)).sum())
+    tokens = {None: workload.num_tokens, True: slots, False: workload.num_tokens - slots}
     for layer, reached in zip(blocks_of(decoder), carries[1:], strict=True):
-        for module in layer.modules():
+        for module, of_images in modules_by_tokens(layer):
             if isinstance(module, nn.Linear):
-                linear = _add(linear, _linear(module, workload.num_tokens, needs_input=reached))
+                linear = _add(linear, _linear(module, tokens[of_images], needs_input=reached))
         # Where only some layers have a window, their attention knows; Mistral's asks the config.
         window = getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None))
         forward = 4 * config.num_attention_heads * width * workload.attended_pairs(window)  # scores, and weighted values

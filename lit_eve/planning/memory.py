@@ -190,9 +190,10 @@ def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, r
     """A packed batch without contents (docs/data_format.md): ``rows`` rows that each hold ``row``.
 
     Args:
-        row: numbers of ``images``, ``patches``, ``targets`` and ``samples``.
+        row: numbers of ``images``, their ``slots`` and ``patches``, ``targets`` and ``samples``.
     """
-    images, patches, targets, samples = (rows * row[key] for key in ("images", "patches", "targets", "samples"))
+    keys = ("images", "slots", "patches", "targets", "samples")
+    images, slots, patches, targets, samples = (rows * row[key] for key in keys)
     side = model.geometry.teacher_image_size
 
     def tensor(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
@@ -203,6 +204,7 @@ def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, r
         "cu_seqlens": tensor(samples + rows + 1, dtype=torch.int32),  # a tail of padding in each row
         "max_seqlen": max_tokens,
         "target_positions": tensor(targets),
+        "image_positions": tensor(slots),
         "pixel_values": tensor(patches, model.geometry.patch_dim, dtype=torch.uint8),
         "image_grid_hw": tensor(images, 2),
     }

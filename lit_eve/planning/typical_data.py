@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
+import torch
 
 from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
 from lit_eve.data.plan import permutation, plan_epoch
@@ -82,12 +83,19 @@ class TypicalEpoch:
         """On average."""
         return self.num_samples / self.num_rows
 
-    def heaviest_row(self) -> dict[str, int]:
-        """The most ``images``, ``patches``, ``targets`` and ``samples`` that a row holds: what memory must be there for."""
+    def heaviest_row(self, geometry: ImageGeometry) -> dict[str, int]:
+        """The most ``images``, their ``slots`` and ``patches``, ``targets`` and ``samples`` that a row holds: what memory must
+        be there for.
+
+        Args:
+            geometry: of the model.
+        """
+        slots = geometry.num_tokens_of_grid(torch.from_numpy(self.image_grid_hw)).numpy()
         sample_of_image = np.repeat(np.arange(len(self.lengths)), self.num_images)
         per_row = lambda rows, amounts: int(np.bincount(rows, weights=amounts).max()) if len(rows) else 0  # noqa: E731
         return {
             "images": per_row(self.row_of, self.num_images),
+            "slots": per_row(self.row_of[sample_of_image], slots),
             "patches": per_row(self.row_of[sample_of_image], self.image_grid_hw.prod(1)),
             "targets": per_row(self.row_of, self.num_targets),
             "samples": per_row(self.row_of, np.ones(len(self.row_of))),

@@ -52,8 +52,9 @@ def check_architecture(checkpoint: Mapping[str, Any], module: LitEve) -> None:
 
     if ENTRY not in checkpoint:
         raise CheckpointError(f"this is no checkpoint of LitEve: it has no entry {ENTRY!r}")
-    saved = json.loads(checkpoint[ENTRY]["config"])
-    current = json.loads(module.model.config.to_json_string(use_diff=False))
+    current = module.model.config
+    saved = type(current).from_dict(json.loads(checkpoint[ENTRY]["config"]))  # an older one has fewer keys
+    saved, current = (json.loads(config.to_json_string(use_diff=False)) for config in (saved, current))
     if keys := [line for line in differences(saved, current) if not is_irrelevant(line)]:
         raise CheckpointError(f"the checkpoint is of another architecture (checkpoint -> this run): {_some(keys)}")
 

@@ -36,14 +36,14 @@ from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
 from lit_eve.models.checkpoints.loading import read_architecture
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
-from lit_eve.models.decoders import check_decoder, keeps_samples_apart
+from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import attention_module, model_class_of
 from lit_eve.processing import EveProcessor, ImageGeometry, templates
 from lit_eve.training.architecture import differences, is_irrelevant
 from lit_eve.training.teachers import check_teacher
 
-PARTS = ("patch_embedding", "projector", "geometry", "teacher_layer", "alignment_weight")
+PARTS = ("decoder_kind", "patch_embedding", "projector", "geometry", "teacher_layer", "alignment_weight")
 """Keys that stand in the model's config under the same name."""
 
 
@@ -57,6 +57,7 @@ class Blueprint:
 
     init_from: str | None = None
     decoder: str | None = None
+    decoder_kind: Mapping[str, Any] | None = None
     patch_embedding: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
     geometry: Mapping[str, Any] | None = None
@@ -81,6 +82,7 @@ class Blueprint:
         if self.aligner is not None and self.teacher is None:
             raise ConfigError("model.aligner needs model.teacher: without a teacher there is nothing to align to")
         for key, registry, context in (
+            ("decoder_kind", DECODER_KINDS, ()),
             ("patch_embedding", PATCH_EMBEDDINGS, ("geometry",)),
             ("projector", PROJECTORS, ("input_size", "output_size")),
             ("aligner", ALIGNERS, ("hidden_size", "num_layers", "teacher_width")),
@@ -88,6 +90,8 @@ class Blueprint:
             if (spec := getattr(self, key)) is not None:
                 try:
                     registry.check(spec, context)
+                    if not context:
+                        registry.build(spec)  # which looks at its arguments
                 except ConfigError as error:
                     raise ConfigError(f"model.{key}: {error}") from error
         if unknown := set(self.geometry or ()) - ImageGeometry.__dataclass_fields__.keys():
@@ -115,10 +119,13 @@ class Blueprint:
     def config(self) -> EveConfig:
         """The architecture, as found in ``init_from`` or at the decoder."""
         if self.decoder is None:
-            return self._overridden(self._source[0])
+            config = self._overridden(self._source[0])
+            self._check_same_kind(config)
+            return config
         config = self._around(self._decoder_config)
         if self._source is not None:
             self._check_same_decoder(self._source[0].text_config)
+            self._check_same_kind(config)
             config.image_token_id = self._source[0].image_token_id
         else:
             config.image_token_id = EveProcessor(self._tokenizer, geometry=config.image_geometry).image_token_id
@@ -161,7 +168,8 @@ class Blueprint:
         model.teacher = None  # whose weights were looked at above
         key = "decoder" if self.init_from is None else "init_from"
         try:  # what the hub has is downloaded
-            check_weights(model, self._stored(shapes_only=True), self._may_be_new, source=getattr(self, key))
+            stored = self._stored(shapes_only=True)
+            check_weights(model, stored, self._may_be_new, getattr(self, key), *self._grown(model))
         except CheckpointError as error:
             raise CheckpointError(f"model.{key}: {error}") from error
 
@@ -216,7 +224,8 @@ class Blueprint:
         model.teacher = None  # read as a whole below, and never sharded
         if shard is not None:
             shard(model)
-        fill(model, self._stored(), parts, self._may_be_new, device, source=str(self.init_from or self.decoder))
+        source = str(self.init_from or self.decoder)
+        fill(model, self._stored(), parts, self._may_be_new, device, source, *self._grown(model))
         if self.teacher is not None:
             dtype = teacher_dtype or model.dtype
             model.teacher = load_teacher(self.teacher, model.config.teacher_layer, dtype=dtype).to(device)
@@ -314,6 +323,19 @@ class Blueprint:
                 f"({'; '.join(lines[:6])})"
             )
 
+    def _check_same_kind(self, config: EveConfig) -> None:
+        """A dense decoder may become any other; those of other kinds stay what they are."""
+        source = self._source[0]
+        found, wanted = source.decoder_kind, config.decoder_kind
+        if found["name"] == "dense" or found == wanted:
+            return
+        DECODER_KINDS.require(found["name"], source.imports.get("decoder_kind"))
+        if DECODER_KINDS.build(found) != DECODER_KINDS.build(wanted):
+            raise ConfigError(
+                f"model.decoder_kind: {self.init_from!r} has the weights of {found}, and this asks for {wanted}: only a dense "
+                "decoder can become one of another kind"
+            )
+
     # ---- weights
 
     def _parts(self) -> dict[str, torch.nn.Module]:
@@ -346,6 +368,14 @@ class Blueprint:
         around = ["patch_embedding", "projector"] if self.init_from is None else []
         return around + ["aligner"] * (self.teacher is not None)
 
+    def _grown(self, model: EveForConditionalGeneration) -> tuple[dict[str, str], Iterator[tuple[str, torch.Tensor]]]:
+        """Weights that the kind of decoder adds to those that are there: which are copies of which, and which are drawn."""
+        if self.init_from is not None and self._source[0].decoder_kind["name"] != "dense":
+            return {}, iter(())
+        kind, prefix = model.decoder_kind, "language_model."
+        copies = {prefix + new: prefix + old for new, old in kind.copies(model.language_model).items()}
+        return copies, _seeded((prefix + name, tensor) for name, tensor in kind.drawn(model.language_model))
+
     def _stored(self, shapes_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors of the weights that are there, without an aligner that is not wanted."""
         if self.init_from is None:
@@ -356,3 +386,10 @@ class Blueprint:
         for name, tensor in iterate_weights(self.init_from, shapes_only):
             if wanted or not name.startswith("aligner."):
                 yield name, tensor
+
+
+def _seeded(drawn: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """What is drawn, from the beginning of the seed: the same in all processes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        yield from drawn

@@ -49,6 +49,8 @@ class LitEve(LightningModule):
             or an official EVE checkpoint. The architecture is the one found there; values given below replace single keys.
         decoder: start a new model around this causal language model: a transformers folder or hub name. Beside ``init_from`` it
             tells the model's shape before the earlier stage was run, and must be what that stage started from.
+        decoder_kind: what is built into the decoder, by name, with its arguments, as in {name: experts, parts: [mlp]}; null:
+            dense (nothing), or that of init_from.
         patch_embedding: the patch embedding by name, with its arguments, as in {name: eve_v1, width: 1024}.
         projector: the projector by name, with its arguments, as in {name: mlp_gelu, depth: 2}.
         geometry: sizes of images and patches, the fields of ImageGeometry, as in {image_size: 672, patch_size: 14}.
@@ -86,6 +88,7 @@ class LitEve(LightningModule):
         self,
         init_from: str | None = None,
         decoder: str | None = None,
+        decoder_kind: dict[str, Any] | None = None,
         patch_embedding: dict[str, Any] | None = None,
         projector: dict[str, Any] | None = None,
         geometry: dict[str, Any] | None = None,
@@ -113,6 +116,7 @@ class LitEve(LightningModule):
         self.blueprint = Blueprint(
             init_from=init_from,
             decoder=decoder,
+            decoder_kind=decoder_kind,
             patch_embedding=patch_embedding,
             projector=projector,
             geometry=geometry,

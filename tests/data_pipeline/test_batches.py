@@ -97,12 +97,13 @@ def test_the_first_token_of_a_packed_sample_is_no_target_of_the_one_before() -> 
         "pixel_values": torch.zeros(0, 48, dtype=torch.uint8),
         "image_grid_hw": torch.zeros(0, 2, dtype=torch.int64),
     }
-    batch = Collate(max_tokens=8, pad_token_id=0, patch_dim=48)([[encoded | {"key": k, "shard": "x"} for k in "ab"], []])
+    collate = Collate(max_tokens=8, pad_token_id=0, patch_dim=48, image_token_id=6)
+    batch = collate([[encoded | {"key": k, "shard": "x"} for k in "ab"], []])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 5, 6, 7, 0, 0], [0] * 8]
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 6, 7, -100, -100], [-100] * 8]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 2, 0, 1]]
     assert batch["cu_seqlens"].tolist() == [0, 3, 6, 8, 11, 14, 16] and batch["cu_seqlens"].dtype == torch.int32
-    assert batch["max_seqlen"] == 3
+    assert batch["max_seqlen"] == 3 and batch["image_positions"].tolist() == [1, 4]
     assert batch["num_targets"] == 4 and batch["sample_ids"] == ["a", "b"]
 
 

@@ -80,10 +80,11 @@ def seen_by_torch(model, batch, monkeypatch) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("stage", [*STAGES.values(), HALF, ALIGNER, UPPER], ids=lambda stage: stage.name)
-@pytest.mark.parametrize("decoder", ["llama", "qwen3"])
+@pytest.mark.parametrize(("decoder", "kind"), [("llama", "dense"), ("qwen3", "dense"), ("qwen3", "experts")])
 @pytest.mark.parametrize("patch_embedding", [{"name": "eve_v1", "width": 16, "num_heads": 4}, {"name": "linear", "width": 16}])
-def test_every_part_is_what_torch_counts(stage, decoder, patch_embedding, monkeypatch):
-    model = tiny.model(decoder, with_teacher=True, patch_embedding=patch_embedding, geometry=tiny.HD_GEOMETRY)
+def test_every_part_is_what_torch_counts(stage, decoder, kind, patch_embedding, monkeypatch):
+    variant = {"decoder_kind": {"name": kind}, "patch_embedding": patch_embedding, "geometry": tiny.HD_GEOMETRY}
+    model = tiny.model(decoder, with_teacher=True, **variant)
     names = [name for name, _ in model.named_parameters() if not name.startswith("teacher.")]
     rates = stage.rates(names)
     for name, parameter in model.named_parameters():

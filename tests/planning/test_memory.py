@@ -30,13 +30,15 @@ STEPS = 2  # the first has no moments of Adam yet
 def student(monkeypatch):
     """Makes a model, a packed batch of one row, and what the row holds."""
 
-    def make(layers: int, images: list[int], with_teacher: bool):
+    def make(layers: int, images: list[int], with_teacher: bool, kind: str = "dense"):
         monkeypatch.setitem(tiny.DECODERS, "larger", {"model_type": "llama", "num_hidden_layers": layers, **DECODER})
-        model = tiny.model("larger", with_teacher=with_teacher).train()
+        model = tiny.model("larger", with_teacher=with_teacher, decoder_kind={"name": kind}).train()
         samples = tiny.samples(model, images)
         batch = tiny.packed([samples])
         batch["max_seqlen"] = int(batch["cu_seqlens"].diff().max())
-        counts = {"images": "image_grid_hw", "patches": "pixel_values", "targets": "target_positions"}
+        batch["image_positions"] = (batch["input_ids"].flatten() == model.config.image_token_id).nonzero().flatten()
+        counts = {"images": "image_grid_hw", "slots": "image_positions"}
+        counts |= {"patches": "pixel_values", "targets": "target_positions"}
         row = {key: len(batch[name]) for key, name in counts.items()} | {"samples": len(samples)}
         return model, batch, row
 
@@ -60,10 +62,16 @@ def planned(model, row, batch, checkpointing, layout, optimizer) -> Memory:
     return memory_of(meta, layout, measure(meta, batch, checkpointing), {"name": optimizer})
 
 
-@pytest.mark.parametrize(("checkpointing", "optimizer"), [(True, "adamw"), (False, "adamw"), (True, "muon")])
-def test_one_device(student, checkpointing, optimizer):
+@pytest.mark.parametrize(
+    ("checkpointing", "optimizer", "kind"),
+    [
+        *((True, "adamw", "dense"), (False, "adamw", "dense"), (True, "muon", "dense")),
+        *((True, "adamw", "experts"), (False, "adamw", "experts")),
+    ],
+)
+def test_one_device(student, checkpointing, optimizer, kind):
     dtype = torch.bfloat16
-    model, batch, row = student(2, [5, 4], with_teacher=True)
+    model, batch, row = student(2, [5, 4], True, kind)
     model.to(dtype)
     plan = planned(model, row, batch, checkpointing, Layout(1, False, 1, dtype, dtype), optimizer)
 

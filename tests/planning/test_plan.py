@@ -70,7 +70,7 @@ def test_counted_data(world, tmp_path):
     # what a row must hold at most, from the batches themselves
     batches = list(data.train_dataloader())
     data.teardown("fit")
-    heaviest = typical_epoch(recipe, recipe.module.geometry).heaviest_row()
+    heaviest = typical_epoch(recipe, recipe.module.geometry).heaviest_row(recipe.module.geometry)
     assert heaviest["images"] == max(len(batch["image_grid_hw"]) for batch in batches)
     assert heaviest["patches"] == max(len(batch["pixel_values"]) for batch in batches)
     assert heaviest["samples"] == max(len(batch["sample_ids"]) for batch in batches)

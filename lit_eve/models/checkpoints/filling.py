@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ def fill(
     may_be_new: Collection[str],
     device: torch.device | str,
     source: str,
+    copies: Mapping[str, str] = MappingProxyType({}),
+    drawn: Iterable[tuple[str, Tensor]] = (),
 ) -> None:
     """Materialise ``model`` on ``device`` and copy every weight into its place, in the dtype that the place has.
 
@@ -34,6 +37,8 @@ def fill(
         may_be_new: names of the parts whose weights are taken from here too, where ``stored`` has none of them.
         device: where the weights go.
         source: where the stored weights come from, for error messages.
+        copies: names of weights that are the same as another one, whose name follows, where ``stored`` does not have them.
+        drawn: names and full tensors of weights that are taken from here where ``stored`` does not have them.
 
     Raises:
         CheckpointError: a weight that the model does not have or has in another shape, or one that is missing.
@@ -44,15 +49,20 @@ def fill(
     for name, part in parts.items():  # the aligner, which is no part of the config's model
         for key, buffer in unsaved_buffers(part).items():
             model.get_submodule(name).get_buffer(key).copy_(buffer)
-    _place(model, stored, parts, may_be_new, source, copy_into)
+    _place(model, stored, parts, may_be_new, source, copy_into, copies, drawn)
 
 
 def check_weights(
-    model: PreTrainedModel, stored: Iterable[tuple[str, Tensor]], may_be_new: Collection[str], source: str
+    model: PreTrainedModel,
+    stored: Iterable[tuple[str, Tensor]],
+    may_be_new: Collection[str],
+    source: str,
+    copies: Mapping[str, str] = MappingProxyType({}),
+    drawn: Iterable[tuple[str, Tensor]] = (),
 ) -> None:
     """Raise what :func:`fill` would, going by names and shapes alone; everything may be on the meta device."""
     model.tie_weights()
-    _place(model, stored, dict(model.named_children()), may_be_new, source, lambda place, tensor: None)
+    _place(model, stored, dict(model.named_children()), may_be_new, source, lambda place, tensor: None, copies, drawn)
 
 
 def _place(
@@ -62,9 +72,14 @@ def _place(
     may_be_new: Collection[str],
     source: str,
     copy: Callable[[Tensor, Tensor], None],
+    copies: Mapping[str, str],
+    drawn: Iterable[tuple[str, Tensor]],
 ) -> None:
     places = _places(model)
     filled: set[str] = set()
+    copies_of: dict[str, list[str]] = {}
+    for name, original in copies.items():
+        copies_of.setdefault(original, []).append(name)
     for name, tensor in stored:
         if name not in places:
             raise CheckpointError(f"{source}: the model has no weight {name!r}")
@@ -72,8 +87,13 @@ def _place(
             raise CheckpointError(
                 f"{source}: {name} has the shape {tuple(tensor.shape)}, but the model's has {tuple(places[name].shape)}"
             )
-        copy(places[name], tensor)
-        filled.add(name)
+        for place in (name, *(twin for twin in copies_of.get(name, ()) if twin not in filled)):
+            copy(places[place], tensor)
+            filled.add(place)
+    for name, tensor in drawn:
+        if name not in filled:
+            copy(places[name], tensor)
+            filled.add(name)
     for part in may_be_new:
         if not any(name.startswith(f"{part}.") for name in filled):
             for name, tensor in parts[part].state_dict(prefix=f"{part}.").items():

@@ -1,5 +1,7 @@
-"""Any causal language model of transformers as EVE's decoder: which families, their parts, and how packed rows reach them."""
+"""Any causal language model of transformers as EVE's decoder: which families, their parts, how packed rows reach them, and
+what is built into them (kinds, by name)."""
 
+from lit_eve.models.decoders.experts import Experts
 from lit_eve.models.decoders.families import (
     check_decoder,
     embed_tokens,
@@ -8,11 +10,18 @@ from lit_eve.models.decoders.families import (
     reads_longer_samples,
 )
 from lit_eve.models.decoders.head import FamilyHead
+from lit_eve.models.decoders.kinds import DECODER_KINDS, DecoderKind, Dense
+from lit_eve.models.decoders.routing import ImageSlots, modules_by_tokens
 from lit_eve.models.decoders.side_by_side import SideBySide, packed_inputs, usual_attention
 from lit_eve.models.decoders.structure import blocks_of, decoder_of
 
 __all__ = [
+    "DECODER_KINDS",
+    "DecoderKind",
+    "Dense",
+    "Experts",
     "FamilyHead",
+    "ImageSlots",
     "SideBySide",
     "blocks_of",
     "check_decoder",
@@ -20,6 +29,7 @@ __all__ = [
     "embed_tokens",
     "keeps_samples_apart",
     "longest_sample",
+    "modules_by_tokens",
     "packed_inputs",
     "reads_longer_samples",
     "usual_attention",

@@ -44,6 +44,8 @@ class ImageGenerationMixin(GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids, next_sequence_length, past_key_values, attention_mask, inputs_embeds, is_first_iteration, **kwargs
         )
+        if inputs.get("inputs_embeds") is None:  # what it tells belongs to the prompt
+            inputs.pop("image_mask", None)
         if inputs_embeds is not None:
             if images["pixel_values"] is not None and len(images["pixel_values"]):
                 raise LitEveError("inputs_embeds hold the images already (model.embed_inputs): leave pixel_values out")
