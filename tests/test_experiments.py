@@ -18,7 +18,12 @@ EXPERIMENTS = ROOT / "experiments"
 STAGES = ("1_prealign", "2_pretrain", "3_finetune")
 LARGE = sorted(str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.glob("eve_*/*.yaml"))
 WORLDS = ("nano", "nano_hard")
-ALL = [*LARGE, *(f"{world}/{stage}.yaml" for world in WORLDS for stage in STAGES), "ablations/linear_patches.yaml"]
+ALL = [
+    *LARGE,
+    *(f"{world}/{stage}.yaml" for world in WORLDS for stage in STAGES),
+    "ablations/linear_patches.yaml",
+    "ablations/experts.yaml",
+]
 EVALUATIONS = ["evaluation/ten.yaml"]  # run by tests/evaluation/test_run.py
 SMALL_SETTINGS = [f"{world}/{name}.yaml" for world in WORLDS for name in ("0_language_model", "0_teacher", "world")]
 
@@ -69,7 +74,7 @@ def test_first_lines_ask_a_question(name):
 @pytest.mark.parametrize("name", ALL)
 def test_recipe_is_read(name):
     recipe = recipe_of(name)
-    expected = {"1_prealign": "prealign", "2_pretrain": "pretrain", "3_finetune": "finetune"}
+    expected = {"1_prealign": "prealign", "2_pretrain": "pretrain", "3_finetune": "finetune", "experts": "pretrain"}
     stage = expected.get(folder_and_stage(name)[1], "prealign")
     assert recipe.module.stage.name == stage
     assert recipe.trainer.default_root_dir == f"runs/{name.removesuffix('.yaml').removeprefix('ablations/')}"

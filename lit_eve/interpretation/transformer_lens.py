@@ -29,6 +29,8 @@ def transformer_lens_bridge(model: EveForConditionalGeneration, processor: EvePr
     Raises:
         LitEveError: TransformerLens is not installed or does not know the decoder, or the attention is not eager.
     """
+    if (kind := model.config.decoder_kind["name"]) != "dense":
+        raise LitEveError(f"TransformerLens does not know decoders of the kind {kind!r}: it computes blocks in its own way")
     try:
         from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lit_eve.models.attention import PACKED, PACKED_SDPA, PACKED_VARLEN
 from lit_eve.models.checkpoints.loading import load
 from lit_eve.models.config import EveConfig
+from lit_eve.models.decoders import DECODER_KINDS, DecoderKind
 from lit_eve.models.eve import EveForConditionalGeneration, EveOutput
 from lit_eve.models.patch_embeddings import (
     PATCH_EMBEDDINGS,
@@ -24,11 +25,13 @@ AutoModelForImageTextToText.register(EveConfig, EveForConditionalGeneration)
 AutoProcessor.register(EveConfig, EveProcessor)
 
 __all__ = [
+    "DECODER_KINDS",
     "PACKED",
     "PACKED_SDPA",
     "PACKED_VARLEN",
     "PATCH_EMBEDDINGS",
     "PROJECTORS",
+    "DecoderKind",
     "EveConfig",
     "EveForConditionalGeneration",
     "EveOutput",

@@ -80,6 +80,13 @@ def test_transformer_lens(exported: Path) -> None:
         transformer_lens_bridge(model, processor)
 
 
+def test_transformer_lens_knows_dense_decoders_only() -> None:
+    model, processor = make_tiny()
+    model.config.decoder_kind = {"name": "experts"}
+    with pytest.raises(LitEveError, match="does not know decoders of the kind 'experts'"):
+        transformer_lens_bridge(model, processor)
+
+
 def test_transformer_lens_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformer_lens.factories.architecture_adapter_factory", None)
     with pytest.raises(LitEveError, match="pip install transformer-lens"):

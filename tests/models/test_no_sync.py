@@ -46,10 +46,16 @@ def step(model, stage: Stage, batch: dict) -> Counter[str]:
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("geometry", [tiny.GEOMETRY, tiny.HD_GEOMETRY], ids=["sd", "hd"])
-def test_a_step_runs_on_the_meta_device(stage, dtype, checkpointing, geometry):
-    model = tiny.model("llama_gqa", with_teacher=True, geometry=geometry)
-    batch = to_meta(tiny.packed([tiny.samples(model, [1, 0, 2]), tiny.samples(model, [0, 1], 1)]))
+@pytest.mark.parametrize(
+    ("geometry", "kind"),
+    [(tiny.GEOMETRY, "dense"), (tiny.HD_GEOMETRY, "dense"), (tiny.GEOMETRY, "experts")],
+    ids=["sd", "hd", "experts"],
+)
+def test_a_step_runs_on_the_meta_device(stage, dtype, checkpointing, geometry, kind):
+    model = tiny.model("llama_gqa", with_teacher=True, geometry=geometry, decoder_kind={"name": kind})
+    batch = tiny.packed([tiny.samples(model, [1, 0, 2]), tiny.samples(model, [0, 1], 1)])
+    batch["image_positions"] = (batch["input_ids"].flatten() == model.config.image_token_id).nonzero().flatten()
+    batch = to_meta(batch)
     model.to("meta", dtype)
     if checkpointing:
         model.recompute_blocks()

@@ -202,6 +202,7 @@ def write_config(config: EveConfig, dtype: str) -> dict[str, Any]:
         ("text_config.mlp_bias", getattr(text, "mlp_bias", False), (False,)),
         ("text_config.head_dim", getattr(text, "head_dim", None), (text.hidden_size // text.num_attention_heads,)),
         ("text_config.rope_parameters.rope_type", rope.get("rope_type"), ("default", "linear", "dynamic")),
+        ("decoder_kind.name", config.decoder_kind["name"], ("dense",)),
         ("patch_embedding.name", config.patch_embedding["name"], ("eve_v1",)),
         ("patch_embedding.num_heads", config.patch_embedding.get("num_heads", 8), (8,)),
         ("projector.name", config.projector["name"], ("mlp_gelu", "identity")),

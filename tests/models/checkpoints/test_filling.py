@@ -10,6 +10,7 @@ import torch
 from lit_eve.errors import CheckpointError
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.checkpoints.filling import fill
+from lit_eve.models.decoders.routing import image_copies
 from tests.models import tiny
 
 
@@ -41,6 +42,19 @@ def test_a_part_that_may_be_new_is_taken_when_there_is_none():
     fill(filled, stored.items(), parts(other), ("patch_embedding", "projector"), "cpu", source="there")
     for name, value in filled.state_dict().items():
         assert torch.equal(value, (model if name in stored else other).state_dict()[name]), name
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_copies_are_filled_from_their_originals_unless_they_are_there(backwards):
+    """One tensor of the stream fills both places, in whatever order they come."""
+    model = tiny.model(decoder_kind={"name": "experts", "parts": ["mlp"]})
+    weights, copies = model.state_dict(), image_copies(model)
+    own = next(iter(copies))
+    stored = {name: value for name, value in weights.items() if name == own or name not in copies}
+    filled = empty(model)
+    fill(filled, [*stored.items()][:: -1 if backwards else 1], parts(model), (), "cpu", "there", copies)
+    for name, value in filled.state_dict().items():
+        assert torch.equal(value, weights[name if name == own else copies.get(name, name)]), name
 
 
 def with_one_more(weights):
