@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_eve.errors import ConfigError
 from lit_eve.models.checkpoints.skeletons import restore_buffers
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import decoder_of
@@ -84,6 +85,17 @@ class EvePreTrainedModel(PreTrainedModel):
     def get_decoder(self) -> nn.Module:
         """The language model without its head."""
         return decoder_of(self.language_model)
+
+    def set_use_kernels(self, use_kernels: bool, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which replaces forwards of modules by kernels of the hub.
+
+        Raises:
+            ConfigError: modules of the decoder have weights of their own for images, which a kernel would pass over.
+        """
+        if use_kernels and self.decoder_kind.needs_image_slots:
+            kind = self.config.decoder_kind["name"]
+            raise ConfigError(f"use_kernels: kernels would pass over the weights for images of a decoder of the kind {kind!r}")
+        super().set_use_kernels(use_kernels, *args, **kwargs)
 
     def recompute_blocks(self, on: bool = True) -> None:
         """Compute the decoder's blocks again in the backward pass, for less memory, or keep what is inside them."""

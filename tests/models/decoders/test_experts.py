@@ -275,6 +275,12 @@ def test_copies_and_pickles_are_the_same(model):
             assert type(again.get_decoder().layers[0].mlp) is type(model.get_decoder().layers[0].mlp)
 
 
+def test_kernels_that_would_pass_over_the_copies_are_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="use_kernels: kernels would pass over the weights for images"):
+        EveForConditionalGeneration.from_pretrained(tmp_path, use_kernels=True)
+
+
 def data_parallel() -> None:
     """One process has images, the other none; the image copies train in both."""
     torch.distributed.init_process_group("gloo")
