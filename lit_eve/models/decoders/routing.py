@@ -66,7 +66,8 @@ class ImageSlots:
             return None
         is_slot = torch.zeros(rows * length, dtype=torch.bool, device=like.device).index_fill(0, positions, True)  # (N,)
         if given:
-            check((is_slot == is_image.flatten()).all(), "image_positions are not those of the image slots in input_ids")
+            right = (is_slot == is_image.flatten()).all() & (is_slot.sum() == count)  # each of them once
+            check(right, "image_positions are not those of the image slots in input_ids")
         slot, other = is_slot.cumsum(0) - 1, (~is_slot).cumsum(0) - 1
         place = torch.where(is_slot, slot + rows * length - count, other)  # (N,)
         order = torch.empty_like(place).scatter(0, place, torch.arange(rows * length, device=like.device))
