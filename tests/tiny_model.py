@@ -13,7 +13,7 @@ from lit_eve.processing import EveProcessor
 from tests.models.tiny import GEOMETRY
 
 
-def make_tiny(decoder: str = "llama", seed: int = 0) -> tuple[EveForConditionalGeneration, EveProcessor]:
+def make_tiny(decoder: str = "llama", seed: int = 0, kind: str = "dense") -> tuple[EveForConditionalGeneration, EveProcessor]:
     """Model (in eval mode) and processor; weights large enough for answers that depend on the image."""
     tokenizer = make_tokenizer()
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -33,6 +33,7 @@ def make_tiny(decoder: str = "llama", seed: int = 0) -> tuple[EveForConditionalG
     processor = EveProcessor(tokenizer, geometry=GEOMETRY, template="chat")
     config = EveConfig(
         text_config=text_config,
+        decoder_kind={"name": kind},
         patch_embedding={"name": "eve_v1", "width": 32},
         geometry=GEOMETRY,
         image_token_id=processor.image_token_id,
@@ -41,6 +42,9 @@ def make_tiny(decoder: str = "llama", seed: int = 0) -> tuple[EveForConditionalG
     torch.manual_seed(seed)
     model = EveForConditionalGeneration(config).eval()
     torch.nn.init.normal_(model.projector[-1].weight, std=0.5)
+    for name, parameter in model.named_parameters():
+        if ".image." in name:  # experts begin as copies
+            torch.nn.init.normal_(parameter, std=0.4)
     return model, processor
 
 

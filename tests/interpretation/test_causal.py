@@ -68,9 +68,10 @@ def test_normalised_pixels_are_blanked_with_the_same_colour() -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["dense", "experts"])
 @torch.no_grad()
-def test_intact_is_what_generation_gave_the_answer() -> None:
-    model, processor = make_tiny()
+def test_intact_is_what_generation_gave_the_answer(kind: str) -> None:
+    model, processor = make_tiny(kind=kind)
     seen = ask(model, processor, scene_image(0))
     output = model.generate(**seen.inputs, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
     assert torch.equal(output.sequences[0, -len(seen.token_ids) :], seen.token_ids)

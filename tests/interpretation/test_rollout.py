@@ -17,12 +17,13 @@ from tests.tiny_model import make_tiny, scene_image
 module = import_module("lit_eve.interpretation.rollout")  # its name is that of a function
 QUESTION = "where is the red circle?"
 # Each with two query heads per key.
-CASES = [("llama", "packed"), ("qwen2", "sdpa"), ("qwen3", "packed"), ("qwen3", "eager")]
+CASES = [("llama", "packed"), ("qwen2", "sdpa"), ("qwen3", "packed"), ("qwen3", "eager"), ("qwen3 experts", "packed")]
 WAYS = [rollout, gradient_rollout]
 
 
 def make(decoder: str = "llama", images: int = 2):
-    model, processor = make_tiny(decoder)
+    decoder, _, kind = decoder.partition(" ")
+    model, processor = make_tiny(decoder, kind=kind or "dense")
     seen = attend(model, processor, [scene_image(index) for index in range(images)], QUESTION, max_new_tokens=3)
     return model, seen
 
