@@ -168,3 +168,10 @@ def test_every_measurement_says_what_it_takes(path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(path), run_name="__main__")
     assert not end.value.code and "usage:" in capsys.readouterr().out
+
+
+def test_image_attention_is_measured(tmp_path):
+    load("image_attention").main(["--tiny", "--repeats", "2", "--output", str(tmp_path / "result.json")])
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [row["way"] for row in rows] == ["causal", "segments", "sample masks", "row masks"]
+    assert rows[0]["pairs"] == 1 < rows[1]["pairs"] == rows[2]["pairs"] == rows[3]["pairs"]

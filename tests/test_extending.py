@@ -80,29 +80,46 @@ def test_the_benchmark_scores(place, monkeypatch, capsys):
     assert "Colours" not in str(refused.value)  # all are those of the papers
 
 
-def test_the_mask_lets_images_see_both_ways(place, tmp_path):
-    own = import_module("my_eve")
-    torch.manual_seed(0)
-    model = own.TwoWayImages(tiny.config(patch_embedding={"name": "linear", "width": 16})).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    stock = lit_eve.EveForConditionalGeneration(tiny.config(patch_embedding={"name": "linear", "width": 16})).eval()
-    stock.load_state_dict(model.state_dict())
+def test_the_mask_secludes_images(place, tmp_path):
+    import_module("my_eve")
+    parts = {"patch_embedding": {"name": "linear", "width": 16}, "image_attention": {"name": "secluded"}}
+    model = tiny.model(**parts).eval()
     rows = tiny.samples(model, [1, 2])
-    plain = {key: value for key, value in tiny.padded(rows).items() if key != "teacher_pixel_values"}
-    packed = {key: value for key, value in tiny.packed([rows]).items() if key != "teacher_pixel_values"}
+    plain, packed = (
+        {key: value for key, value in batch.items() if key != "teacher_pixel_values"}
+        for batch in (tiny.padded(rows), tiny.packed([rows]))
+    )
+    one = {key: value for key, value in tiny.padded(rows[:1]).items() if key not in ("labels", "teacher_pixel_values")}
+    slots = one["input_ids"][0] == model.config.image_token_id
+    pixels, words = one["pixel_values"].clone(), one["input_ids"].clone()
+    pixels[-1] = 255 - pixels[-1]
+    words[0, 1] = 3 + (words[0, 1] - 2) % 50
     with torch.no_grad():
         assert_close(model(**plain).loss, model(**packed).loss, rtol=1e-4, atol=1e-4)
-        one = {key: value for key, value in tiny.padded(rows[:1]).items() if key not in ("labels", "teacher_pixel_values")}
-        changed = one | {"pixel_values": one["pixel_values"].clone()}
-        changed["pixel_values"][-1] = 255 - changed["pixel_values"][-1]
-        first = int((one["input_ids"][0] == model.config.image_token_id).nonzero()[0])
-        for kind, moves in ((model, True), (stock, False)):
-            difference = (kind(**one).logits - kind(**changed).logits)[0].abs().amax(-1)
-            assert bool(difference[first] > 1e-4) is moves
-            assert float(difference[:first].max()) == 0
+        logits = model(**one).logits[0]
+        other_image = (model(**one | {"pixel_values": pixels}).logits[0] - logits).abs().amax(-1)
+        other_word = (model(**one | {"input_ids": words}).logits[0] - logits).abs().amax(-1)
+    first, last = slots.nonzero().flatten()[[0, -1]].tolist()
+    assert other_image[:first].max() == 0 and other_image[first] > 1e-4, "an image is seen from its beginning"
+    assert other_word[first:last].max() < 1e-6 and other_word[last + 1] > 1e-4, "what is before it, is not"
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["imports"] == {"model": "my_eve:TwoWayImages"}
-    loaded = own.TwoWayImages.from_pretrained(tmp_path).eval()
+    assert json.loads((tmp_path / "config.json").read_text())["imports"] == {"image_attention": "my_eve"}
+    again = lit_eve.EveForConditionalGeneration.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert_close(again(**plain).loss, model(**plain).loss)
+
+
+def test_the_model_class_is_saved_by_its_name(place, tmp_path):
+    own = import_module("my_eve")
+    torch.manual_seed(0)
+    model = own.EvenImages(tiny.config(patch_embedding={"name": "linear", "width": 16})).eval()
+    plain = {key: value for key, value in tiny.padded(tiny.samples(model, [1, 2])).items() if key != "teacher_pixel_values"}
+    tokens = model.embed_inputs(*(plain[key] for key in ("input_ids", "pixel_values", "image_grid_hw")))
+    length = model.get_input_embeddings().weight.norm(dim=1).mean()
+    slots = plain["input_ids"] == model.config.image_token_id
+    assert_close(tokens[slots].norm(dim=1), length.expand(int(slots.sum())))
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["imports"] == {"model": "my_eve:EvenImages"}
+    loaded = own.EvenImages.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert_close(loaded(**plain).loss, model(**plain).loss)

@@ -156,12 +156,12 @@ def ablate_heads(
     heads = indices(heads, modules[0].config.num_attention_heads, "head")
     pairs = torch.cartesian_prod(torch.tensor(layers), torch.tensor(heads))  # (L * h, 2)
     embeds = model.embed_inputs(forced.input_ids, seen.inputs["pixel_values"], seen.inputs["image_grid_hw"])  # (1, T, D)
-    is_image = forced.input_ids == model.config.image_token_id  # (1, T)
+    numbers = model.number_images(forced.input_ids, seen.inputs["image_grid_hw"])  # (1, T)
     scores = []
     for rows in _batches(len(pairs), batch_size, progress):
         silent = torch.where(rows[:, None] < 0, -1, pairs[rows]).to(embeds.device)  # (R, 2): layer and head; -1: none
         called: set[int] = set()
-        inputs = {"inputs_embeds": embeds.expand(len(rows), -1, -1), "image_mask": is_image.expand(len(rows), -1)}
+        inputs = {"inputs_embeds": embeds.expand(len(rows), -1, -1), "image_numbers": numbers.expand(len(rows), -1)}
         with intercept_attention(model, partial(_silence, silent, called), layers):
             output = model(**inputs, use_cache=False, logits_to_keep=forced.positions)
         if called != set(layers):

@@ -111,7 +111,8 @@ def _run(
     # The graph begins here, so that there is one even where all parameters are frozen.
     embeds.requires_grad_(torch.is_grad_enabled())
     with intercept_attention(model, by_way_of_probabilities):
-        given = {"inputs_embeds": embeds, "image_mask": forced.input_ids == model.config.image_token_id}
+        numbers = model.number_images(forced.input_ids, images["image_grid_hw"])
+        given = {"inputs_embeds": embeds, "image_numbers": numbers}
         logits = model(**given, use_cache=False, logits_to_keep=forced.positions).logits
     if len(kept) < len(attention_modules(model)):
         raise LitEveError("the attention of some layers was not seen, so that there is no rollout (compiled ones are not seen)")

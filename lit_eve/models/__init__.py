@@ -5,7 +5,7 @@ Importing this package registers EVE with transformers' Auto classes, so that ``
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lit_eve.models.attention import PACKED, PACKED_SDPA, PACKED_VARLEN
+from lit_eve.models.attention import IMAGE_ATTENTIONS, PACKED, PACKED_SDPA, PACKED_VARLEN, ImageAttention, Tokens
 from lit_eve.models.checkpoints.loading import load
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import DECODER_KINDS, DecoderKind
@@ -26,6 +26,7 @@ AutoProcessor.register(EveConfig, EveProcessor)
 
 __all__ = [
     "DECODER_KINDS",
+    "IMAGE_ATTENTIONS",
     "PACKED",
     "PACKED_SDPA",
     "PACKED_VARLEN",
@@ -36,8 +37,10 @@ __all__ = [
     "EveForConditionalGeneration",
     "EveOutput",
     "EveV1PatchEmbedding",
+    "ImageAttention",
     "ImageTokens",
     "LinearPatchEmbedding",
     "PatchEmbedding",
+    "Tokens",
     "load",
 ]

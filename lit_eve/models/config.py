@@ -19,6 +19,7 @@ class EveConfig(PreTrainedConfig):
         decoder_kind: ``{"name": ..., **arguments}`` of what is built into the decoder (``dense``: nothing).
         patch_embedding: ``{"name": ..., **arguments}`` of a registered patch embedding.
         projector: ``{"name": ..., **arguments}`` of a registered projector.
+        image_attention: ``{"name": ..., **arguments}`` of a registered image attention; default: ``causal``.
         geometry: fields of :class:`~lit_eve.processing.ImageGeometry`.
         aligner: ``{"name": ..., **arguments}`` of a registered aligner that the model was trained with; None without one.
         teacher: folder or hub name of the teacher that the aligner predicts; None without one.
@@ -27,9 +28,9 @@ class EveConfig(PreTrainedConfig):
         image_token_id: id that marks an image slot in ``input_ids``. It may lie outside the vocabulary: the row is never
             looked up. Default: the first id behind the vocabulary.
         imports: where the parts come from that are not lit_eve's: the module of each such ``decoder_kind``,
-            ``patch_embedding``, ``projector`` and ``aligner``; ``module:Class`` of a ``model`` class of its own, and of the
-            ``training`` class that may have changed how it answers. The model writes them down; nothing is ever imported
-            because it stands here.
+            ``patch_embedding``, ``projector``, ``image_attention`` and ``aligner``; ``module:Class`` of a ``model`` class of
+            its own, and of the ``training`` class that may have changed how it answers. The model writes them down; nothing is
+            ever imported because it stands here.
         image_mean, image_std: normalisation of pixels in 0..1, per channel.
     """
 
@@ -43,6 +44,7 @@ class EveConfig(PreTrainedConfig):
     decoder_kind: dict[str, Any] | None = None
     patch_embedding: dict[str, Any] | None = None
     projector: dict[str, Any] | None = None
+    image_attention: dict[str, Any] | None = None
     geometry: dict[str, Any] | None = None
     aligner: dict[str, Any] | None = None
     teacher: str | None = None
@@ -62,6 +64,7 @@ class EveConfig(PreTrainedConfig):
         self.decoder_kind = dict(self.decoder_kind or {"name": "dense"})
         self.patch_embedding = dict(self.patch_embedding or {"name": "eve_v1"})
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
+        self.image_attention = dict(self.image_attention or {"name": "causal"})
         self.imports = dict(self.imports or {})
         self.geometry = ImageGeometry.from_dict(self.geometry or {}).to_dict()
         self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)

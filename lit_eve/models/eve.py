@@ -26,6 +26,7 @@ from lit_eve.losses import (
     patch_alignment_loss,
     target_positions_of,
 )
+from lit_eve.models.attention import IMAGE_ATTENTIONS, mask_of_batch, number_images
 from lit_eve.models.checkpoints.skeletons import check_unsaved
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import (
@@ -33,6 +34,7 @@ from lit_eve.models.decoders import (
     FamilyHead,
     ImageSlots,
     blocks_of,
+    check_image_attention,
     embed_tokens,
     packed_inputs,
     usual_attention,
@@ -103,6 +105,9 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         self.patch_embedding = self._part("patch_embedding", PATCH_EMBEDDINGS, geometry=geometry)
         sizes = {"input_size": self.patch_embedding.width, "output_size": config.text_config.hidden_size}
         self.projector = self._part("projector", PROJECTORS, **sizes)
+        self.image_attention = IMAGE_ATTENTIONS.build(config.image_attention)
+        if not self.image_attention.is_causal:
+            check_image_attention(config.text_config, config.image_attention["name"])
         self.geometry = geometry
         self.aligner: nn.Module | None = None
         self.teacher: FrozenTeacher | None = None
@@ -236,6 +241,15 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         """
         return self._embed(input_ids, pixel_values, image_grid_hw)[0]
 
+    def number_images(self, input_ids: Tensor, image_grid_hw: Tensor | None, cu_seqlens: Tensor | None = None) -> Tensor:
+        """The number that each token's image has in its row or sample, from 0; -1 at text: (B, T) int64.
+
+        Args: as in :meth:`forward`, which needs this beside ``inputs_embeds`` where images are not read like text.
+        """
+        grid = input_ids.new_empty(0, 2) if image_grid_hw is None else image_grid_hw
+        is_image = input_ids == self.config.image_token_id
+        return number_images(is_image, self.geometry.num_tokens_of_grid(grid), cu_seqlens)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -254,6 +268,7 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         logits_to_keep: int | Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         image_mask: Tensor | None = None,
+        image_numbers: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -279,6 +294,8 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
                 all.
             inputs_embeds: (B, T, D) instead of ``input_ids`` and images, see :meth:`embed_inputs`.
             image_mask: (B, T) bool beside ``inputs_embeds``, True at image slots; for the same kinds of decoders.
+            image_numbers: (B, K) int64 of all tokens, those in the KV cache with them, see :meth:`number_images`. Needed beside
+                ``inputs_embeds`` where images are not read like text, and beside a cache by an image attention that hides more.
             past_key_values, use_cache: the KV cache of generation.
             **kwargs: go to the decoder.
 
@@ -306,10 +323,18 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
             chosen = hidden.flatten(0, 1).index_select(0, cells.positions.flatten())
             return chosen.unflatten(0, cells.positions.shape).mean(1)
 
+        kind, images = self.image_attention, None
+        has_images = image_grid_hw is not None and len(image_grid_hw) > 0
+        if not kind.is_causal and (has_images or kind.hides or input_ids is None):
+            new = None if input_ids is None else self.number_images(input_ids, image_grid_hw, cu_seqlens)  # (B, T)
+            tell = (attention_mask, position_ids, cu_seqlens, past_key_values)
+            images = mask_of_batch(kind, inputs_embeds, new, image_numbers, *tell)
         decoder = self.get_decoder()
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         as_rows = lambda hidden: hidden  # noqa: E731
         if self.decoder_kind.needs_image_slots:
+            if image_mask is None and image_numbers is not None and input_ids is None:
+                image_mask = image_numbers[:, -inputs_embeds.shape[1] :] >= 0
             if input_ids is None and image_mask is None:
                 raise LitEveError(
                     "inputs_embeds do not tell which of them are images', and this decoder must know: give image_mask"
@@ -320,7 +345,10 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
             if past_key_values is not None or attention_mask is not None:
                 raise LitEveError("packed rows (cu_seqlens) have neither an attention_mask nor a KV cache")
             use_cache = False
-            inputs, as_rows = packed_inputs(decoder, inputs_embeds, position_ids, cu_seqlens, max_seqlen)
+            inputs, as_rows = packed_inputs(decoder, inputs_embeds, position_ids, cu_seqlens, max_seqlen, images)
+        elif images is not None:
+            mask = images.for_decoder(decoder.config, inputs_embeds, attention_mask, past_key_values)
+            inputs["attention_mask"] = mask
         with hidden_state_taps(blocks_of(decoder) if taps else (), taps, lambda hidden: at_cells(as_rows(hidden))) as states:
             outputs = decoder(**inputs, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
         hidden = as_rows(outputs.last_hidden_state)  # (B, T, D)

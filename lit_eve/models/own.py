@@ -8,6 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import ConfigError
 from lit_eve.imports import find_class, how_to_import, is_there, path_of
+from lit_eve.models.attention import IMAGE_ATTENTIONS
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import DECODER_KINDS
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
@@ -44,6 +45,7 @@ def note_imports(config: EveConfig, model_class: type) -> None:
     note_import(config, "decoder_kind", DECODER_KINDS)
     note_import(config, "patch_embedding", PATCH_EMBEDDINGS)
     note_import(config, "projector", PROJECTORS)
+    note_import(config, "image_attention", IMAGE_ATTENTIONS)
     model_class_of(config)
     needed, found = config.imports.get("model"), path_of(model_class)
     if needed is not None and needed != found:

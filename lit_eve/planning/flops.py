@@ -1,9 +1,9 @@
 """How much arithmetic a training step is, by part: what a time must be compared with to say how well a GPU is used.
 
 Counted are the floating point operations of matrix products (a multiplication and an addition are two), as the model's
-mathematics needs them: nothing that is computed twice to save memory, no padding, and of causal attention only the pairs that
-see each other. Divided by time and by the peak of the device this gives the model FLOPs utilisation (MFU) of PaLM
-(arXiv 2204.02311, appendix B; which, however, counts all pairs).
+mathematics needs them: nothing that is computed twice to save memory, no padding, and of attention only the pairs that see each
+other (an image attention of your own is counted as if it hid nothing). Divided by time and by the peak of the device this gives
+the model FLOPs utilisation (MFU) of PaLM (arXiv 2204.02311, appendix B; which, however, counts all pairs).
 
 The backward pass of a matrix product is two of the same size, one for the gradient of its input and one for that of its
 weights; a frozen layer leaves out the second, and also the first where nothing in front of it trains. Stage 1 of EVE freezes
@@ -88,11 +88,21 @@ class Workload:
         """P."""
         return int(self.image_grid_hw.prod(1).sum())
 
-    def attended_pairs(self, window: int | None = None) -> int:
-        """Pairs of a query and a key that it sees, in causal attention that looks back at most at ``window`` tokens."""
+    def attended_pairs(self, window: int | None = None, images: np.ndarray | None = None) -> int:
+        """Pairs of a query and a key that it sees.
+
+        Args:
+            window: how many tokens it sees of those not behind it, itself with them; None: all.
+            images: (N,) tokens of each image, where these see each other in both directions and whole; None: they do not.
+        """
         lengths = self.lengths.astype(np.int64)
         full = lengths if window is None else np.minimum(lengths, window)  # queries that see all before them
-        return int((full * (full + 1) // 2 + (lengths - full) * full).sum())
+        pairs = full * (full + 1) // 2 + (lengths - full) * full
+        if images is None:
+            return int(pairs.sum())
+        size = images.astype(np.int64)
+        beyond = 0 if window is None else np.maximum(size - window, 0)  # tokens of an image in front of its last window
+        return int(pairs.sum() + (size * (size - 1) // 2 + beyond * (beyond + 1) // 2).sum())
 
 
 def training_flops(
@@ -177,7 +187,9 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
     _check_dense(decoder)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # d
     carries = _carries_gradient(model)
-    linear, attention = Flops(0), Flops(0)
+    linear, attention, images = Flops(0), Flops(0), None
+    if not model.image_attention.is_causal:  # whatever a kind hides, kernels compute
+        images = model.geometry.num_tokens_of_grid(torch.from_numpy(workload.image_grid_hw)).numpy()
     slots = int(model.geometry.num_tokens_of_grid(torch.from_numpy(workload.image_grid_hw)).sum())
     tokens = {None: workload.num_tokens, True: slots, False: workload.num_tokens - slots}
     for layer, reached in zip(blocks_of(decoder), carries[1:], strict=True):
@@ -186,7 +198,8 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
                 linear = _add(linear, _linear(module, tokens[of_images], needs_input=reached))
         # Where only some layers have a window, their attention knows; Mistral's asks the config.
         window = getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None))
-        forward = 4 * config.num_attention_heads * width * workload.attended_pairs(window)  # scores, and weighted values
+        pairs = workload.attended_pairs(window, images)
+        forward = 4 * config.num_attention_heads * width * pairs  # scores, and weighted values
         attention = _add(attention, Flops(forward, 2 * forward * reached))
     return {"decoder": linear, "attention": attention, "lm_head": _linear(head, workload.num_targets, needs_input=carries[-1])}
 

@@ -18,11 +18,12 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lit_eve.errors import CheckpointError, ConfigError, not_found
+from lit_eve.errors import CheckpointError, ConfigError, LitEveError, not_found
 from lit_eve.files import local_path
 from lit_eve.imports import path_of
 from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
 from lit_eve.models import (
+    IMAGE_ATTENTIONS,
     PACKED,
     PACKED_SDPA,
     PACKED_VARLEN,
@@ -31,6 +32,7 @@ from lit_eve.models import (
     EveConfig,
     EveForConditionalGeneration,
 )
+from lit_eve.models.attention import check_takes_masks
 from lit_eve.models.checkpoints.catalog import known_decoder, known_teacher
 from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
@@ -43,7 +45,7 @@ from lit_eve.processing import EveProcessor, ImageGeometry, templates
 from lit_eve.training.architecture import differences, is_irrelevant
 from lit_eve.training.teachers import check_teacher
 
-PARTS = ("decoder_kind", "patch_embedding", "projector", "geometry", "teacher_layer", "alignment_weight")
+PARTS = ("decoder_kind", "patch_embedding", "projector", "image_attention", "geometry", "teacher_layer", "alignment_weight")
 """Keys that stand in the model's config under the same name."""
 
 
@@ -60,6 +62,7 @@ class Blueprint:
     decoder_kind: Mapping[str, Any] | None = None
     patch_embedding: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
+    image_attention: Mapping[str, Any] | None = None
     geometry: Mapping[str, Any] | None = None
     teacher: str | None = None
     aligner: Mapping[str, Any] | None = None
@@ -85,6 +88,7 @@ class Blueprint:
             ("decoder_kind", DECODER_KINDS, ()),
             ("patch_embedding", PATCH_EMBEDDINGS, ("geometry",)),
             ("projector", PROJECTORS, ("input_size", "output_size")),
+            ("image_attention", IMAGE_ATTENTIONS, ()),
             ("aligner", ALIGNERS, ("hidden_size", "num_layers", "teacher_width")),
         ):
             if (spec := getattr(self, key)) is not None:
@@ -190,6 +194,10 @@ class Blueprint:
             config.imports["model"] = path
         with torch.device("meta"):
             model = (self.model_class or model_class_of(config) or EveForConditionalGeneration)(config)
+            try:
+                check_takes_masks(self.attn_implementation, model.image_attention)
+            except LitEveError as error:
+                raise ConfigError(f"model.{error}") from error
             if self.teacher is not None:
                 vision = CLIPVisionModel(self._teacher_config(planned))
                 config.teacher = self.teacher

@@ -53,6 +53,8 @@ class LitEve(LightningModule):
             dense (nothing), or that of init_from.
         patch_embedding: the patch embedding by name, with its arguments, as in {name: eve_v1, width: 1024}.
         projector: the projector by name, with its arguments, as in {name: mlp_gelu, depth: 2}.
+        image_attention: which tokens see which, by name: {name: causal} reads images like text, {name: bidirectional} lets the
+            tokens of an image see each other; null: causal, or that of init_from.
         geometry: sizes of images and patches, the fields of ImageGeometry, as in {image_size: 672, patch_size: 14}.
         teacher: folder or hub name of the CLIP whose patch features are aligned to; null trains without alignment loss.
         aligner: the aligner by name, with its arguments, as in {name: layerwise, layer_interval: 4}.
@@ -77,7 +79,7 @@ class LitEve(LightningModule):
     """
 
     model_class: ClassVar[type[EveForConditionalGeneration] | None] = None
-    """A subclass of EveForConditionalGeneration in a module of yours, for what changes how the model answers: another mask."""
+    """A subclass of EveForConditionalGeneration in a module of yours, for what changes how the model answers."""
     stock_inference: ClassVar[bool] = False
     """True promises that a subclass changes the training alone. Else a saved model says that it was trained by the subclass,
     and whoever loads it without its module is told so."""
@@ -91,6 +93,7 @@ class LitEve(LightningModule):
         decoder_kind: dict[str, Any] | None = None,
         patch_embedding: dict[str, Any] | None = None,
         projector: dict[str, Any] | None = None,
+        image_attention: dict[str, Any] | None = None,
         geometry: dict[str, Any] | None = None,
         teacher: str | None = None,
         aligner: dict[str, Any] | None = None,
@@ -119,6 +122,7 @@ class LitEve(LightningModule):
             decoder_kind=decoder_kind,
             patch_embedding=patch_embedding,
             projector=projector,
+            image_attention=image_attention,
             geometry=geometry,
             teacher=teacher,
             aligner=aligner,

@@ -16,6 +16,7 @@ from lit_eve.planning.flops import Flops, Workload, meta_model, total_flops, tra
 from lit_eve.training import Rule, Stage
 from lit_eve.training.stages import STAGES, get_stage
 from tests.models import tiny
+from tests.models.attention.images import both_ways, numbers, samples
 
 HALF = Stage("half", 1e-3, [Rule(r"language_model\.model\.layers\.[23]"), Rule("language_model.lm_head")])
 ALIGNER = Stage("aligner", 1e-3, [Rule("aligner")])
@@ -118,6 +119,21 @@ def test_attended_pairs(window):
     workload = Workload(np.array([1, 12, 30]), np.zeros((0, 2), int), 0)
     expected = sum(min(query + 1, window or 1000) for length in workload.lengths for query in range(length))
     assert workload.attended_pairs(window) == expected
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 30])
+def test_images_that_see_both_ways_are_counted(window):
+    """As the mask has them, for every sample."""
+    model = tiny.model(image_attention={"name": "bidirectional"})
+    rows = samples(model)
+    expected = sum(int(both_ways(numbers(model, row), window).sum()) for row in rows)
+    workload = Workload.of_batch(tiny.packed([rows]))
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    workload = Workload(lengths, workload.image_grid_hw, 10)
+    images = model.geometry.num_tokens_of_grid(torch.from_numpy(workload.image_grid_hw)).numpy()
+    assert workload.attended_pairs(window, images) == expected > workload.attended_pairs(window)
+    attention = training_flops(model.config, workload, "pretrain")["attention"]
+    assert attention.forward == 4 * 4 * 32 * workload.attended_pairs(None, images)
 
 
 def test_sliding_windows_are_counted():

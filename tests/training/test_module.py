@@ -310,6 +310,19 @@ def test_attention_by_name(world, name):
     assert_close(output.loss, reference.model(**tiny.packed([tiny.samples(module.model, [1, 0])])).loss)
 
 
+def test_an_image_attention_is_part_of_what_is_built(world):
+    module = micro.make_module(world, image_attention={"name": "bidirectional"})
+    module.configure_model()
+    assert module.model.config.image_attention == {"name": "bidirectional"}
+    assert not module.model.image_attention.is_causal
+    for name in ("flash_attention_2", "packed_varlen"):
+        module = micro.make_module(world, image_attention={"name": "bidirectional"}, attn_implementation=name)
+        with pytest.raises(ConfigError, match=f"model.attn_implementation '{name}' cannot let the tokens of an image see"):
+            module.blueprint.check()
+    with pytest.raises(ConfigError, match="model.image_attention: unknown image attention 'two_way'"):
+        micro.make_module(world, image_attention={"name": "two_way"})
+
+
 def test_an_attention_that_is_not_installed(world):
     module = micro.make_module(world, attn_implementation="flash_attention_2")
     with pytest.raises(ConfigError, match="model.attn_implementation: .*FlashAttention2"):

@@ -18,6 +18,8 @@ from torch.multiprocessing import ProcessRaisedException
 
 import lit_eve
 from lit_eve.errors import CheckpointError
+from lit_eve.models.checkpoints.loading import ENTRY
+from lit_eve.training.architecture import check_architecture
 from lit_eve.training.callbacks import AtomicCheckpointIO, find_checkpoint
 from lit_eve.training.cli import EveCLI, main
 from tests.training import world as micro
@@ -275,6 +277,22 @@ def test_a_checkpoint_of_another_architecture(world, uninterrupted, tmp_path):
     module = micro.make_module(world, projector={"name": "mlp_gelu", "depth": 3})
     with pytest.raises(CheckpointError, match=r"another architecture .*projector.depth: 2 -> 3"):
         micro.trainer(tmp_path).validate(module, micro.loader([]), ckpt_path=find_checkpoint(uninterrupted), verbose=False)
+
+
+def test_a_checkpoint_of_another_image_attention(world, uninterrupted, tmp_path):
+    """Also one that was written before there was any."""
+    checkpoint = torch.load(find_checkpoint(uninterrupted), weights_only=True)
+    config = json.loads(checkpoint[ENTRY]["config"])
+    assert config.pop("image_attention") == {"name": "causal"}
+    checkpoint[ENTRY]["config"] = json.dumps(config)
+    projector = {"name": "mlp_gelu", "depth": 2}
+    module = micro.make_module(world, projector=projector)
+    other = micro.make_module(world, projector=projector, image_attention={"name": "bidirectional"})
+    module.configure_model()
+    other.configure_model()
+    check_architecture(checkpoint, module)
+    with pytest.raises(CheckpointError, match=r"another architecture .*image_attention.name: 'causal' -> 'bidirectional'"):
+        check_architecture(checkpoint, other)
 
 
 def test_weights_of_another_shape_are_named(world, uninterrupted, tmp_path):

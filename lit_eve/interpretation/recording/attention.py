@@ -170,25 +170,31 @@ def _softmax(call: AttentionCall, rows: Sequence[int] | None, heads: Sequence[in
     if heads is not None and list(heads) != list(range(query.shape[1])):  # no copy of all
         query, key = query[:, heads], key[:, heads]
         mask = mask[:, heads] if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask
-    samples = _samples(call.query, **settings)
-    visible = _visible(place, length, key.shape[2], mask, settings.get("sliding_window"), samples)
+    packed = _packed(call.query, **settings)
+    visible = _visible(place, length, key.shape[2], mask, settings.get("sliding_window"), packed)
     scaling = settings.get("scaling")
     scores = query.float() @ key.float().transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if mask is not None and mask.ndim == 4 and mask.is_floating_point() and samples is None:  # it may hold a bias
+    if mask is not None and mask.ndim == 4 and mask.is_floating_point() and packed is None:  # it may hold a bias
         scores = scores + mask[:, :, place, : key.shape[2]].float()
     return scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1), visible
 
 
-def _samples(query: Tensor, packed: PackedRows | None = None, cu_seq_lens_q: Tensor | None = None, **_: Any) -> Tensor | None:
-    """(B, Q) the sample of each token in packed rows, however the kernel is told of their boundaries; None if it is not."""
+def _packed(
+    query: Tensor, packed: PackedRows | None = None, cu_seq_lens_q: Tensor | None = None, **_: Any
+) -> PackedRows | None:
+    """Where the samples of packed rows are, however the kernel is told of their boundaries; None if it is not."""
     if packed is None and cu_seq_lens_q is not None:  # transformers' flash attentions
         packed = PackedRows(cu_seq_lens_q, query.shape[2], query.shape[0], query.shape[2], kernel="")
-    return None if packed is None else packed.sample_of_token
+    return packed
 
 
-def _visible(rows: Tensor, length: int, keys: int, mask: Tensor | None, window: int | None, samples: Tensor | None) -> Tensor:
+def _visible(
+    rows: Tensor, length: int, keys: int, mask: Tensor | None, window: int | None, packed: PackedRows | None
+) -> Tensor:
     """Which keys the chosen rows may look at, whatever form the kernel's mask has: bool, broadcastable to (B, h, R, K)."""
-    if mask is not None and mask.ndim == 4 and samples is None:
+    if packed is not None:  # a mask that comes with them is not read by the kernel either
+        return packed.visible(rows, window)
+    if mask is not None and mask.ndim == 4:
         mask = mask[:, :, rows, :keys]
         return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     place = torch.arange(keys, device=rows.device)
@@ -196,8 +202,6 @@ def _visible(rows: Tensor, length: int, keys: int, mask: Tensor | None, window: 
     visible = place <= row  # (R, K)
     if window is not None:
         visible &= place > row - window
-    if samples is not None:  # a mask that comes with them is not read by the kernel either
-        return (visible & (samples[:, rows, None] == samples[:, None]))[:, None]
     if mask is not None:  # (B, K) of the flash kernels, 0 at padding
         return (visible & mask[:, None].bool())[:, None]
     return visible

@@ -30,11 +30,17 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from lit_eve.errors import LitEveError
 from lit_eve.models.attention import kernels
 from lit_eve.models.attention.kernels import KERNELS, PACKED, PACKED_VARLEN, sdpa_kernel
+from lit_eve.models.attention.masks import ImageMask, check_takes_masks
 from lit_eve.models.attention.rows import PackedRows, band
 
 
 def packed_rows(
-    implementation: str, cu_seqlens: Tensor, max_seqlen: int | None, rows: int, length: int
+    implementation: str,
+    cu_seqlens: Tensor,
+    max_seqlen: int | None,
+    rows: int,
+    length: int,
+    images: ImageMask | None = None,
 ) -> tuple[Tensor | None, dict[str, Any]]:
     """What the decoder needs to keep the samples of packed rows apart.
 
@@ -44,17 +50,25 @@ def packed_rows(
         max_seqlen: length of the longest sample, or more; default: T.
         rows: B.
         length: T.
+        images: what tokens see, where images are not read like text.
 
     Returns:
         The attention mask to give to the decoder, and keyword arguments that it hands on to its attention.
 
     Raises:
-        LitEveError: ``packed_varlen`` was asked for on a device without it.
+        LitEveError: ``packed_varlen`` was asked for on a device without it, or where images are not read like text.
     """
+    if images is not None:
+        check_takes_masks(implementation, images.kind)
     max_seqlen = length if max_seqlen is None else min(int(max_seqlen), length)
     if implementation in KERNELS:
         device = cu_seqlens.device
-        packed = PackedRows(cu_seqlens, max_seqlen, rows, length, KERNELS[implementation](device), _autocast(device.type))
+        kernel = KERNELS[implementation](device)
+        if images is not None:
+            kernel = sdpa_kernel(device)
+        packed = PackedRows(cu_seqlens, max_seqlen, rows, length, kernel, _autocast(device.type), images)
+        if images is not None and kernel == "mask":
+            packed.mask()  # made here: layers may be compiled
         # transformers takes a 4-dimensional mask as it is, and builds none of its own; this one is never read.
         return torch.empty(1, 1, 1, 1, dtype=torch.bool, device=device), {"packed": packed}
     if "flash" in implementation:  # flash_attention_2, kernels-community/flash-attn2: that is how transformers tells them
@@ -103,6 +117,8 @@ def packed_attention(
     window = sliding_window if sliding_window is not None and sliding_window < packed.max_seqlen else None
     if kernel == "mask":
         return sdpa_attention_forward(module, query, key, value, packed.mask(window), dropout=dropout, scaling=scaling)
+    if packed.images is not None:
+        return _segment_by_segment(packed, query, key, value, dropout, scaling, window), None
     if kernel == "samples":
         return _sample_by_sample(packed, query, key, value, dropout, scaling, window), None
     return _varlen(kernel, packed, query, key, value, dropout, scaling, window), None
@@ -141,6 +157,39 @@ def _sample_by_sample(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, **options)
 
     attended = [attend(*sample) for sample in zip(samples(query), samples(key), samples(value), strict=True)]
+    out = torch.cat(attended, dim=2)[0]  # (h, B * T, d)
+    return out.transpose(0, 1).unflatten(0, (packed.rows, packed.length)).contiguous()
+
+
+def _segment_by_segment(
+    packed: PackedRows, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
+) -> Tensor:
+    """One SDPA per text and per image of each sample: (B, h, T, d) -> (B, T, h, d).
+
+    The queries of an image see all from the beginning of their sample to the end of the image; those of a text see that up to
+    themselves. Where this is not so (windows, kinds that hide more), it is one SDPA per sample under a mask.
+    """
+    flat = [x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value)]  # (1, h, B * T, d) each
+    options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+
+    def attend(sample: int, start: int, stop: int, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        q, k, v = flat[0][:, :, start:stop], *(x[:, :, sample:stop] for x in flat[1:])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, **options)
+
+    attended = []
+    if window is None and not packed.images.kind.hides and packed.segments is not None:
+        for sample, start, stop, is_image in packed.segments:
+            if is_image or stop - start == 1:
+                attended.append(attend(sample, start, stop, None))
+            elif sample == start:
+                attended.append(attend(sample, start, stop, None, is_causal=True))
+            else:
+                attended.append(attend(sample, start, stop, packed.mask_of_text(stop - start, stop - sample)))
+    else:
+        start = 0
+        for length in packed.sample_lengths:
+            attended.append(attend(start, start, start + length, packed.mask_of(start, start + length, window)))
+            start += length
     out = torch.cat(attended, dim=2)[0]  # (h, B * T, d)
     return out.transpose(0, 1).unflatten(0, (packed.rows, packed.length)).contiguous()
 

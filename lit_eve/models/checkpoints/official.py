@@ -205,6 +205,7 @@ def write_config(config: EveConfig, dtype: str) -> dict[str, Any]:
         ("decoder_kind.name", config.decoder_kind["name"], ("dense",)),
         ("patch_embedding.name", config.patch_embedding["name"], ("eve_v1",)),
         ("patch_embedding.num_heads", config.patch_embedding.get("num_heads", 8), (8,)),
+        ("image_attention.name", config.image_attention["name"], ("causal",)),
         ("projector.name", config.projector["name"], ("mlp_gelu", "identity")),
         ("geometry.class_token", geometry.class_token, (True,)),
         ("geometry.split_token", geometry.split_token, (True,)),

@@ -4,6 +4,7 @@ what is built into them (kinds, by name)."""
 from lit_eve.models.decoders.experts import Experts
 from lit_eve.models.decoders.families import (
     check_decoder,
+    check_image_attention,
     embed_tokens,
     keeps_samples_apart,
     longest_sample,
@@ -25,6 +26,7 @@ __all__ = [
     "SideBySide",
     "blocks_of",
     "check_decoder",
+    "check_image_attention",
     "decoder_of",
     "embed_tokens",
     "keeps_samples_apart",

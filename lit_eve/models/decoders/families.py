@@ -89,6 +89,24 @@ def check_decoder(config: PreTrainedConfig) -> None:
             raise ConfigError(f"{decoder} with {key} = {getattr(config, key)!r}: {reason}")
 
 
+def check_image_attention(config: PreTrainedConfig, name: str) -> None:
+    """Refuse a decoder that cannot let the tokens of an image see each other.
+
+    Args:
+        config: the decoder's.
+        name: of an image attention other than ``causal``.
+
+    Raises:
+        ConfigError: its family mixes tokens by other means than attention under a mask, or its config asks for such.
+    """
+    family = config.model_type
+    if family not in PACKED:
+        raise ConfigError(
+            f"image_attention {name!r} is not for decoders of the family {family!r}: they mix tokens by recurrence, by "
+            "convolution or by an attention of their own, which takes no mask of that kind"
+        )
+
+
 def keeps_samples_apart(config: PreTrainedConfig) -> bool:
     """Whether the decoder can read packed rows as they are."""
     return config.model_type in PACKED

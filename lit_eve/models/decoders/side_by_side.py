@@ -17,12 +17,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lit_eve.models.attention import PACKED, packed_rows
+from lit_eve.models.attention import PACKED, ImageMask, packed_rows
 from lit_eve.models.decoders.families import keeps_samples_apart
 
 
 def packed_inputs(
-    decoder: PreTrainedModel, inputs_embeds: Tensor, position_ids: Tensor | None, cu_seqlens: Tensor, max_seqlen: int | None
+    decoder: PreTrainedModel,
+    inputs_embeds: Tensor,
+    position_ids: Tensor | None,
+    cu_seqlens: Tensor,
+    max_seqlen: int | None,
+    images: ImageMask | None = None,
 ) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
     """What a decoder is given so that the samples of packed rows do not see each other.
 
@@ -32,13 +37,16 @@ def packed_inputs(
         position_ids: (B, T), restarting at every sample.
         cu_seqlens: (S + 1,) int32, boundaries over the flattened B * T tokens; no sample crosses a row.
         max_seqlen: K or more; default: T.
+        images: what tokens see, where images are not read like text; for families that read packed rows as they are.
 
     Returns:
         Its arguments, and what makes rows (B, T, ...) of its hidden states.
     """
     rows, length = inputs_embeds.shape[:2]
     if keeps_samples_apart(decoder.config):
-        mask, boundaries = packed_rows(decoder.config._attn_implementation, cu_seqlens, max_seqlen, rows, length)
+        mask, boundaries = packed_rows(decoder.config._attn_implementation, cu_seqlens, max_seqlen, rows, length, images)
+        if images is not None and not boundaries:
+            mask = images.for_decoder(decoder.config, inputs_embeds)
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
         return inputs | boundaries, lambda hidden: hidden
     apart = SideBySide.of(cu_seqlens, max_seqlen, rows, length)

@@ -9,15 +9,18 @@ from traceback import walk_stack
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation.candidate_generator import CandidateGenerator, PromptLookupCandidateGenerator
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.masking_utils import create_masks_for_generate
 
 from lit_eve.errors import LitEveError
 from lit_eve.models.generation.images import images_of_slots, repeat_images
+from lit_eve.models.splice import check
 
 _IMAGES = ("pixel_values", "image_grid_hw")
 
@@ -46,6 +49,7 @@ class ImageGenerationMixin(GenerationMixin):
         )
         if inputs.get("inputs_embeds") is None:  # what it tells belongs to the prompt
             inputs.pop("image_mask", None)
+        inputs |= self._image_numbers(inputs, input_ids, images["image_grid_hw"], is_first_iteration)
         if inputs_embeds is not None:
             if images["pixel_values"] is not None and len(images["pixel_values"]):
                 raise LitEveError("inputs_embeds hold the images already (model.embed_inputs): leave pixel_values out")
@@ -57,6 +61,31 @@ class ImageGenerationMixin(GenerationMixin):
         return inputs | images_of_slots(
             input_ids, rest.shape[1], **images, geometry=self.geometry, image_token_id=self.config.image_token_id
         )
+
+    def _image_numbers(
+        self, inputs: dict[str, Any], input_ids: Tensor, image_grid_hw: Tensor | None, is_first_iteration: bool
+    ) -> dict[str, Tensor | None]:
+        """Which tokens are an image's, where the next forward must be told: (B, K), those in the KV cache with them."""
+        numbers, kind = inputs.get("image_numbers"), self.image_attention
+        if kind.is_causal or not (kind.hides or is_first_iteration):  # what comes after the prompt is text
+            return {"image_numbers": None}
+        if numbers is None and kind.hides and inputs.get("inputs_embeds") is None:
+            grid = input_ids.new_empty(0, 2) if image_grid_hw is None else image_grid_hw
+            slots = (input_ids == self.config.image_token_id).sum()
+            check(slots == self.geometry.num_tokens_of_grid(grid).sum(), "give generate the images of all image slots")
+            numbers = self.number_images(input_ids, grid)
+        if numbers is None:
+            return {}
+        past, new = inputs.get("past_key_values"), inputs.get("inputs_embeds")
+        known = (0 if past is None else int(past.get_seq_length())) + (inputs["input_ids"] if new is None else new).shape[1]
+        return {"image_numbers": F.pad(numbers, (0, known - numbers.shape[1]), value=-1)}
+
+    def create_masks_for_generate(self, *args: Any, inputs_embeds: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+        """The masks that ``generate`` makes beforehand, with static caches; those with images are made by the model."""
+        kind = self.image_attention
+        if not kind.is_causal and (kind.hides or inputs_embeds.shape[1] > 1):
+            return attention_mask
+        return create_masks_for_generate(*args, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any

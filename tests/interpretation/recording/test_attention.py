@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation import AttentionRecorder
-from lit_eve.interpretation.recording.attention import _samples, _visible
+from lit_eve.interpretation.recording.attention import _packed, _visible
 from lit_eve.models import PACKED, EveConfig, EveForConditionalGeneration
 from lit_eve.models.attention import kernels
 
@@ -120,12 +120,12 @@ def test_packed_samples_do_not_see_each_other(kernel: str, monkeypatch: pytest.M
 def test_masks_of_the_flash_kernels() -> None:
     """They get padding as (B, K), windows as a number, and the causal mask not at all."""
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
-    visible = _visible(torch.tensor([0, 2]), length=3, keys=5, mask=mask, window=3, samples=None)
+    visible = _visible(torch.tensor([0, 2]), length=3, keys=5, mask=mask, window=3, packed=None)
     query, boundaries = torch.zeros(2, 1, 3, 8), torch.tensor([0, 1, 3, 6], dtype=torch.int32)
-    samples = _samples(query, cu_seq_lens_q=boundaries, max_length_q=3)
-    assert [len(set(row)) for row in samples.tolist()] == [2, 1] and _samples(query) is None
-    packed = _visible(torch.arange(3), length=3, keys=3, mask=None, window=None, samples=samples)
-    assert packed.int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]], [[[1, 0, 0], [1, 1, 0], [1, 1, 1]]]]
+    packed = _packed(query, cu_seq_lens_q=boundaries, max_length_q=3)
+    assert [len(set(row)) for row in packed.sample_of_token.tolist()] == [2, 1] and _packed(query) is None
+    seen = _visible(torch.arange(3), length=3, keys=3, mask=None, window=None, packed=packed)
+    assert seen.int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 1, 1]]], [[[1, 0, 0], [1, 1, 0], [1, 1, 1]]]]
     assert visible.int().tolist() == [[[[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]]], [[[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]]]]
 
 

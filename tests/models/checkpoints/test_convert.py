@@ -289,6 +289,7 @@ def test_sources_that_are_refused(official_folder, tmp_path, break_it, arguments
     [
         ({"decoder": "qwen2_tied"}, "text_config.model_type = 'qwen2', only 'llama'"),
         ({"patch_embedding": {"name": "linear", "width": 16}}, "patch_embedding.name = 'linear'"),
+        ({"image_attention": {"name": "bidirectional"}}, "image_attention.name = 'bidirectional'"),
         ({"decoder_kind": {"name": "experts"}}, "decoder_kind.name = 'experts'"),
         ({"patch_embedding": {"name": "eve_v1", "width": 16, "num_heads": 4}}, "patch_embedding.num_heads = 4, only 8"),
         ({"geometry": tiny.GEOMETRY | {"class_token": False}}, "geometry.class_token = False"),
