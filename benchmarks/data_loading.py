@@ -28,7 +28,7 @@ from lit_eve.data.lengths import prepare_shards
 from lit_eve.data.plan import plan_epoch
 from lit_eve.data.shards.index import ensure_indices
 from lit_eve.data.shards.paths import list_shards
-from lit_eve.processing import EveProcessor, ImageGeometry
+from lit_eve.processing import EveProcessor, EveV1Geometry, TeacherGrid
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "data" / "eve_v1" / "tokenizer"
 
@@ -65,12 +65,8 @@ def make_shards(folder: Path, count: int, photo: tuple[int, int]) -> None:
 
 
 def measure_loader(options: argparse.Namespace) -> dict[str, float]:
-    geometry = ImageGeometry(
-        image_size=options.image_size,
-        patch_size=options.patch_size,
-        teacher_image_size=options.teacher_size,
-        teacher_patch_size=options.teacher_patch_size,
-    )
+    teacher = TeacherGrid(options.teacher_size, options.teacher_patch_size)
+    geometry = EveV1Geometry(options.patch_size, image_size=options.image_size, cells=teacher.side)
     processor = EveProcessor(AutoTokenizer.from_pretrained(TOKENIZER), geometry)
     result: dict[str, float] = {"workers": options.workers, "samples": options.samples}
     with tempfile.TemporaryDirectory() as name:
@@ -82,7 +78,7 @@ def measure_loader(options: argparse.Namespace) -> dict[str, float]:
         prepare_shards([name], processor, "plain")
         counted = time.perf_counter()
         data = EveDataModule(train=name, template="plain", rows=4, num_workers=options.workers)
-        data.attach(processor, uses_teacher=options.teacher).setup()
+        data.attach(processor, teacher_grid=teacher if options.teacher else None).setup()
         loader = data.train_dataloader()
         begun = time.perf_counter()
         samples = sum(len(batch["sample_ids"]) for batch in loader)

@@ -27,7 +27,7 @@ from lit_eve.models import EveForConditionalGeneration
 def prompts(model: EveForConditionalGeneration, count: int, words: int, device: str) -> dict[str, Tensor]:
     """``count`` prompts of a photo of 4 : 3 in the middle of ``words`` random tokens."""
     geometry, generator = model.geometry, torch.Generator().manual_seed(0)
-    grid = torch.tensor([geometry.patch_grid(4, 3)]).expand(count, 2)
+    grid = torch.tensor(geometry.patch_grids(4, 3)).expand(count, 2)
     slots = int(geometry.num_tokens_of_grid(grid[:1])[0])
     text = torch.randint(3, model.config.text_config.vocab_size, (count, words), generator=generator)
     image = torch.full((count, slots), model.config.image_token_id)

@@ -47,7 +47,7 @@ from lit_eve.planning.flops import Workload, meta_model, total_flops, training_f
 from lit_eve.planning.gpus import peak_flops
 from lit_eve.planning.memory import RESERVED, Layout, memory_of
 from lit_eve.planning.memory import measure as measure_memory
-from lit_eve.processing import ImageGeometry
+from lit_eve.processing import EveV1Geometry, ImageGeometry
 from lit_eve.training.optimizers import OPTIMIZERS, build_optimizer, trained_parameters
 from lit_eve.training.stages import STAGES, Stage, get_stage
 
@@ -64,8 +64,8 @@ TEACHERS = {
     | {"image_size": 64, "patch_size": 8},
 }
 GEOMETRIES = {
-    "eve_7b": ImageGeometry(),
-    "tiny": ImageGeometry(image_size=64, patch_size=4, teacher_image_size=64, teacher_patch_size=8),
+    "eve_7b": EveV1Geometry(),
+    "tiny": EveV1Geometry(image_size=64, patch_size=4, cells=8),
 }
 MAX_TOKENS = {"eve_7b": 2048, "tiny": 256}
 PHOTOS = [(4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (1, 1), (5, 4), (9, 16)]  # width : height
@@ -121,7 +121,7 @@ def make_batches(options: argparse.Namespace, vocab_size: int) -> list[dict[str,
     geometry, limit = GEOMETRIES[options.model], MAX_TOKENS[options.model]
     scale = 1 if options.model == "eve_7b" else 0.2
     count = 8 * options.rows * BATCHES + 20_000  # so many are packed with some 1 % of padding, as in an epoch; most stay away
-    grids = np.array([geometry.patch_grid(*PHOTOS[i]) for i in rng.choice(len(PHOTOS), count, p=SHARES)])
+    grids = np.array([geometry.patch_grids(*PHOTOS[i])[0] for i in rng.choice(len(PHOTOS), count, p=SHARES)])
     slots = geometry.num_tokens_of_grid(grids)
     captions = options.stage != "finetune"
     # Recaptioned photos have some 90 tokens; conversations several hundred, of which two thirds are answers.
@@ -130,9 +130,10 @@ def make_batches(options: argparse.Namespace, vocab_size: int) -> list[dict[str,
     words = np.minimum(words, limit - slots)
     questions = np.zeros_like(words) if captions else words // 3
     row_of = pack(slots + words, limit)
-    collate = Collate(limit, 0, geometry.patch_dim, geometry.teacher_image_size if options.teacher else None)
+    side = TEACHERS[options.model]["image_size"]
+    collate = Collate(limit, 0, geometry.patch_dim, vocab_size, side if options.teacher else None)
     chosen = rng.permutation(row_of.max() + 1)[: options.rows * BATCHES]  # rows come from the packing longest first
-    make = lambda i: _sample(rng, geometry, vocab_size, grids[i], words[i], questions[i])  # noqa: E731
+    make = lambda i: _sample(rng, geometry, vocab_size, side, grids[i], words[i], questions[i])  # noqa: E731
     rows = [[make(i) for i in np.flatnonzero(row_of == row)] for row in chosen]
     batches = [_pinned(collate(rows[i::BATCHES]), options.device) for i in range(BATCHES)]
     if options.compile:  # the same bound for all: what is compiled is told apart by it
@@ -141,9 +142,15 @@ def make_batches(options: argparse.Namespace, vocab_size: int) -> list[dict[str,
 
 
 def _sample(
-    rng: np.random.Generator, geometry: ImageGeometry, vocab_size: int, grid: np.ndarray, words: int, questions: int
+    rng: np.random.Generator,
+    geometry: ImageGeometry,
+    vocab_size: int,
+    side: int,
+    grid: np.ndarray,
+    words: int,
+    questions: int,
 ) -> dict[str, Any]:
-    slots, side = int(geometry.num_tokens_of_grid(grid)), geometry.teacher_image_size
+    slots = int(geometry.num_tokens_of_grid(grid))
     image = torch.full((slots,), vocab_size)  # EVE's image token: the first id behind the vocabulary
     text = torch.from_numpy(rng.integers(3, vocab_size, words))
     silent = torch.full((slots + questions,), -100)

@@ -58,6 +58,17 @@ class Registry(Generic[T]):
             )
         return self._variants[name]
 
+    def name_of(self, variant: Callable[..., T]) -> str:
+        """The name under which a variant is registered.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        for name, known in self._variants.items():
+            if known is variant:
+                return name
+        raise ConfigError(f"{variant.__name__} is no registered {self.kind}; known: {', '.join(self)}")
+
     def module_of(self, name: str) -> str | None:
         """The module outside lit_eve that brings a variant; None for a variant of lit_eve."""
         return module_of(self[name])

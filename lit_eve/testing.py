@@ -13,7 +13,7 @@ from lit_eve.models import EveConfig, EveForConditionalGeneration
 from lit_eve.models.patch_embeddings import check_image_tokens, takes_grid
 from lit_eve.processing import ImageGeometry
 
-_GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "teacher_image_size": 64, "teacher_patch_size": 8}
+_GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "cells": 8}
 _DECODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _VOCABULARY = 61
 _GRIDS = ((4, 6), (2, 2), (6, 2))  # rows and columns of tokens
@@ -28,7 +28,7 @@ def check_patch_embedding(spec: Mapping[str, Any], geometry: Mapping[str, Any] |
 
     Args:
         spec: ``{"name": ..., **arguments}`` of a registered patch embedding.
-        geometry: fields of ImageGeometry other than the class and split token; a small one by default.
+        geometry: ``{"name": ..., **arguments}`` other than the class and split token; a small one of EVE v1 by default.
 
     Raises:
         AssertionError: it does not do one of these; the message says which.
@@ -125,7 +125,8 @@ def _check_reloaded(model: EveForConditionalGeneration, spec: Mapping[str, Any])
         loaded = EveForConditionalGeneration.from_pretrained(folder).eval()
     assert loaded.config.patch_embedding == dict(spec), "config.json does not hold the patch embedding's name and arguments"
     for found, expected in zip(_embed(loaded, patches, image, _GRIDS), _embed(model, patches, image, _GRIDS), strict=True):
-        assert found is None or torch.equal(found, expected), (
+        # Not to the bit: where weights lie in memory decides in which order some kernels add.
+        assert found is None or torch.allclose(found, expected, rtol=0, atol=_TOLERANCE), (
             f"patch embedding {spec['name']!r}: it embeds otherwise after saving and loading; what it computes with must be "
             "a parameter, a buffer, or follow from its arguments"
         )

@@ -174,11 +174,14 @@ def test_data_format_examples(tmp_path, monkeypatch):
     exec(compile(code, "data_format.md", "exec"), {})
 
     from lit_eve.data import PretrainDataModule
+    from lit_eve.processing import TeacherGrid
 
     (shard,) = Path("shards/captions").glob("*.tar")
     assert ShardReader([shard]).read(0, 0, shard.stat().st_size).key == "cat_17"
     _, processor = make_tiny()
-    data = PretrainDataModule(train="shards/captions", max_tokens=256, num_workers=0).attach(processor, uses_teacher=True)
+    data = PretrainDataModule(train="shards/captions", max_tokens=256, num_workers=0).attach(
+        processor, teacher_grid=TeacherGrid(64, 8)
+    )
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     kept = sorted(re.sub(r"-[0-9a-f]{16}", "", path.name) for path in Path("shards/captions/.lit_eve").iterdir())

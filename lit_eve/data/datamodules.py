@@ -23,7 +23,7 @@ from lit_eve.data.shards.paths import list_shards
 from lit_eve.data.skips import SkipLog
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
-from lit_eve.processing import EveProcessor
+from lit_eve.processing import EveProcessor, TeacherGrid
 
 
 @dataclass
@@ -109,7 +109,7 @@ class EveDataModule(LightningDataModule):
         self.benchmarks = benchmarks
         self.prepare_data_per_node = False  # one process indexes, into the folder that all of them read
         self.processor: EveProcessor | None = None
-        self.uses_teacher = False
+        self.teacher_grid: TeacherGrid | None = None
         self.longest_sample: int | None = None
         self.reads_longer_samples = True
         self._tables: dict[str, SampleTable] = {}
@@ -120,7 +120,7 @@ class EveDataModule(LightningDataModule):
     def attach(
         self,
         processor: EveProcessor,
-        uses_teacher: bool = False,
+        teacher_grid: TeacherGrid | None = None,
         longest_sample: int | None = None,
         reads_longer_samples: bool = True,
     ) -> EveDataModule:
@@ -128,7 +128,7 @@ class EveDataModule(LightningDataModule):
 
         Args:
             processor: turns samples into tokens.
-            uses_teacher: whether batches need the teacher's pixels.
+            teacher_grid: of the teacher whose pixels batches must hold; None without a teacher.
             longest_sample: how many tokens the decoder was made for; None: any number.
             reads_longer_samples: longer samples are warned of; otherwise they are refused.
         """
@@ -138,7 +138,7 @@ class EveDataModule(LightningDataModule):
             key = "model.template" if self.template is None else "data.template"
             raise ConfigError(f"{key}: {error}") from error
         self.processor = processor
-        self.uses_teacher = uses_teacher
+        self.teacher_grid = teacher_grid
         self.longest_sample = longest_sample
         self.reads_longer_samples = reads_longer_samples
         return self
@@ -299,13 +299,13 @@ class EveDataModule(LightningDataModule):
         loader = PackedLoader(
             table,
             plan,
-            PackedDataset(table.paths, processor, self.template, self.max_tokens, self.uses_teacher),
+            PackedDataset(table.paths, processor, self.template, self.max_tokens, self.teacher_grid),
             Collate(
                 self.max_tokens,
                 pad_token_id=next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0),
                 patch_dim=processor.geometry.patch_dim,
                 image_token_id=processor.image_token_id,
-                teacher_image_size=processor.geometry.teacher_image_size if self.uses_teacher else None,
+                teacher_image_size=None if self.teacher_grid is None else self.teacher_grid.image_size,
             ),
             rows=rows,
             rank=rank,
@@ -345,7 +345,7 @@ class EveDataModule(LightningDataModule):
     def _attach_model(self) -> None:
         if self.trainer is not None:
             model = self.trainer.lightning_module
-            names = ("processor", "uses_teacher", "longest_sample", "reads_longer_samples")
+            names = ("processor", "teacher_grid", "longest_sample", "reads_longer_samples")
             self.attach(**{name: getattr(model, name) for name in names if hasattr(model, name)})
         if self.processor is None:
             raise ConfigError("the data needs a processor: give the datamodule to a trainer, or call attach(processor)")

@@ -21,7 +21,7 @@ from lit_eve.data.shards.index import index_shard, load_index
 from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import SampleError
 from lit_eve.losses import target_positions_of
-from lit_eve.processing import EveProcessor, Sample
+from lit_eve.processing import EveProcessor, Sample, TeacherGrid
 from lit_eve.processing.processor import TemplateName
 
 IGNORE = -100
@@ -40,7 +40,7 @@ class PackedDataset(Dataset):
         processor: encodes a sample.
         template: how conversations are written.
         max_tokens: samples are cut after so many tokens.
-        with_teacher: add the teacher's pixels.
+        teacher: add the pixels of this teacher.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class PackedDataset(Dataset):
         processor: EveProcessor,
         template: TemplateName | None,
         max_tokens: int,
-        with_teacher: bool,
+        teacher: TeacherGrid | None,
     ) -> None:
         self.reader = ShardReader(paths)
         self.processor = processor
         self.template = template
         self.max_tokens = max_tokens
-        self.with_teacher = with_teacher
+        self.teacher = teacher
 
     def __getitems__(self, rows: Sequence[np.ndarray]) -> list[list[Encoded | Skipped]]:
         return [self[row] for row in rows]
@@ -72,7 +72,7 @@ class PackedDataset(Dataset):
                 sample,
                 template=self.template,
                 with_labels=True,
-                with_teacher=self.with_teacher,
+                teacher=self.teacher,
                 max_length=self.max_tokens,
             )
             found = len(encoded["input_ids"])

@@ -70,7 +70,7 @@ def teacher_cosine(model: EveForConditionalGeneration, processor: EveProcessor, 
     inputs = _encode(model, processor, sample)
     seen = _beside_the_teacher(model, inputs)
     cosine = F.cosine_similarity(seen.predictions.float(), seen.targets.float(), dim=-1)  # (M,)
-    return on_grids(cosine.cpu(), model.geometry.teacher_grid_of(inputs["image_grid_hw"]))
+    return on_grids(cosine.cpu(), model.teacher.grid.grid_of(inputs["image_grid_hw"], model.geometry))
 
 
 def teacher_cka(
@@ -135,7 +135,9 @@ class _Seen:
 def _encode(model: EveForConditionalGeneration, processor: EveProcessor, sample: Sample) -> dict[str, Tensor]:
     if not sample.images:
         raise SampleError(f"{sample.key}: the sample has no image")
-    encoded = processor.encode_sample(sample, with_labels=False, with_teacher=True)
+    if model.teacher is None:
+        raise LitEveError("the model has no teacher: lit_eve.load(path, teacher=True) attaches it, with the trained aligner")
+    encoded = processor.encode_sample(sample, with_labels=False, teacher=model.teacher.grid)
     encoded["input_ids"] = encoded["input_ids"][None]
     return {key: value.to(model.device) for key, value in encoded.items()}
 
@@ -147,8 +149,6 @@ def _beside_the_teacher(model: EveForConditionalGeneration, inputs: Mapping[str,
     Args:
         inputs: of ``forward``, with ``teacher_pixel_values``; packed rows too.
     """
-    if model.teacher is None:
-        raise LitEveError("the model has no teacher: lit_eve.load(path, teacher=True) attaches it, with the trained aligner")
     check_eval(model)
     returned: dict[str, Tensor] = {}
     handles = [
@@ -162,7 +162,8 @@ def _beside_the_teacher(model: EveForConditionalGeneration, inputs: Mapping[str,
         for handle in handles:
             handle.remove()
     place = inputs["image_grid_hw"], len(inputs["pixel_values"]), model.geometry, model.config.image_token_id
-    cells = TeacherCells.of(ImageLayout.of(inputs["input_ids"], *place), inputs["image_grid_hw"], model.geometry)
+    layout = ImageLayout.of(inputs["input_ids"], *place)
+    cells = TeacherCells.of(layout, inputs["image_grid_hw"], model.geometry, model.teacher.grid)
     return _Seen(
         returned["aligner"],
         returned["teacher"].flatten(0, 1)[cells.teacher_index],

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_eve.errors import CheckpointError, ConfigError, not_found
+from lit_eve.processing.images import CLIP_STD
+from lit_eve.processing.teacher_grid import TeacherGrid
 
 
 class FrozenTeacher(nn.Module):
@@ -30,8 +32,8 @@ class FrozenTeacher(nn.Module):
                 f"teacher_layer = {select_layer} does not exist: the teacher has {config.num_hidden_layers} layers"
             )
         self.width: int = config.hidden_size
-        self.image_size: int = config.image_size
-        self.patch_size: int = config.patch_size
+        self.grid = TeacherGrid(config.image_size, config.patch_size)
+        self.std = CLIP_STD
         vision_model.encoder.layers = vision_model.encoder.layers[:depth]
         self.backbone = vision_model
         self.requires_grad_(False)

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig, configuration_utils
 
 from lit_eve.models.decoders.families import check_decoder
-from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.geometries import GEOMETRIES, ImageGeometry, named_geometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
 
@@ -20,17 +20,17 @@ class EveConfig(PreTrainedConfig):
         patch_embedding: ``{"name": ..., **arguments}`` of a registered patch embedding.
         projector: ``{"name": ..., **arguments}`` of a registered projector.
         image_attention: ``{"name": ..., **arguments}`` of a registered image attention; default: ``causal``.
-        geometry: fields of :class:`~lit_eve.processing.ImageGeometry`.
+        geometry: ``{"name": ..., **arguments}`` of a registered geometry (:mod:`lit_eve.processing.geometries`).
         aligner: ``{"name": ..., **arguments}`` of a registered aligner that the model was trained with; None without one.
         teacher: folder or hub name of the teacher that the aligner predicts; None without one.
         teacher_layer: hidden state of the teacher that is predicted.
         alignment_weight: factor of the alignment loss in the total loss.
         image_token_id: id that marks an image slot in ``input_ids``. It may lie outside the vocabulary: the row is never
             looked up. Default: the first id behind the vocabulary.
-        imports: where the parts come from that are not lit_eve's: the module of each such ``decoder_kind``,
-            ``patch_embedding``, ``projector``, ``image_attention`` and ``aligner``; ``module:Class`` of a ``model`` class of
-            its own, and of the ``training`` class that may have changed how it answers. The model writes them down; nothing is
-            ever imported because it stands here.
+        imports: where the parts come from that are not lit_eve's: the module of each such ``decoder_kind``, ``geometry``,
+            ``patch_embedding``, ``projector``, ``image_attention`` and ``aligner``; ``module:Class`` of a ``model`` class of its
+            own, and of the ``training`` class that may have changed how it answers. The model writes them down; nothing is ever
+            imported because it stands here.
         image_mean, image_std: normalisation of pixels in 0..1, per channel.
     """
 
@@ -66,7 +66,9 @@ class EveConfig(PreTrainedConfig):
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
         self.image_attention = dict(self.image_attention or {"name": "causal"})
         self.imports = dict(self.imports or {})
-        self.geometry = ImageGeometry.from_dict(self.geometry or {}).to_dict()
+        geometry = named_geometry(self.geometry or {})
+        GEOMETRIES.require(geometry["name"], self.imports.get("geometry"))
+        self.geometry = ImageGeometry.from_dict(geometry).to_dict()
         self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
         if self.image_token_id is None:
             self.image_token_id = self.text_config.vocab_size

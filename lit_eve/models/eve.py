@@ -102,8 +102,8 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         self.decoder_kind = DECODER_KINDS.build(config.decoder_kind)
         self.decoder_kind.extend(self.language_model)
         self._head = FamilyHead(self.language_model, self.get_decoder())
-        self.patch_embedding = self._part("patch_embedding", PATCH_EMBEDDINGS, geometry=geometry)
-        sizes = {"input_size": self.patch_embedding.width, "output_size": config.text_config.hidden_size}
+        self.patch_embedding = self._part("patch_embedding", PATCH_EMBEDDINGS, geometry=geometry, hidden_size=hidden_size)
+        sizes = {"input_size": self.patch_embedding.width, "output_size": hidden_size}
         self.projector = self._part("projector", PROJECTORS, **sizes)
         self.image_attention = IMAGE_ATTENTIONS.build(config.image_attention)
         if not self.image_attention.is_causal:
@@ -132,19 +132,13 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
             aligner: ``{"name": ..., **arguments}``; default: the config's, else ``layerwise``.
 
         Raises:
-            ConfigError: the teacher's image size or patch size is not the one of the geometry, or the aligner is unknown.
+            ConfigError: the teacher's grid does not lie on the geometry's, or the aligner is unknown.
             CheckpointError: there is no CLIP at that place.
         """
         if not isinstance(teacher, FrozenTeacher):
             self.config.teacher = str(teacher)
             teacher = load_teacher(teacher, self.config.teacher_layer, dtype=self.dtype)
-        geometry = self.geometry
-        for key, found in (("teacher_image_size", teacher.image_size), ("teacher_patch_size", teacher.patch_size)):
-            if getattr(geometry, key) != found:
-                raise ConfigError(
-                    f"geometry.{key} is {getattr(geometry, key)}, but the teacher was made for {found}: "
-                    "its grid would not lie on the student's"
-                )
+        teacher.grid.tokens_per_patch(self.geometry)  # says whether it lies on the student's
         self.config.aligner = dict(aligner or self.config.aligner or {"name": "layerwise"})
         note_import(self.config, "aligner", ALIGNERS)
         text_config = self.config.text_config
@@ -316,7 +310,7 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         if self.teacher is not None and labels is not None and layout is not None:
             if teacher_pixel_values is None:
                 raise LitEveError("a teacher is attached, but the batch has no teacher_pixel_values")
-            cells, taps = TeacherCells.of(layout, image_grid_hw, self.geometry), self.aligner.taps
+            cells, taps = TeacherCells.of(layout, image_grid_hw, self.geometry, self.teacher.grid), self.aligner.taps
 
         def at_cells(hidden: Tensor) -> Tensor:
             """(B, T, D) -> (M, D): the mean over the image tokens of each teacher patch."""
@@ -426,7 +420,7 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
                 f"but the teacher's is {shape}"
             )
         if count:
-            pixels = self._normalize(teacher_pixel_values, self.teacher.dtype)
+            pixels = normalize_pixels(teacher_pixel_values, self.teacher.grid.mean, self.teacher.std, self.teacher.dtype)
             targets = self.teacher(pixels).flatten(0, 1)[cells.teacher_index]  # (M, K)
         else:
             targets = torch.zeros_like(predictions)

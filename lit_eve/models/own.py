@@ -13,6 +13,7 @@ from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import DECODER_KINDS
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
 from lit_eve.models.projector import PROJECTORS
+from lit_eve.processing.geometries import GEOMETRIES
 from lit_eve.registry import Registry
 
 
@@ -43,6 +44,7 @@ def note_imports(config: EveConfig, model_class: type) -> None:
         ConfigError: the model needs a module that was not imported, or ``model_class`` is not the class that the config names.
     """
     note_import(config, "decoder_kind", DECODER_KINDS)
+    note_import(config, "geometry", GEOMETRIES)
     note_import(config, "patch_embedding", PATCH_EMBEDDINGS)
     note_import(config, "projector", PROJECTORS)
     note_import(config, "image_attention", IMAGE_ATTENTIONS)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.geometries import ImageGeometry
+from lit_eve.processing.teacher_grid import TeacherGrid
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,19 @@ class TeacherCells:
     positions: Tensor  # (M, k * k) int64 into the flattened B * T tokens: the image tokens that a teacher patch covers
 
     @classmethod
-    def of(cls, layout: ImageLayout, image_grid_hw: Tensor, geometry: ImageGeometry) -> TeacherCells:
-        """Match teacher patches with k x k image tokens, k = ``geometry.tokens_per_teacher_patch``."""
-        k = geometry.tokens_per_teacher_patch
+    def of(cls, layout: ImageLayout, image_grid_hw: Tensor, geometry: ImageGeometry, teacher: TeacherGrid) -> TeacherCells:
+        """Match teacher patches with k x k image tokens, k = ``teacher.tokens_per_patch(geometry)``."""
+        k = teacher.tokens_per_patch(geometry)
         grid = geometry.token_grid_of(image_grid_hw)  # (N, 2)
         cells = grid // k  # (N, 2)
         image, offset = enumerate_segments(cells.prod(-1), len(layout.token_position) // k**2)  # (M,), (M,)
         columns = cells[image, 1]
         row, column = offset // columns, offset % columns
 
-        side = geometry.teacher_image_size // geometry.teacher_patch_size
-        padding = ((side - cells) // 2)[image]  # (M, 2) rows above and columns left of the image on the square canvas
+        side = teacher.side
+        padding = teacher.offset_of(image_grid_hw, geometry)[
+            image
+        ]  # (M, 2) rows above and columns left of the image on the square canvas
         teacher_index = (image * side + padding[:, 0] + row) * side + padding[:, 1] + column
 
         tokens = grid.prod(-1)  # (N,)

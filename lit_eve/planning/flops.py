@@ -214,7 +214,7 @@ def _carries_gradient(model: EveForConditionalGeneration) -> list[bool]:
 
 
 def _aligner(model: EveForConditionalGeneration, workload: Workload) -> Flops:
-    cells = workload.num_patches // (model.geometry.pool_size * model.geometry.tokens_per_teacher_patch) ** 2  # M
+    cells = workload.num_patches // (model.geometry.pool_size * model.teacher.grid.tokens_per_patch(model.geometry)) ** 2  # M
     shape, carries = (cells, model.config.text_config.hidden_size), _carries_gradient(model)
     return _measure(
         model.aligner, [torch.empty(shape, device="meta").requires_grad_(carries[tap]) for tap in model.aligner.taps]
@@ -224,9 +224,9 @@ def _aligner(model: EveForConditionalGeneration, workload: Workload) -> Flops:
 def _teacher(model: EveForConditionalGeneration, workload: Workload) -> float:
     """A CLIP vision transformer over whole squares: forward pass only."""
     teacher = model.teacher
-    patches = (teacher.image_size // teacher.patch_size) ** 2
+    patches = teacher.grid.side**2
     tokens = patches + 1  # with the class token
-    flops = 2 * patches * teacher.width * 3 * teacher.patch_size**2
+    flops = 2 * patches * teacher.width * 3 * teacher.grid.patch_size**2
     for layer in teacher.backbone.encoder.layers:
         flops += sum(_linear(module, tokens).forward for module in layer.modules() if isinstance(module, nn.Linear))
         flops += 4 * teacher.width * tokens**2

@@ -194,7 +194,6 @@ def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, r
     """
     keys = ("images", "slots", "patches", "targets", "samples")
     images, slots, patches, targets, samples = (rows * row[key] for key in keys)
-    side = model.geometry.teacher_image_size
 
     def tensor(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -209,6 +208,7 @@ def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, r
         "image_grid_hw": tensor(images, 2),
     }
     if model.teacher is not None:
+        side = model.teacher.grid.image_size
         batch["teacher_pixel_values"] = tensor(images, 3, side, side, dtype=torch.uint8)
     return batch
 

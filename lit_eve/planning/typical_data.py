@@ -8,7 +8,7 @@ What is assumed of data that is not there yet:
     captions        an image and NormalDist quantiles of log(text tokens): median 90, 68 % between 60 and 134
     conversations   94 % with an image and a text of median 190 tokens (68 %: 85 to 423), half of it answers;
                     6 % text only, median 900 (LLaVA-mix-665K holds 40K conversations of ShareGPT)
-    images          4:3 40 %, 3:4 10 %, 3:2 25 %, 2:3 8 %, 16:9 7 %, 1:1 10 %
+    images          4:3 40 %, 3:4 10 %, 3:2 25 %, 2:3 8 %, 16:9 7 %, 1:1 10 %; the longer side has some 1,024 pixels
 
 Notation: S samples that stand for all, N images of these, T tokens of a row.
 """
@@ -37,6 +37,7 @@ KNOWN_SETS = {"eve_captions": 33_000_000, "llava_mix665k": 665_298, "eve_hd_1.8m
 """Samples of the sets that the recipes name, by folder (arXiv 2406.11832, section 4.1; LLaVA-1.5)."""
 
 STANDING = 4096  # samples that stand for all
+PHOTO_SIDE = 1024  # longest side of a photo in pixels, about; EVE v1's tokens do not depend on it
 ASPECT_RATIOS = {(4, 3): 0.40, (3, 4): 0.10, (3, 2): 0.25, (2, 3): 0.08, (16, 9): 0.07, (1, 1): 0.10}
 CAPTION_TOKENS = (90, 0.4)  # median, and standard deviation of the logarithm
 CONVERSATION_TOKENS = (190, 0.8)
@@ -155,8 +156,9 @@ def _assumed(recipe: Recipe, geometry: ImageGeometry, num_samples: int) -> Typic
         text_only[: round(TEXT_ONLY_SHARE * count)] = True
         text = _log_normal(count, *CONVERSATION_TOKENS)
         text[text_only] = _log_normal(int(text_only.sum()), *TEXT_ONLY_TOKENS)
-    grids = np.array([geometry.patch_grid(*ratio) for ratio in ratios.tolist()])  # (count, 2)
-    slots = np.where(text_only, 0, geometry.num_tokens_of_grid(grids))
+    sizes = ratios * (PHOTO_SIDE // ratios.max(1, keepdims=True))  # (count, 2) width and height in pixels
+    views = [[] if bare else geometry.patch_grids(*size) for size, bare in zip(sizes.tolist(), text_only, strict=True)]
+    slots, num_images, grids = _slots(geometry, views)
     if slots.max() >= max_tokens:
         raise ConfigError(f"data.max_tokens: an image takes up to {slots.max()} tokens, and a row has {max_tokens}")
     text = np.minimum(text, max_tokens - slots)
@@ -165,8 +167,8 @@ def _assumed(recipe: Recipe, geometry: ImageGeometry, num_samples: int) -> Typic
         num_samples,
         max_tokens,
         lengths=slots + text,
-        num_images=(~text_only).astype(int),
-        image_grid_hw=grids[~text_only],
+        num_images=num_images,
+        image_grid_hw=grids,
         num_targets=text - 1 if captions else np.ceil(text * ANSWER_SHARE).astype(int),
     )
 
@@ -218,12 +220,12 @@ def _counted(recipe: Recipe, geometry: ImageGeometry, progress: bool) -> Typical
     chosen = np.linspace(0, len(plan) - 1, min(len(plan), -(-STANDING * len(plan) // len(plan.samples)))).astype(int)
     rows = [plan.row(row) for row in chosen.tolist()]
     samples = np.concatenate(rows)
-    grids = [[geometry.patch_grid(*size) for size in images] for images in _image_sizes(table, samples)]
-    num_images = np.array([len(images) for images in grids])
-    flat = np.array([grid for images in grids for grid in images], np.int64).reshape(-1, 2)
+    views = [
+        [grid for size in images for grid in geometry.patch_grids(*size, len(images))]
+        for images in _image_sizes(table, samples)
+    ]
+    slots, num_images, grids = _slots(geometry, views)
     lengths = np.minimum(table.length[samples], data.max_tokens).astype(np.int64)
-    of_image = np.repeat(np.arange(len(samples)), num_images)
-    slots = np.bincount(of_image, weights=geometry.num_tokens_of_grid(flat), minlength=len(samples)).astype(np.int64)
     text = np.maximum(lengths - slots, 1)
     return TypicalEpoch(
         f"counted in {len(table.paths):,} shards",
@@ -232,11 +234,20 @@ def _counted(recipe: Recipe, geometry: ImageGeometry, progress: bool) -> Typical
         padding=plan.padding(table.length, data.max_tokens),
         lengths=lengths,
         num_images=num_images,
-        image_grid_hw=flat,
+        image_grid_hw=grids,
         num_targets=text - 1 if _writes_captions(recipe) else np.ceil(text * ANSWER_SHARE).astype(int),
         row_of=np.repeat(np.arange(len(rows)), [len(row) for row in rows]),
         num_bytes=sum(Path(path).stat().st_size for path in table.paths),
     )
+
+
+def _slots(geometry: ImageGeometry, views: list[list[tuple[int, int]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the patch grids of the views of each sample: its image tokens (S,), its views (S,), and all grids (N, 2)."""
+    num_views = np.array([len(grids) for grids in views])
+    flat = np.array([grid for grids in views for grid in grids], np.int64).reshape(-1, 2)
+    of_view = np.repeat(np.arange(len(views)), num_views)
+    slots = np.bincount(of_view, weights=geometry.num_tokens_of_grid(flat), minlength=len(views)).astype(np.int64)
+    return slots, num_views, flat
 
 
 def _image_sizes(table: SampleTable, samples: np.ndarray) -> list[list[tuple[int, int]]]:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from lit_eve.processing.geometry import ImageGeometry
-from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, image_size, load_image, patchify, teacher_canvas
+from lit_eve.processing.geometries import GEOMETRIES, EveV1Geometry, EveV2Geometry, ImageGeometry
+from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, image_size, load_image, patchify
 from lit_eve.processing.processor import EveProcessor
 from lit_eve.processing.sample import Message, Sample, parse_conversation
 from lit_eve.processing.sources import ImageSource
+from lit_eve.processing.teacher_grid import TeacherGrid
 from lit_eve.processing.templates import Dialogue, Segment, Template, templates
 from lit_eve.processing.tokenize import TextEncoder, Tokens
 
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
+    "GEOMETRIES",
     "Dialogue",
     "EveProcessor",
+    "EveV1Geometry",
+    "EveV2Geometry",
     "ImageGeometry",
     "ImageSource",
     "Message",
     "Sample",
     "Segment",
+    "TeacherGrid",
     "Template",
     "TextEncoder",
     "Tokens",
@@ -27,6 +32,5 @@ __all__ = [
     "load_image",
     "parse_conversation",
     "patchify",
-    "teacher_canvas",
     "templates",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +16,11 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from lit_eve.errors import ConfigError, SampleError
-from lit_eve.processing.geometry import ImageGeometry
-from lit_eve.processing.images import check_size, image_size, load_image, patchify, teacher_canvas
+from lit_eve.processing.geometries import ImageGeometry
+from lit_eve.processing.images import check_size, image_size, load_image, patchify
 from lit_eve.processing.inputs import image_names
 from lit_eve.processing.sample import Sample, check_answers, naming, parse_conversation
+from lit_eve.processing.teacher_grid import TeacherGrid
 from lit_eve.processing.templates import Segment, Template, templates
 from lit_eve.processing.tokenize import TextEncoder, UnknownWords
 
@@ -50,7 +52,7 @@ class SampleEncoder:
         sample: Sample,
         template: TemplateName | None = None,
         with_labels: bool = True,
-        with_teacher: bool = False,
+        teacher: TeacherGrid | None = None,
         max_length: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """One sample as the model needs it, without padding.
@@ -59,7 +61,7 @@ class SampleEncoder:
             sample: what to encode.
             template: instead of the processor's own.
             with_labels: add ``labels``, and refuse a sample that has nothing to supervise.
-            with_teacher: add ``teacher_pixel_values``.
+            teacher: add ``teacher_pixel_values`` for this teacher.
             max_length: the text is cut after so many tokens, image slots included.
 
         Returns:
@@ -74,19 +76,17 @@ class SampleEncoder:
         names = image_names(sample.key, len(sample.images))
         images = [self._load(source, name) for source, name in zip(sample.images, names, strict=True)]
         with naming(sample.key):
-            lengths = [self.geometry.num_tokens(*image.size) for image in images]
+            lengths = [self.geometry.num_tokens(*image.size, len(images)) for image in images]
             add_bos = self.template_of(template).add_bos
             tokens = self.encoder.encode(segments, lengths, add_bos).truncate(max_length, with_labels)
         features = {"input_ids": torch.tensor(tokens.input_ids)}
         if with_labels:
             features["labels"] = torch.tensor(tokens.labels)
-        features |= self._patches(images)
-        if with_teacher:
-            side = self.geometry.teacher_image_size
-            canvases = [teacher_canvas(image, self.geometry, self.image_mean) for image in images]
-            features["teacher_pixel_values"] = (
-                torch.stack(canvases) if canvases else torch.zeros(0, 3, side, side, dtype=torch.uint8)
-            )
+        features |= self._patches([images])
+        if teacher is not None:
+            canvases = [teacher.canvas(image, self.geometry) for image in images]
+            nothing = torch.zeros(0, 3, teacher.image_size, teacher.image_size, dtype=torch.uint8)
+            features["teacher_pixel_values"] = torch.stack(canvases) if canvases else nothing
         return features
 
     def count_tokens(
@@ -140,7 +140,7 @@ class SampleEncoder:
                 lengths[position] = error
                 continue
             prompts.append(segments)
-            image_lengths.append([self.geometry.num_tokens(*size) for size in measured])
+            image_lengths.append([self.geometry.num_tokens(*size, len(measured)) for size in measured])
             positions.append(position)
         counts = self.encoder.count(prompts, image_lengths, self.template_of(template).add_bos, unknown)
         for position, count in zip(positions, counts, strict=True):
@@ -228,12 +228,13 @@ class SampleEncoder:
             check_size(size, name, self.max_image_pixels, self.max_aspect_ratio)
         return sizes
 
-    def _patches(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """``pixel_values`` and ``image_grid_hw`` of images, one after another."""
-        if not images:
+    def _patches(self, rows: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
+        """``pixel_values`` and ``image_grid_hw`` of the images of each row, one after another."""
+        made = [patchify(image, self.geometry, len(images)) for images in rows for image in images]
+        if not made:
             return {
                 "pixel_values": torch.zeros(0, self.geometry.patch_dim, dtype=torch.uint8),
                 "image_grid_hw": torch.zeros(0, 2, dtype=torch.int64),
             }
-        patches, grids = zip(*(patchify(image, self.geometry) for image in images), strict=True)
-        return {"pixel_values": torch.cat(patches), "image_grid_hw": torch.tensor(grids)}
+        patches, grids = zip(*made, strict=True)
+        return {"pixel_values": torch.cat(patches), "image_grid_hw": torch.tensor(list(chain.from_iterable(grids)))}

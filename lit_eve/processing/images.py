@@ -1,15 +1,14 @@
-"""A photo in any format becomes uint8 patches for the student, and a padded uint8 square for the CLIP teacher.
+"""A photo in any format becomes uint8 patches for the student.
 
 Nothing is normalised here: ``(u8 / 255 - mean) / std`` is done by the model, on the device, so that a quarter of the bytes
 travel. Resampling is Pillow's bicubic on the whole photo, as upstream (EVEv1/eve/train/train.py): bit for bit the same pixels.
 
-Legend: H x W pooling windows, p side of a patch in pixels, P patches of an image, C side of the teacher's square.
+Legend: H x W pooling windows, p side of a patch in pixels, P patches of an image.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from io import BufferedIOBase, BytesIO
 from typing import Any, BinaryIO
 
@@ -20,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lit_eve.errors import SampleError
 from lit_eve.processing.formats import OPENED_AS
-from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.geometries import ImageGeometry
 from lit_eve.processing.sources import describe, fetch
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -107,40 +106,33 @@ def image_format(source: Any, name: str | None = None) -> str:
         return image.format
 
 
-def patchify(image: Image.Image, geometry: ImageGeometry) -> tuple[torch.Tensor, tuple[int, int]]:
-    """The patches of an RGB image that the student sees, and their grid.
+def patchify(image: Image.Image, geometry: ImageGeometry, images: int = 1) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """The patches of an RGB photo that the student sees, and the grids of its views.
 
     Each row is one patch, flattened as (channel, y, x), so that a convolution's weight reshaped to ``(out, 3 * p * p)``
-    applies. Rows are ordered window by window (row-major), and row-major inside a window, so that
+    applies. Rows are ordered view by view, window by window (row-major), and row-major inside a window, so that
     ``patches.view(-1, pool * pool, 3 * p * p)`` are the pooling windows.
 
-    Returns:
-        uint8 (P, 3 * p * p), and (rows, columns) in patches.
-    """
-    pixels = np.asarray(image.resize(geometry.resized(*image.size), Image.Resampling.BICUBIC))
-    patches = rearrange(
-        pixels,
-        "(H i y) (W j x) c -> (H W i j) (c y x)",
-        i=geometry.pool_size,
-        j=geometry.pool_size,
-        y=geometry.patch_size,
-        x=geometry.patch_size,
-    )
-    return torch.from_numpy(np.ascontiguousarray(patches)), geometry.patch_grid(*image.size)
-
-
-def teacher_canvas(image: Image.Image, geometry: ImageGeometry, mean: Sequence[float] = CLIP_MEAN) -> torch.Tensor:
-    """The square that the CLIP teacher sees: the RGB image at the teacher's scale, in the middle of the mean colour.
+    Args:
+        image: the photo.
+        geometry: how it is resized and cut.
+        images: photos of the same sample, where they share a budget.
 
     Returns:
-        uint8 (3, C, C).
+        uint8 (P, 3 * p * p), and for each view its (rows, columns) in patches.
     """
-    side = geometry.teacher_image_size
-    canvas = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
-    rows, cols = geometry.teacher_offset(*image.size)
-    offset = cols * geometry.teacher_patch_size, rows * geometry.teacher_patch_size
-    canvas.paste(image.resize(geometry.teacher_resized(*image.size), Image.Resampling.BICUBIC), offset)
-    return torch.from_numpy(rearrange(np.asarray(canvas), "y x c -> c y x").copy())
+    patches = [
+        rearrange(
+            np.asarray(view),
+            "(H i y) (W j x) c -> (H W i j) (c y x)",
+            i=geometry.pool_size,
+            j=geometry.pool_size,
+            y=geometry.patch_size,
+            x=geometry.patch_size,
+        )
+        for view in geometry.views(image, images)
+    ]
+    return torch.from_numpy(np.concatenate(patches)), geometry.patch_grids(*image.size, images)
 
 
 def _open(source: Any, name: str) -> Image.Image:

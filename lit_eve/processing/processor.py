@@ -15,7 +15,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
 from lit_eve.processing.encoder import Conversation, SampleEncoder, TemplateName
-from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.geometries import GEOMETRIES, ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, MAX_ASPECT_RATIO, MAX_PIXELS
 from lit_eve.processing.inputs import Padding, check_prompts, deal, flatten, image_names, images_of, is_single, pad_rows
 from lit_eve.processing.sample import IMAGE_PLACEHOLDER, naming
@@ -48,7 +48,8 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         max_image_pixels: images of more pixels are refused.
         max_aspect_ratio: images that are narrower are refused.
         chat_template: what transformers found beside the tokenizer; the template ``chat`` asks the tokenizer itself.
-        template_module: the module that brings ``template``, where a saved processor says that it is not lit_eve's.
+        template_module, geometry_module: the module that brings ``template`` or ``geometry``, where a saved processor says that
+            it is not lit_eve's.
 
     Raises:
         ConfigError: unknown template, unusable geometry, or a tokenizer that is not fast.
@@ -67,6 +68,7 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         max_aspect_ratio: float = MAX_ASPECT_RATIO,
         chat_template: str | dict[str, str] | None = None,
         template_module: str | None = None,
+        geometry_module: str | None = None,
     ) -> None:
         ProcessorMixin.__init__(self, tokenizer, chat_template=chat_template)
         tokenizer.padding_side = "left"
@@ -75,6 +77,8 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         if template_module is not None:
             templates.require(_name_of(template), template_module)
         if not isinstance(geometry, ImageGeometry):
+            if geometry_module is not None:
+                GEOMETRIES.require(geometry["name"], geometry_module)
             geometry = ImageGeometry.from_dict(geometry or {})
         if image_token_id is None:
             image_token_id = tokenizer.get_vocab().get(image_token)
@@ -143,7 +147,7 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
             sources = flatten(images)
             names = image_names("images", len(sources))
             loaded = [self._load(source, name) for source, name in zip(sources, names, strict=True)]
-            return BatchFeature(self._patches(loaded), tensor_type=return_tensors)
+            return BatchFeature(self._patches([[image] for image in loaded]), tensor_type=return_tensors)
         if text is not None:
             prompts = [split_prompt(prompt, self.tokenizer) for prompt in check_prompts(text)]
             add_bos = [add_special_tokens and not starts_with_bos(prompt, self.tokenizer) for prompt in prompts]
@@ -166,18 +170,18 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
 
     def _encode_prompts(
         self, prompts: Sequence[Sequence[Segment]], add_bos: Sequence[bool], images: Any, keys: Sequence[str]
-    ) -> tuple[list[list[int]], list[Image.Image]]:
-        """The ids of each prompt, and all images in their order."""
+    ) -> tuple[list[list[int]], list[list[Image.Image]]]:
+        """The ids and the images of each prompt."""
         rows: list[list[int]] = []
-        loaded: list[Image.Image] = []
+        loaded: list[list[Image.Image]] = []
         dealt = deal(images, [sum(segment.kind == "image" for segment in prompt) for prompt in prompts])
         for prompt, bos, sources, key in zip(prompts, add_bos, dealt, keys, strict=True):
             names = image_names(key, len(sources))
             row_images = [self._load(source, name) for source, name in zip(sources, names, strict=True)]
             with naming(key):
-                lengths = [self.geometry.num_tokens(*image.size) for image in row_images]
+                lengths = [self.geometry.num_tokens(*image.size, len(row_images)) for image in row_images]
                 rows.append(self.encoder.encode(prompt, lengths, bos).input_ids)
-            loaded += row_images
+            loaded.append(row_images)
         return rows, loaded
 
     def apply_chat_template(
@@ -264,9 +268,11 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What ``processor_config.json`` holds; the tokenizer has its own files."""
+        geometry = self.geometry.to_dict()
         return {
             "processor_class": type(self).__name__,
-            "geometry": self.geometry.to_dict(),
+            "geometry": geometry,
+            **({"geometry_module": module} if (module := GEOMETRIES.module_of(geometry["name"])) else {}),
             "template": self.template if isinstance(self.template, str) else dict(self.template),
             **({"template_module": module} if (module := templates.module_of(_name_of(self.template))) else {}),
             "image_token": self.image_token,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,11 +41,15 @@ from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import attention_module, model_class_of
-from lit_eve.processing import EveProcessor, ImageGeometry, templates
+from lit_eve.processing import GEOMETRIES, EveProcessor, ImageGeometry, TeacherGrid, templates
+from lit_eve.processing.geometries import named_geometry
 from lit_eve.training.architecture import differences, is_irrelevant
 from lit_eve.training.teachers import check_teacher
 
-PARTS = ("decoder_kind", "patch_embedding", "projector", "image_attention", "geometry", "teacher_layer", "alignment_weight")
+PARTS = (
+    *("decoder_kind", "patch_embedding", "projector", "image_attention", "geometry"),
+    *("image_mean", "image_std", "teacher_layer", "alignment_weight"),
+)
 """Keys that stand in the model's config under the same name."""
 
 
@@ -64,6 +68,8 @@ class Blueprint:
     projector: Mapping[str, Any] | None = None
     image_attention: Mapping[str, Any] | None = None
     geometry: Mapping[str, Any] | None = None
+    image_mean: Sequence[float] | None = None
+    image_std: Sequence[float] | None = None
     teacher: str | None = None
     aligner: Mapping[str, Any] | None = None
     teacher_layer: int | None = None
@@ -82,11 +88,15 @@ class Blueprint:
             raise ConfigError(f"model_class {self.model_class.__name__} stands inside a function: it must stand in a module")
         if self.alignment_weight is not None and self.alignment_weight < 0:
             raise ConfigError(f"model.alignment_weight must be at least 0, got {self.alignment_weight}")
+        for key in ("image_mean", "image_std"):
+            value = getattr(self, key)
+            if value is not None and (len(value) != 3 or (key == "image_std" and min(value) <= 0)):
+                raise ConfigError(f"model.{key} must be three numbers, one per channel, got {list(value)}")
         if self.aligner is not None and self.teacher is None:
             raise ConfigError("model.aligner needs model.teacher: without a teacher there is nothing to align to")
         for key, registry, context in (
             ("decoder_kind", DECODER_KINDS, ()),
-            ("patch_embedding", PATCH_EMBEDDINGS, ("geometry",)),
+            ("patch_embedding", PATCH_EMBEDDINGS, ("geometry", "hidden_size")),
             ("projector", PROJECTORS, ("input_size", "output_size")),
             ("image_attention", IMAGE_ATTENTIONS, ()),
             ("aligner", ALIGNERS, ("hidden_size", "num_layers", "teacher_width")),
@@ -98,9 +108,7 @@ class Blueprint:
                         registry.build(spec)  # which looks at its arguments
                 except ConfigError as error:
                     raise ConfigError(f"model.{key}: {error}") from error
-        if unknown := set(self.geometry or ()) - ImageGeometry.__dataclass_fields__.keys():
-            known = ", ".join(ImageGeometry.__dataclass_fields__)
-            raise ConfigError(f"model.geometry has no key {', '.join(sorted(unknown))}; it has: {known}")
+        self._check_geometry()
         if self.template is not None:
             try:
                 templates.build({"name": self.template} if isinstance(self.template, str) else self.template)
@@ -114,8 +122,19 @@ class Blueprint:
                 f"model.attn_implementation: {name!r} is of your own (`{module}`), and a saved model would be loaded without "
                 "it: let the constructor of a model_class choose it"
             )
-        if self.decoder is not None:
-            ImageGeometry(**(self.geometry or {}))
+
+    def _check_geometry(self) -> None:
+        geometry = dict(self.geometry or {})
+        try:
+            if self.decoder is not None or "name" in geometry:
+                ImageGeometry.from_dict(geometry)
+                return
+            # Single keys of what init_from has, whichever that is.
+            known = {field for name in GEOMETRIES for field in GEOMETRIES[name].__dataclass_fields__}
+            if unknown := named_geometry(geometry).keys() - known - {"name"}:
+                raise ConfigError(f"no geometry has a key {', '.join(sorted(unknown))}")
+        except ConfigError as error:
+            raise ConfigError(f"model.geometry: {error}") from error
 
     # ---- what is built
 
@@ -134,6 +153,14 @@ class Blueprint:
         else:
             config.image_token_id = EveProcessor(self._tokenizer, geometry=config.image_geometry).image_token_id
         return config
+
+    @cached_property
+    def teacher_grid(self) -> TeacherGrid | None:
+        """The patches that the teacher's image is made of; None without a teacher."""
+        if self.teacher is None:
+            return None
+        config = self._teacher_config()
+        return TeacherGrid(config.image_size, config.patch_size)
 
     @cached_property
     def processor(self) -> EveProcessor:
@@ -319,8 +346,11 @@ class Blueprint:
         config = copy.deepcopy(config)
         for key in PARTS:
             value = getattr(self, key)
-            if value is not None:
-                setattr(config, key, {**config.geometry, **value} if key == "geometry" else value)
+            if value is not None and key != "geometry":
+                setattr(config, key, value)
+        if self.geometry is not None:
+            same = self.geometry.get("name") in (None, config.geometry["name"])
+            config.geometry = ImageGeometry.from_dict({**(config.geometry if same else {}), **self.geometry}).to_dict()
         return config
 
     def _check_same_decoder(self, found: PreTrainedConfig) -> None:
@@ -357,9 +387,11 @@ class Blueprint:
 
     def _drawn_parts(self) -> dict[str, torch.nn.Module]:
         config = self.config
-        patch_embedding = PATCH_EMBEDDINGS.build(config.patch_embedding, geometry=config.image_geometry)
-        width, hidden_size = patch_embedding.width, config.text_config.hidden_size
-        projector = PROJECTORS.build(config.projector, input_size=width, output_size=hidden_size)
+        hidden_size = config.text_config.hidden_size
+        patch_embedding = PATCH_EMBEDDINGS.build(
+            config.patch_embedding, geometry=config.image_geometry, hidden_size=hidden_size
+        )
+        projector = PROJECTORS.build(config.projector, input_size=patch_embedding.width, output_size=hidden_size)
         parts = {"patch_embedding": patch_embedding, "projector": projector}
         if self.teacher is not None:
             parts["aligner"] = ALIGNERS.build(

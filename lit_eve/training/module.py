@@ -35,7 +35,7 @@ from lit_eve.training.term_sums import TermSums
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration, EveOutput
-    from lit_eve.processing import EveProcessor, ImageGeometry, Sample
+    from lit_eve.processing import EveProcessor, ImageGeometry, Sample, TeacherGrid
     from lit_eve.processing.encoder import TemplateName
 
 # transformers and the model are imported where they are used: `train.py fit --help` reads this file.
@@ -55,7 +55,9 @@ class LitEve(LightningModule):
         projector: the projector by name, with its arguments, as in {name: mlp_gelu, depth: 2}.
         image_attention: which tokens see which, by name: {name: causal} reads images like text, {name: bidirectional} lets the
             tokens of an image see each other; null: causal, or that of init_from.
-        geometry: sizes of images and patches, the fields of ImageGeometry, as in {image_size: 672, patch_size: 14}.
+        geometry: how large images become, by name, with its arguments, as in {name: eve_v1, image_size: 672, patch_size: 14}.
+        image_mean: what is subtracted from pixels in 0..1, per channel; null: CLIP's, or that of init_from.
+        image_std: what they are divided by then; null: CLIP's, or that of init_from.
         teacher: folder or hub name of the CLIP whose patch features are aligned to; null trains without alignment loss.
         aligner: the aligner by name, with its arguments, as in {name: layerwise, layer_interval: 4}.
         teacher_layer: hidden state of the teacher that is aligned to; null: -2, or that of init_from.
@@ -95,6 +97,8 @@ class LitEve(LightningModule):
         projector: dict[str, Any] | None = None,
         image_attention: dict[str, Any] | None = None,
         geometry: dict[str, Any] | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
         teacher: str | None = None,
         aligner: dict[str, Any] | None = None,
         teacher_layer: int | None = None,
@@ -124,6 +128,8 @@ class LitEve(LightningModule):
             projector=projector,
             image_attention=image_attention,
             geometry=geometry,
+            image_mean=image_mean,
+            image_std=image_std,
             teacher=teacher,
             aligner=aligner,
             teacher_layer=teacher_layer,
@@ -161,9 +167,9 @@ class LitEve(LightningModule):
         return self.blueprint.config.image_geometry
 
     @property
-    def uses_teacher(self) -> bool:
-        """Whether the alignment loss is on, so that batches must hold the teacher's pixels."""
-        return self.blueprint.teacher is not None
+    def teacher_grid(self) -> TeacherGrid | None:
+        """The patches of the teacher, whose pixels batches must hold; None where the alignment loss is off."""
+        return self.blueprint.teacher_grid
 
     @property
     def longest_sample(self) -> int | None:

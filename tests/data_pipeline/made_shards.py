@@ -10,10 +10,11 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from lit_eve.data import ShardWriter
-from lit_eve.processing import EveProcessor, ImageGeometry
+from lit_eve.processing import EveProcessor, EveV1Geometry, TeacherGrid
 
 TOKENIZER = Path(__file__).parents[1] / "data" / "eve_v1" / "tokenizer"
-GEOMETRY = ImageGeometry(image_size=64, patch_size=4, pool_size=2, teacher_image_size=64, teacher_patch_size=8)
+GEOMETRY = EveV1Geometry(image_size=64, patch_size=4, pool_size=2, cells=8)
+TEACHER = TeacherGrid(image_size=64, patch_size=8)
 WORDS = ["a", "small", "red", "circle", "left", "of", "the", "large", "blue", "square", "under", "two", "yellow", "stars"]
 
 

@@ -25,7 +25,7 @@ class Recorder(LightningModule):
         ask_for_steps: ask for ``estimated_stepping_batches`` while the optimizer is made, as schedules do.
     """
 
-    uses_teacher = False
+    teacher_grid = None
 
     def __init__(self, processor: Any, log: Path | None = None, ask_for_steps: bool = True) -> None:
         super().__init__()

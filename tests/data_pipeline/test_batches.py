@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_shards import photo, record, write_shards
+from made_shards import TEACHER, photo, record, write_shards
 from recorder import Recorder, train
 
 from lit_eve.data import EveDataModule, ShardWriter
@@ -31,7 +31,7 @@ T = 512
 
 def make(path: Path, processor: EveProcessor, teacher: bool = False, **options) -> EveDataModule:
     data = EveDataModule(**{"train": str(path), "max_tokens": T, "rows": 3, "num_workers": 0} | options)
-    data.attach(processor, teacher).setup()
+    data.attach(processor, TEACHER if teacher else None).setup()
     return data
 
 
@@ -62,7 +62,8 @@ def test_a_batch_is_its_samples_one_after_the_other(
         positions, cu = batch["position_ids"].flatten(), batch["cu_seqlens"].tolist()
         assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape == (3, T)
         assert cu[0] == 0 and cu[-1] == 3 * T and all(a < b for a, b in zip(cu[:-1], cu[1:], strict=True))
-        encoded = [processor.encode_sample(samples[key], with_teacher=teacher, max_length=T) for key in batch["sample_ids"]]
+        options = {"teacher": TEACHER if teacher else None, "max_length": T}
+        encoded = [processor.encode_sample(samples[key], **options) for key in batch["sample_ids"]]
         pixels = [e["pixel_values"] for e in encoded]
         grids = [e["image_grid_hw"] for e in encoded]
         assert torch.equal(batch["pixel_values"], torch.cat(pixels)) and batch["pixel_values"].dtype == torch.uint8

@@ -8,7 +8,6 @@ from lit_eve.errors import LitEveError
 from lit_eve.interpretation.alignment import _beside_the_teacher, cka_figure, cosine_figure, teacher_cka, teacher_cosine
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.processing import EveProcessor, Sample
-from lit_eve.processing.images import teacher_canvas
 from tests.models import tiny
 from tests.tiny_model import make_tiny, scene_image
 
@@ -38,9 +37,9 @@ def reference(
     mean, std = (torch.tensor(values)[:, None, None] for values in (model.config.image_mean, model.config.image_std))
     states, features = [], []
     for image in sample.images:
-        pixels = (teacher_canvas(image, model.geometry, model.config.image_mean) / 255 - mean) / std
+        pixels = (model.teacher.grid.canvas(image, model.geometry) / 255 - mean) / std
         square = model.teacher(pixels[None])[0].view(8, 8, -1)
-        rows, columns = model.geometry.teacher_grid(*image.size)
+        rows, columns = model.geometry.cell_grid(*image.size)
         above, left = (8 - rows) // 2, (8 - columns) // 2
         slots.pop(0)
         for row in range(rows):
@@ -58,7 +57,7 @@ def test_cosines_are_those_between_aligner_and_teacher(decoder: str) -> None:
     model, processor = make_model(decoder)
     maps = teacher_cosine(model, processor, IMAGES)
     states, features = reference(model, processor, Sample("both", [{"role": "user", "content": "<image><image>"}], IMAGES))
-    assert [tuple(one.shape) for one in maps] == [model.geometry.teacher_grid(*image.size) for image in IMAGES]
+    assert [tuple(one.shape) for one in maps] == [model.geometry.cell_grid(*image.size) for image in IMAGES]
     found = torch.cat([one.flatten() for one in maps]).tolist()
     for cosine, own, target in zip(found, states, features, strict=True):
         prediction = model.aligner([own[tap][None] for tap in model.aligner.taps])[0]
@@ -66,7 +65,7 @@ def test_cosines_are_those_between_aligner_and_teacher(decoder: str) -> None:
         assert cosine == pytest.approx(expected.item(), abs=1e-5)
     assert np.std(found) > 0.01
     conversation = [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "red"}]
-    encoded = processor.encode_sample(Sample("one", conversation, IMAGES[1:]), with_teacher=True)
+    encoded = processor.encode_sample(Sample("one", conversation, IMAGES[1:]), teacher=model.teacher.grid)
     encoded |= {"input_ids": encoded["input_ids"][None], "labels": encoded["labels"][None]}
     (alone,) = teacher_cosine(model, processor, IMAGES[1:])
     assert 1 - alone.mean().item() == pytest.approx(model(**encoded).alignment_loss.item(), abs=1e-5)
@@ -88,7 +87,7 @@ def test_cka_is_that_of_gram_matrices(decoder: str, capsys: pytest.CaptureFixtur
     parts = [reference(model, processor, sample) for sample in SAMPLES if sample.images]
     states = [[vector.double().numpy() for vector in patch] for part, _ in parts for patch in part]
     features = np.stack([vector.double().numpy() for _, part in parts for vector in part])
-    grids = [model.geometry.teacher_grid(*image.size) for sample in SAMPLES for image in sample.images]
+    grids = [model.geometry.cell_grid(*image.size) for sample in SAMPLES for image in sample.images]
     assert found.patches == len(features) == sum(rows * columns for rows, columns in grids)
     generator = np.random.default_rng(0)
     for state in range(4):

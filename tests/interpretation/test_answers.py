@@ -39,7 +39,7 @@ def test_attention_of_an_answer(decoder: str) -> None:
     model.generation_config.suppress_tokens += processor.tokenizer.all_special_ids  # they get no map
     image = scene_image(3)
     result = attend(model, processor, [image], QUESTION, max_new_tokens=4)
-    rows, columns = model.geometry.token_grid(*image.size)
+    rows, columns = model.geometry.token_grids(*image.size)[0]
     assert len(result.maps) == 1 and result.maps[0].shape == (len(result.tokens), rows, columns)
     assert result.total().shape == (rows, columns) and 0 < result.total().sum() < 1
     assert result.answer.split() == " ".join(result.tokens).split()
@@ -112,7 +112,7 @@ def test_layers_and_heads_are_kept_when_nothing_is_reduced() -> None:
     mean = attend(model, processor, images, QUESTION, layers=[-1, 0], heads=[1], max_new_tokens=3)
     assert sorted(kept.layers) == [0, len(model.get_decoder().layers) - 1] and kept.heads == [1]
     for found, expected, image in zip(kept.maps, mean.maps, images, strict=True):
-        grid = model.geometry.token_grid(*image.size)
+        grid = model.geometry.token_grids(*image.size)[0]
         assert found.shape == (len(kept.tokens), 2, 1, *grid)
         torch.testing.assert_close(found.mean((1, 2)), expected)
     assert kept.image_share.shape == kept.entropy.shape == (len(kept.tokens), 2, 1)

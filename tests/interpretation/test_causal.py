@@ -83,7 +83,7 @@ def test_intact_is_what_generation_gave_the_answer(kind: str) -> None:
 @pytest.mark.parametrize("size", [(64, 64), (64, 16), (24, 64), (90, 40), (37, 300)])
 def test_the_only_patch_that_is_no_background_is_found_on_its_pixels(size: tuple[int, int]) -> None:
     model, processor = make_tiny()
-    rows, columns = model.geometry.token_grid(*size)
+    rows, columns = model.geometry.token_grids(*size)[0]
     row, column = rows // 2, columns - 1
     sides = zip((column, row, column + 1, row + 1), (0.35, 0.35, -0.35, -0.35), (columns, rows) * 2, size * 2, strict=True)
     box = [round((place + inset) / count * side) for place, inset, count, side in sides]  # resizing blurs it in its own cell

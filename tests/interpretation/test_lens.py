@@ -67,7 +67,7 @@ def test_the_figure_has_the_words_where_the_patches_are() -> None:
     lens = logit_lens(model, processor, IMAGES, states=[0, 3], top=1)
     figure = lens_figure(IMAGES, lens, 1)
     assert [axis.get_title() for axis in figure.axes] == ["embeddings", "block 2"]
-    rows, columns = model.geometry.token_grid(*IMAGES[1].size)
+    rows, columns = model.geometry.token_grids(*IMAGES[1].size)[0]
     for axis, words in zip(figure.axes, lens.words[1][..., 0], strict=True):
         assert len(axis.texts) == rows * columns
         for text in axis.texts:

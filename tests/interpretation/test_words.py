@@ -73,7 +73,7 @@ def test_each_word_has_its_map_over_each_image(decoder: str) -> None:
         for word in words:
             (token,) = word.tokens
             for image, found in enumerate(word.maps):
-                assert found.shape == model.geometry.token_grid(*images[image].size)
+                assert found.shape == model.geometry.token_grids(*images[image].size)[0]
                 expected = sum(kept.maps[image][token, i, j] for i in layers for j in heads) / (len(layers) * len(heads))
                 torch.testing.assert_close(found, expected)
 

@@ -11,6 +11,7 @@ from lit_eve.errors import ConfigError
 from lit_eve.losses import LayerwiseAligner, next_token, next_token_loss, patch_alignment_loss, target_positions_of
 from lit_eve.models.splice import ImageLayout, TeacherCells
 from lit_eve.planning.memory import LiveBytes
+from lit_eve.processing import TeacherGrid
 from tests.models import tiny
 
 
@@ -53,6 +54,9 @@ def test_alignment_is_a_mean_over_tokens_then_a_sum_over_images():
     assert_close(loss, sum(per_image))
 
 
+GRID = TeacherGrid(64, 8)
+
+
 @pytest.mark.parametrize("geometry", [tiny.GEOMETRY, tiny.HD_GEOMETRY], ids=["672", "hd"])
 def test_teacher_cells_pool_the_tokens_that_they_cover(geometry):
     """Against upstream's way: cut each image out of the sequence, drop class and split tokens, avg_pool2d."""
@@ -62,10 +66,10 @@ def test_teacher_cells_pool_the_tokens_that_they_cover(geometry):
     layout = ImageLayout.of(
         batch["input_ids"], batch["image_grid_hw"], len(batch["pixel_values"]), model.geometry, model.config.image_token_id
     )
-    cells = TeacherCells.of(layout, batch["image_grid_hw"], model.geometry)
+    cells = TeacherCells.of(layout, batch["image_grid_hw"], model.geometry, GRID)
     ours = hidden.flatten(0, 1)[cells.positions].mean(1)
 
-    slots, start, k = hidden.flatten(0, 1)[layout.is_image], 0, model.geometry.tokens_per_teacher_patch
+    slots, start, k = hidden.flatten(0, 1)[layout.is_image], 0, GRID.tokens_per_patch(model.geometry)
     expected, indices = [], []
     for image, (rows, columns) in enumerate((batch["image_grid_hw"] // 2).tolist()):
         grid = slots[start + 1 : start + 1 + rows * (columns + 1)].view(rows, columns + 1, -1)[:, :-1]
@@ -91,3 +95,12 @@ def test_impossible_aligners(arguments, message):
 @pytest.mark.parametrize(("layers", "taps"), [(32, (32, 28, 24, 20, 16, 12, 8, 4, 0)), (6, (6, 2))])
 def test_taps(layers, taps):
     assert LayerwiseAligner(hidden_size=8, num_layers=layers, teacher_width=16).taps == taps
+
+
+def test_a_teacher_sees_its_own_colours_whatever_the_students_are():
+    seen = []
+    for colours in ({}, {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}):
+        model = tiny.model(with_teacher=True, **colours).eval()
+        model.teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        model(**tiny.packed([tiny.samples(model, [1])]))
+    assert torch.equal(*seen)

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from lit_eve.models.checkpoints import official
 from lit_eve.models.eve import normalize_pixels
 from lit_eve.models.splice import ImageLayout, TeacherCells, splice
+from lit_eve.processing import TeacherGrid
 from tests.models import reference
 
 LOSS, LOGITS, GRADIENT = 1e-5, 1e-4, 1e-4
@@ -183,7 +184,7 @@ def test_generation_of_a_left_padded_batch_equals_one_by_one(model):
 def test_teacher_cells_stand_in_the_middle_of_the_canvas(model):
     batch = reference.padded_batch("b4_plain", *ids(model))
     layout = ImageLayout.of(batch["input_ids"], batch["image_grid_hw"], len(batch["pixel_values"]), *ids(model))
-    cells = TeacherCells.of(layout, batch["image_grid_hw"], model.geometry)
+    cells = TeacherCells.of(layout, batch["image_grid_hw"], model.geometry, TeacherGrid(84, 14))
     mask = reference.tensors("pixels")["clip_mask"][:, 0, ::14, ::14].bool()  # (4, 6, 6) teacher patches with image
     assert cells.teacher_index.tolist() == mask.flatten().nonzero().flatten().tolist()
 

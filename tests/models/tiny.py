@@ -10,8 +10,8 @@ from lit_eve.losses import FrozenTeacher, target_positions_of
 from lit_eve.models import EveConfig, EveForConditionalGeneration
 
 VOCAB = 61
-GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "teacher_image_size": 64, "teacher_patch_size": 8}
-HD_GEOMETRY = {"image_size": 128, "patch_size": 4, "pool_size": 2, "teacher_image_size": 64, "teacher_patch_size": 8}
+GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "cells": 8}
+HD_GEOMETRY = {"image_size": 128, "patch_size": 4, "pool_size": 2, "cells": 8}
 COMMON = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
 DECODERS = {
     "llama": {"model_type": "llama", **COMMON},
@@ -48,7 +48,7 @@ def model(
 def samples(model: EveForConditionalGeneration, images: list[int], seed: int = 0) -> list[dict[str, Tensor]]:
     """One sample per entry, with so many images of random shapes at random places; half of the text is supervised."""
     generator, geometry, out = torch.Generator().manual_seed(seed), model.geometry, []
-    cell, side = geometry.cell_size // geometry.patch_size, geometry.image_size // geometry.cell_size
+    cell, side = geometry.cell_size // geometry.patch_size, geometry.cells
     draw = lambda low, high, *size: torch.randint(low, high, size, generator=generator)  # noqa: E731
     for count in images:
         grids = draw(1, side + 1, count, 2) * cell

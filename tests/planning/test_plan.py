@@ -36,7 +36,7 @@ def test_flops_are_those_of_a_real_epoch(world, tmp_path):
     plan = make_plan(recipe, 1, A100, compare=False)
     module, data = recipe.module, recipe.data
     module.configure_model()
-    data.attach(module.processor, module.uses_teacher)
+    data.attach(module.processor, module.teacher_grid)
     data.setup("fit")
     samples, operations = 0, dict.fromkeys(("linear", "attention"), 0)
     for batch in data.train_dataloader():
@@ -59,7 +59,7 @@ def test_counted_data(world, tmp_path):
     recipe = micro_recipe(world, tmp_path)
     plan = make_plan(recipe, 2, A100, compare=False)
     data = recipe.data
-    data.attach(recipe.processor, True)
+    data.attach(recipe.processor, recipe.module.teacher_grid)
     data.setup("fit")
     rows = data.plan("train")
     steps = plan.steps

@@ -9,11 +9,12 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lit_eve.processing import EveProcessor, ImageGeometry
+from lit_eve.processing import EveProcessor, EveV1Geometry, TeacherGrid
 
 REFERENCE = Path(__file__).parents[1] / "data" / "eve_v1"
 IMAGES = REFERENCE / "images"
-SMALL = ImageGeometry(image_size=168, teacher_image_size=84)
+SMALL = EveV1Geometry(image_size=168, cells=6)
+TEACHER = TeacherGrid(image_size=84, patch_size=14)
 ADDED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 
 

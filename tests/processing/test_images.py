@@ -16,10 +16,10 @@ from PIL import Image, ImageOps, PngImagePlugin
 from safetensors.torch import load_file
 
 from lit_eve.errors import SampleError
-from lit_eve.processing import CLIP_MEAN, CLIP_STD, ImageGeometry, image_size, load_image, patchify, teacher_canvas
+from lit_eve.processing import CLIP_MEAN, CLIP_STD, EveV1Geometry, image_size, load_image, patchify
 from lit_eve.processing.formats import FORMATS
 from lit_eve.processing.images import image_format
-from tests.processing.conftest import IMAGES, REFERENCE, SMALL, picture
+from tests.processing.conftest import IMAGES, REFERENCE, SMALL, TEACHER, picture
 
 OFFICIAL = load_file(REFERENCE / "a672" / "pixels.safetensors")
 ORDER = [name.removesuffix(".png") for name in json.loads((REFERENCE / "a672" / "results.json").read_text())["image_order"]]
@@ -47,7 +47,7 @@ def unpatchify(patches: torch.Tensor, rows: int, cols: int, p: int, k: int) -> t
 @pytest.mark.parametrize("index", range(4), ids=ORDER)
 def test_official_pixels(index):
     image = load_image(IMAGES / f"{ORDER[index]}.png")
-    patches, (rows, cols) = patchify(image, SMALL)
+    patches, [(rows, cols)] = patchify(image, SMALL)
     assert patches.dtype == torch.uint8
     mask = OFFICIAL["mask"][index, 0].bool()
     valid = OFFICIAL["u8"][index][:, mask.any(1)][:, :, mask.any(0)]
@@ -56,7 +56,7 @@ def test_official_pixels(index):
 
 @pytest.mark.parametrize("index", range(4), ids=ORDER)
 def test_official_teacher_pixels(index):
-    canvas = teacher_canvas(load_image(IMAGES / f"{ORDER[index]}.png"), SMALL, CLIP_MEAN)
+    canvas = TEACHER.canvas(load_image(IMAGES / f"{ORDER[index]}.png"), SMALL)
     assert torch.equal(canvas, OFFICIAL["clip_u8"][index])
 
 
@@ -67,8 +67,8 @@ def test_normalisation_formula_reproduces_the_official_floats():
 
 
 def test_other_pool_and_patch_sizes():
-    geometry = ImageGeometry(image_size=72, patch_size=4, pool_size=3, teacher_image_size=36, teacher_patch_size=6)
-    patches, (rows, cols) = patchify(picture(72, 36), geometry)
+    geometry = EveV1Geometry(image_size=72, patch_size=4, pool_size=3, cells=6)
+    patches, [(rows, cols)] = patchify(picture(72, 36), geometry)
     assert (rows, cols) == (9, 18)
     assert torch.equal(unpatchify(patches, rows, cols, p=4, k=3), torch.from_numpy(np.array(picture(72, 36))).permute(2, 0, 1))
 
@@ -76,7 +76,7 @@ def test_other_pool_and_patch_sizes():
 def test_a_convolution_is_a_product_with_the_patches():
     weight = torch.randn(5, 3, 14, 14)
     image = load_image(IMAGES / "wide.png")
-    patches, (rows, cols) = patchify(image, SMALL)
+    patches, [(rows, cols)] = patchify(image, SMALL)
     pixels = torch.from_numpy(np.array(image.resize(SMALL.resized(*image.size), Image.Resampling.BICUBIC))).permute(2, 0, 1)
     expected = torch.nn.functional.conv2d(pixels[None].float(), weight, stride=14)[0]  # (5, rows, cols)
     products = (patches.float() @ weight.flatten(1).T).T  # (5, P)
@@ -321,7 +321,7 @@ def test_bombs_are_refused_before_they_are_decoded():
 def test_narrow_images():
     for size in ((200, 1), (1, 200), (400, 2)):
         assert load_image(Image.new("RGB", size)).size == size
-        patches, (rows, cols) = patchify(Image.new("RGB", size), ImageGeometry())
+        patches, [(rows, cols)] = patchify(Image.new("RGB", size), EveV1Geometry())
         assert len(patches) == rows * cols == 48 * 2
     for size in ((201, 1), (1, 201)):
         with pytest.raises(SampleError, match="^sample 7: the image of .* is narrower than the limit of 1:200"):

@@ -12,7 +12,7 @@ import json
 import pytest
 
 from lit_eve.errors import SampleError
-from lit_eve.processing import EveProcessor, ImageGeometry, Sample, parse_conversation
+from lit_eve.processing import EveProcessor, EveV1Geometry, Sample, parse_conversation
 from lit_eve.processing.templates import split_prompt, templates
 from tests.processing.conftest import REFERENCE, SMALL, load_tokenizer, picture
 
@@ -222,4 +222,4 @@ def test_p5_two_captions_in_one_sample():
 
 
 def test_official_geometry_is_the_default():
-    assert EveProcessor(load_tokenizer()).geometry == ImageGeometry()
+    assert EveProcessor(load_tokenizer()).geometry == EveV1Geometry()

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from lit_eve.errors import ConfigError, SampleError
-from lit_eve.processing import EveProcessor, ImageGeometry, Sample, image_size, load_image, patchify, teacher_canvas
+from lit_eve.processing import EveProcessor, EveV1Geometry, Sample, image_size, load_image, patchify
 from lit_eve.processing.tokenize import Tokens
-from tests.processing.conftest import IMAGES, SMALL, load_tokenizer, make_byte_level, picture
+from tests.processing.conftest import IMAGES, SMALL, TEACHER, load_tokenizer, make_byte_level, picture
 from tests.processing.test_templates import CHATML
 
 TALK = [{"from": "human", "value": "<image>\nWhat is shown?"}, {"from": "gpt", "value": "A beach."}]
@@ -55,12 +55,12 @@ def random_sample(rng: random.Random, key: str) -> Sample:
 
 def test_encode_sample(processor):
     images = [picture(100, 30), png(picture(30, 100)), picture(50, 50)]
-    encoded = processor.encode_sample(Sample("s", TWO, images), with_teacher=True)
+    encoded = processor.encode_sample(Sample("s", TWO, images), teacher=TEACHER)
     assert list(encoded) == ["input_ids", "labels", "pixel_values", "image_grid_hw", "teacher_pixel_values"]
     loaded = [load_image(image) for image in images]
     assert torch.equal(encoded["pixel_values"], torch.cat([patchify(image, SMALL)[0] for image in loaded]))
-    assert encoded["image_grid_hw"].tolist() == [list(SMALL.patch_grid(*image.size)) for image in loaded]
-    assert torch.equal(encoded["teacher_pixel_values"], torch.stack([teacher_canvas(image, SMALL) for image in loaded]))
+    assert encoded["image_grid_hw"].tolist() == [list(grid) for image in loaded for grid in SMALL.patch_grids(*image.size)]
+    assert torch.equal(encoded["teacher_pixel_values"], torch.stack([TEACHER.canvas(image, SMALL) for image in loaded]))
     slots = (encoded["input_ids"] == processor.image_token_id).sum()
     assert slots == SMALL.num_tokens_of_grid(encoded["image_grid_hw"]).sum()
     assert encoded["input_ids"].dtype == encoded["labels"].dtype == encoded["image_grid_hw"].dtype == torch.int64
@@ -70,7 +70,7 @@ def test_encode_sample(processor):
 
 def test_text_only(processor):
     talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
-    encoded = processor.encode_sample(Sample("s", talk), with_teacher=True)
+    encoded = processor.encode_sample(Sample("s", talk), teacher=TEACHER)
     assert encoded["pixel_values"].shape == (0, 588) and encoded["pixel_values"].dtype == torch.uint8
     assert encoded["image_grid_hw"].shape == (0, 2) and encoded["image_grid_hw"].dtype == torch.int64
     assert encoded["teacher_pixel_values"].shape == (0, 3, 84, 84)
@@ -274,7 +274,7 @@ def test_images_are_dealt_out_in_order(processor):
     prompts = ["<image> a <image>", "b", "c <image>"]
     flat = processor(images, prompts)
     nested = processor([images[:2], [], images[2:]], prompts)
-    assert flat["image_grid_hw"].tolist() == [list(SMALL.patch_grid(*image.size)) for image in images]
+    assert flat["image_grid_hw"].tolist() == [list(SMALL.patch_grids(*image.size)[0]) for image in images]
     for key in flat:
         assert torch.equal(flat[key], nested[key])
     for wrong in (images[:2], [images], [images[:1], images[1:], []]):
@@ -366,7 +366,7 @@ def test_saved_and_loaded(tmp_path):
     assert loaded.geometry == SMALL and loaded.image_mean == (0.5, 0.5, 0.5)
     sample = Sample("s", TALK, [picture(30, 20)])
     for ours, theirs in zip(
-        processor.encode_sample(sample, with_teacher=True).values(), loaded.encode_sample(sample, with_teacher=True).values(),
+        processor.encode_sample(sample, teacher=TEACHER).values(), loaded.encode_sample(sample, teacher=TEACHER).values(),
         strict=True,
     ):  # fmt: skip
         assert torch.equal(ours, theirs)
@@ -437,6 +437,6 @@ def test_only_fast_tokenizers(tokenizer):
 
 
 def test_wrong_geometry(tokenizer):
-    with pytest.raises(ConfigError, match="geometry has no key 'size'"):
+    with pytest.raises(ConfigError, match="geometry 'eve_v1' has no key 'size'"):
         EveProcessor(tokenizer, geometry={"size": 3})
-    assert EveProcessor(tokenizer, geometry={"image_size": 1344}).geometry == ImageGeometry(image_size=1344)
+    assert EveProcessor(tokenizer, geometry={"image_size": 1344}).geometry == EveV1Geometry(image_size=1344)

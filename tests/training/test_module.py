@@ -152,7 +152,7 @@ def test_without_a_teacher_there_is_no_alignment(world, tmp_path):
     module.configure_model()
     trainer = micro.trainer(tmp_path)
     trainer.fit(module, *[micro.loader(micro.make_batches(module, [[joined(ROWS)]]))] * 2)
-    assert not module.uses_teacher and "val/alignment_loss" not in trainer.callback_metrics
+    assert module.teacher_grid is None and "val/alignment_loss" not in trainer.callback_metrics
     assert trainer.callback_metrics["train/loss"] == pytest.approx(trainer.callback_metrics["train/language_loss"])
 
 
@@ -264,7 +264,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(world, tmp_path):
         ({"patch_embedding": {"name": "eve_v11"}}, "model.patch_embedding: .*'eve_v11'"),
         ({"projector": {"name": "mlp_gelu", "dept": 3}}, "model.projector: .*'dept'"),
         ({"aligner": {"name": "layerwise", "interval": 3}}, "model.aligner: .*'interval'"),
-        ({"geometry": {"image_sise": 64}}, "model.geometry has no key image_sise"),
+        ({"geometry": {"image_sise": 64}}, "model.geometry: geometry 'eve_v1' has no key 'image_sise'"),
         ({"geometry": {"image_size": 60}}, "geometry.image_size = 60 must be a multiple"),
         ({"teacher": None}, "model.aligner needs model.teacher"),
         ({"stage": "prelign"}, "unknown stage 'prelign'"),

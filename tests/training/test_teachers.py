@@ -98,7 +98,7 @@ def teacher(folder: Path, kind: str) -> Path:
         ("no weights", "has a config.json but no weights"),
         ("config of another", "where its config.json says"),
         ("deeper config", "lacks "),
-        ("other sizes", "geometry.teacher_patch_size is 8, but the teacher was made for 16"),
+        ("other sizes", "the teacher's grid of 4 x 4 patches does not lie on the student's"),
         ("broken config", "is no valid JSON"),
         ("heads", "its config.json describes no CLIP"),
         ("pointer", "is a pointer of Git LFS and not the file itself: git lfs pull"),

@@ -78,7 +78,7 @@ def make_batches(module: LitEve, windows: list[list[list[list[int]]]], seed: int
         targets = sum(len(micro["target_positions"]) for micro in micros)
         images = sum(len(micro["image_grid_hw"]) for micro in micros)
         for index, micro in enumerate(micros):
-            if not module.uses_teacher:
+            if module.teacher_grid is None:
                 del micro["teacher_pixel_values"]
             batches.append(
                 micro

@@ -44,7 +44,7 @@ class ImageReader:
             SampleError: it is not fetched, cannot be had, is too large, or no image.
         """
         image = load_image(self._content(url, name), name, max_pixels=self.limits.pixels)
-        return image.resize(geometry.resized(*image.size), Image.Resampling.BICUBIC)
+        return geometry.settled(image)
 
     def _content(self, url: str, name: str) -> bytes:
         kind = url[:8].lower()

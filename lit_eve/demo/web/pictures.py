@@ -29,7 +29,7 @@ class Picture:
 
     Attributes:
         name: what it is called on the page.
-        views: resized as each geometry asks; a processor makes of them the very patches that it makes of the file.
+        views: as small as each geometry allows; a processor makes of them the very patches that it makes of the file.
         preview: a ``data:`` URL, for the page.
         note: what is to be said about it.
     """
@@ -42,7 +42,7 @@ class Picture:
     @classmethod
     def of(cls, image: Image.Image, name: str, geometries: Collection[ImageGeometry], note: str = "") -> Picture:
         """What is kept of an upright RGB image."""
-        views = {geometry: image.resize(geometry.resized(*image.size), Image.Resampling.BICUBIC) for geometry in geometries}
+        views = {geometry: geometry.settled(image) for geometry in geometries}
         small = image.copy()
         small.thumbnail((PREVIEW, PREVIEW))
         return cls(name, views, data_url(small), note)

@@ -103,7 +103,7 @@ def read_architecture(
             raise CheckpointError(f"{path / 'config.json'} describes no model: {one_line(error)}") from error
         processor = load_processor(path, config, tokenizer)
     if image_size is not None:
-        raise ConfigError(f"image_size is for official checkpoints; {path} has its own: {config.geometry['image_size']}")
+        raise ConfigError(f"image_size is for official checkpoints; {path} has a geometry of its own")
     return config, processor
 
 

@@ -168,8 +168,8 @@ def read_config(folder: Path, image_size: int | None = None) -> EveConfig:
             "image_size": sizes["image_size"],
             "patch_size": sizes["patch_stride"],
             "pool_size": sizes["conv_stride"],
-            "teacher_image_size": sizes["image_size_clip"],
-            "teacher_patch_size": sizes["patch_stride_clip"],
+            "name": "eve_v1",
+            "cells": sizes["image_size_clip"] // sizes["patch_stride_clip"],
         },
         aligner={"name": "layerwise"} if config.get("requires_cliploss") else None,
         teacher=None if teacher is None else str(folder / teacher if (folder / teacher).exists() else teacher),
@@ -207,6 +207,7 @@ def write_config(config: EveConfig, dtype: str) -> dict[str, Any]:
         ("patch_embedding.num_heads", config.patch_embedding.get("num_heads", 8), (8,)),
         ("image_attention.name", config.image_attention["name"], ("causal",)),
         ("projector.name", config.projector["name"], ("mlp_gelu", "identity")),
+        ("geometry.name", config.geometry["name"], ("eve_v1",)),
         ("geometry.class_token", geometry.class_token, (True,)),
         ("geometry.split_token", geometry.split_token, (True,)),
         ("aligner.name", aligner["name"], ("layerwise",)),
@@ -256,9 +257,19 @@ def write_preprocessor(config: EveConfig) -> dict[str, Any]:
         "image_size": geometry.image_size,
         "patch_stride": geometry.patch_size,
         "conv_stride": geometry.pool_size,
-        "image_size_clip": geometry.teacher_image_size,
-        "patch_stride_clip": geometry.teacher_patch_size,
+        "image_size_clip": geometry.cells * (patch := _teacher_patch(config)),
+        "patch_stride_clip": patch,
     }
+
+
+def _teacher_patch(config: EveConfig) -> int:
+    """Side of a patch of the teacher; of one that is not here CLIP-L/14's, if whole cells can be made of it."""
+    path = Path(config.teacher or "", "config.json")
+    if path.is_file():
+        found = read_json(path)
+        return found.get("vision_config", found)["patch_size"]
+    cell = config.image_geometry.cell_size
+    return cell if cell % 14 else 14
 
 
 def _read_sizes(folder: Path, tower: str, image_size: int | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_eve.errors import LitEveError
 from lit_eve.models.splice import enumerate_segments
-from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.geometries import ImageGeometry
 
 
 def repeat_images(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_eve.errors import ConfigError
-from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.geometries import ImageGeometry
 from lit_eve.registry import Registry
 
 
@@ -85,4 +85,4 @@ def check_image_tokens(
 
 
 PATCH_EMBEDDINGS: Registry[PatchEmbedding] = Registry("patch embedding")
-"""A variant is built with the context ``geometry``."""
+"""A variant is built with the context ``geometry`` and ``hidden_size``, the width of the decoder."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_eve.errors import ConfigError
 from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, ImageTokens, PatchEmbedding
-from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.geometries import ImageGeometry
 
 
 @PATCH_EMBEDDINGS.register("eve_v1")
@@ -23,30 +23,40 @@ class EveV1PatchEmbedding(PatchEmbedding):
         geometry: sizes of patches and pooling windows.
         width: E.
         num_heads: heads of both attentions. Their scale is E ** -0.5, the full width, as upstream.
+        attend_windows: the paper's CA1: a token asks the patches of its window; without it, it is their mean.
+        attend_images: its CA2: the class token asks all tokens of the image; without it, it is the same for all images.
     """
 
-    def __init__(self, geometry: ImageGeometry, width: int = 1024, num_heads: int = 8) -> None:
+    def __init__(
+        self,
+        geometry: ImageGeometry,
+        width: int = 1024,
+        num_heads: int = 8,
+        attend_windows: bool = True,
+        attend_images: bool = True,
+    ) -> None:
         super().__init__(geometry, width)
         if width % num_heads:
             raise ConfigError(f"patch_embedding: num_heads {num_heads} does not divide the width {width}")
         # A convolution whose stride is its kernel, on patches that are cut already: a matrix product.
         self.patch_projection = nn.Linear(geometry.patch_dim, width, bias=False)
-        self.local_attention = QueryKeyValue(width, num_heads)
-        self.global_attention = QueryKeyValue(width, num_heads) if geometry.class_token else None
+        self.local_attention = QueryKeyValue(width, num_heads) if attend_windows else None
+        self.global_attention = QueryKeyValue(width, num_heads) if attend_images and geometry.class_token else None
 
     def forward(self, patches: Tensor, image_of_token: Tensor, num_images: int) -> ImageTokens:
         """(P, 3 * p * p) patches, the pool x pool patches of a window side by side -> tokens of all images."""
         windows = rearrange(self.patch_projection(patches), "(q w) e -> q w e", w=self.window)
         tokens = self._attend_window(windows)  # (Q, E)
-        classes = None
-        if self.class_embedding is not None:
-            classes = self._attend_image(tokens, image_of_token, num_images)  # (N, E)
+        classes = None if self.class_embedding is None else self.class_embedding.expand(num_images, -1)  # (N, E)
+        if self.global_attention is not None:
+            classes = self._attend_image(tokens, image_of_token, num_images)
         return ImageTokens(tokens, classes, self.split_embedding)
 
     def _attend_window(self, windows: Tensor) -> Tensor:
         """The mean of each window asks its patches: (Q, window, E) -> (Q, E)."""
-        mean = windows.mean(1)  # (Q, E)
-        attention = self.local_attention
+        mean, attention = windows.mean(1), self.local_attention  # (Q, E)
+        if attention is None:
+            return mean
         query = attention.query(mean)  # (Q, h, e)
         key, value = attention.key_value(windows)  # (Q, window, h, e)
         weights = (query[:, None] * key).sum(-1).softmax(1)  # (Q, window, h)

@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, ImageTokens, PatchEmbedding
-from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing.geometries import ImageGeometry
 
 
 @PATCH_EMBEDDINGS.register("linear")

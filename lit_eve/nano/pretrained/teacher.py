@@ -18,8 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from lit_eve.files import write_atomically
 from lit_eve.nano.pretrained.fit import ADAMW, LitPretrained, train
-from lit_eve.processing.geometry import ImageGeometry
-from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, teacher_canvas
+from lit_eve.processing import CLIP_MEAN, CLIP_STD, EveV1Geometry, TeacherGrid
 from lit_eve.training.optimizers import check_optimizer
 
 
@@ -55,16 +54,10 @@ class TeacherSettings:
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer)
 
-    @property
-    def geometry(self) -> ImageGeometry:
-        """The geometry under which `teacher_canvas` makes this teacher's squares."""
-        return ImageGeometry(
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            pool_size=1,
-            teacher_image_size=self.image_size,
-            teacher_patch_size=self.patch_size,
-        )
+    def square(self, image: Image.Image) -> Tensor:
+        """What this teacher sees of an image, (3, C, C) uint8: as large as a student of its own size would see it."""
+        grid = TeacherGrid(self.image_size, self.patch_size)
+        return grid.canvas(image, EveV1Geometry(self.patch_size, pool_size=1, image_size=self.image_size, cells=grid.side))
 
 
 class LitTeacher(LitPretrained):
@@ -144,7 +137,7 @@ class Pairs:
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """``pixels`` (B, 3, C, C) uint8, ``input_ids`` and ``attention_mask`` (B, T)."""
-        squares = [teacher_canvas(Image.open(io.BytesIO(self.images[i])), self.settings.geometry) for i in indices]
+        squares = [self.settings.square(Image.open(io.BytesIO(self.images[i]))) for i in indices]
         text = self.tokenizer([self.captions[i] for i in indices], padding=True, return_tensors="pt")
         return {"pixels": torch.stack(squares), "input_ids": text.input_ids, "attention_mask": text.attention_mask}
 

@@ -83,7 +83,11 @@ def refuse_other_settings(run: Path, config: str) -> None:
 def _settings(text: str) -> dict[str, Any]:
     """What a ``config.yaml`` says, with the class of the data among its arguments."""
     settings = yaml.safe_load(text)
-    data = settings["data"]
+    data, model = settings["data"], settings.get("model") or {}
+    if model.get("geometry"):
+        from lit_eve.processing.geometries import named_geometry
+
+        settings["model"] = {**model, "geometry": named_geometry(model["geometry"])}
     return {**settings, "data": {"class_path": data["class_path"], **data.get("init_args", {})}}
 
 

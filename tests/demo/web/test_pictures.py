@@ -7,13 +7,13 @@ from PIL import Image, ImageFile
 from lit_eve.demo.web import pictures
 from lit_eve.demo.web.pictures import PREVIEW, Limits, plain_name, read_picture
 from lit_eve.errors import LitEveError
-from lit_eve.processing import ImageGeometry
+from lit_eve.processing import EveV1Geometry, ImageGeometry
 from lit_eve.processing.images import load_image, patchify
 from tests.demo.web.files import animation, bomb, encoded
 from tests.models.tiny import GEOMETRY as SIZES
 
 GEOMETRY = ImageGeometry.from_dict(SIZES)
-OTHER = ImageGeometry(image_size=64, patch_size=8, pool_size=1, teacher_image_size=32, teacher_patch_size=8)
+OTHER = EveV1Geometry(image_size=64, patch_size=8, pool_size=1, cells=4)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (31, 200), (1, 1), (1000, 7)])

@@ -38,7 +38,7 @@ def make_model(config) -> EveForConditionalGeneration:
         EveConfig(
             text_config=config.to_dict(),
             patch_embedding={"name": "eve_v1", "width": 16},
-            geometry={"image_size": 32, "patch_size": 4, "teacher_image_size": 32, "teacher_patch_size": 8},
+            geometry={"image_size": 32, "patch_size": 4, "cells": 4},
             pad_token_id=0,
             eos_token_id=49,
         )

@@ -24,6 +24,7 @@ from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.checkpoints import conversion, official
 from lit_eve.models.checkpoints.conversion import convert
 from lit_eve.models.checkpoints.weights import file_of_each_weight, read_file, weight_files
+from lit_eve.processing import EveV1Geometry
 from tests.models import reference, tiny
 
 
@@ -210,7 +211,7 @@ def test_what_was_changed_since_reaches_the_official_config(official_folder, tmp
 def test_the_image_size_is_in_the_name_of_the_tower(tmp_path, tower, size):
     shutil.copy(reference.WEIGHTS / "config.json", tmp_path)
     edit(tmp_path / "config.json", mm_vision_tower=tower)
-    assert official.read_config(tmp_path).geometry == lit_eve.ImageGeometry(image_size=size).to_dict()
+    assert official.read_config(tmp_path).geometry == EveV1Geometry(image_size=size).to_dict()
     assert official.read_config(tmp_path, 2016).geometry["image_size"] == 2016
 
 
@@ -218,7 +219,7 @@ def test_a_folder_like_the_released_hd_model_needs_no_other(official_folder):
     shutil.rmtree(official_folder / "vision_tokenizer")
     edit(official_folder / "config.json", mm_vision_tower="openai/eve-patch14-anypixel-1344")
     model, processor = lit_eve.load(official_folder)
-    assert model.geometry == processor.geometry == lit_eve.ImageGeometry(image_size=1344)
+    assert model.geometry == processor.geometry == EveV1Geometry(image_size=1344)
 
 
 @pytest.mark.parametrize("tower", ["openai/clip-vit-large-patch14-336", "tower", "run-13440", "v6720"])
@@ -234,7 +235,7 @@ def test_an_image_size_that_cannot_be_told_is_asked_for(official_folder, tmp_pat
     assert model.geometry.image_size == processor.geometry.image_size == 672
     convert(tmp_path / "ours", tmp_path / "back")
     assert json.loads((tmp_path / "back" / "config.json").read_text())["mm_vision_tower"] == tower
-    with pytest.raises(ConfigError, match="has its own: 672"):
+    with pytest.raises(ConfigError, match="has a geometry of its own"):
         lit_eve.load(tmp_path / "ours", image_size=1344)
 
 

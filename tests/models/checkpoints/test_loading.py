@@ -146,8 +146,8 @@ def test_a_strict_load_still_misses_the_students_keys():
 
 
 def test_a_teacher_of_another_size_is_refused():
-    geometry = tiny.GEOMETRY | {"teacher_image_size": 32}
-    with pytest.raises(ConfigError, match="teacher_image_size is 32, but the teacher was made for 64"):
+    geometry = tiny.GEOMETRY | {"image_size": 48, "cells": 6}
+    with pytest.raises(ConfigError, match="grid of 8 x 8 patches does not lie on .* has 6 tokens, no multiple of 8"):
         tiny.model(geometry=geometry, with_teacher=True)
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from lit_eve.errors import ConfigError
 from lit_eve.nano.world.scenes import CELL, COLOURS, Scene, SceneSpec, Thing, draw, png, sample_scene, scenes
-from lit_eve.processing.geometry import ImageGeometry
+from lit_eve.processing import EveV1Geometry
 from lit_eve.processing.images import load_image
 
-NANO = ImageGeometry(image_size=64, patch_size=8, pool_size=2, teacher_image_size=64, teacher_patch_size=16)
+NANO = EveV1Geometry(image_size=64, patch_size=8, pool_size=2, cells=4)
 
 
 def some(name: str, count: int = 300, seed: int = 0, **spec) -> list[Scene]:

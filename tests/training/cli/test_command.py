@@ -293,8 +293,8 @@ def test_a_missing_earlier_stage_is_one_sentence(world, tmp_path, capsys):
 
 
 def test_a_teacher_of_another_size_is_refused(world, tmp_path):
-    with pytest.raises(ConfigError, match="geometry.teacher_patch_size is 16, but the teacher was made for 8"):
-        EveCLI(args=[*micro.arguments(world, tmp_path), "--model.geometry.teacher_patch_size=16"])
+    with pytest.raises(ConfigError, match="the longest side of an image has 6 tokens, no multiple of 8"):
+        EveCLI(args=[*micro.arguments(world, tmp_path), "--model.geometry.image_size=48", "--model.geometry.cells=6"])
 
 
 def test_help_is_quick_and_says_what_keys_mean(tmp_path):

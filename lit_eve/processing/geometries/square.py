@@ -1,0 +1,78 @@
+"""Every image becomes a square of one size, as CLIP and the vision encoders of LLaVA-1.5 want it (arXiv 2310.03744)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from PIL import Image
+
+from lit_eve.errors import ConfigError
+from lit_eve.processing.geometries.base import GEOMETRIES, ImageGeometry, checked_size
+
+
+@GEOMETRIES.register("square")
+@dataclass(frozen=True)
+class SquareGeometry(ImageGeometry):
+    """A fixed number of tokens, whatever the photo.
+
+    Args:
+        patch_size, pool_size, class_token, split_token: as in every geometry.
+        image_size: side of the square in pixels.
+        fit: ``pad`` puts the whole photo in the middle of a square (LLaVA-1.5), ``crop`` takes the middle of it (CLIP),
+            ``stretch`` changes its aspect ratio.
+        background: colour beside a padded photo, in 0..255; LLaVA's and EVE's is CLIP's mean.
+
+    Raises:
+        ConfigError: a size is no positive integer, the square is not made of whole tokens, or there is no such fit.
+    """
+
+    FITS: ClassVar[tuple[str, ...]] = ("pad", "crop", "stretch")
+
+    pool_size: int = 1
+    class_token: bool = False
+    split_token: bool = False
+    image_size: int = 336
+    fit: str = "pad"
+    background: tuple[int, int, int] = (122, 116, 104)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "background", tuple(self.background))  # a list in YAML and JSON
+        if self.fit not in self.FITS:
+            raise ConfigError(f"geometry.fit must be one of {', '.join(self.FITS)}, got {self.fit!r}")
+        if len(self.background) != 3 or not all(isinstance(part, int) and 0 <= part <= 255 for part in self.background):
+            raise ConfigError(f"geometry.background must be three integers of 0 to 255, got {list(self.background)}")
+        if self.image_size % self.token_size:
+            raise ConfigError(
+                f"geometry.image_size = {self.image_size} must be a multiple of the patch_size * pool_size = "
+                f"{self.token_size} of a token"
+            )
+
+    @property
+    def longest_side(self) -> int:
+        """Tokens along a side."""
+        return self.image_size // self.token_size
+
+    @property
+    def side_step(self) -> int:
+        """All sides are the same."""
+        return self.longest_side
+
+    def resized(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
+        """The square's (width, height)."""
+        checked_size(width, height)
+        return self.image_size, self.image_size
+
+    def frame(self, image: Image.Image) -> Image.Image:
+        """The square around the photo, or in it."""
+        width, height = checked_size(*image.size)
+        if self.fit == "stretch" or width == height:
+            return image
+        side = max(width, height) if self.fit == "pad" else min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        if self.fit == "crop":
+            return image.crop((left, top, left + side, top + side))
+        square = Image.new("RGB", (side, side), self.background)
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        return square
