@@ -23,6 +23,7 @@ ALL = [
     *(f"{world}/{stage}.yaml" for world in WORLDS for stage in STAGES),
     "ablations/linear_patches.yaml",
     "ablations/experts.yaml",
+    "ablations/bidirectional_images.yaml",
 ]
 EVALUATIONS = ["evaluation/ten.yaml"]  # run by tests/evaluation/test_run.py
 SMALL_SETTINGS = [f"{world}/{name}.yaml" for world in WORLDS for name in ("0_language_model", "0_teacher", "world")]

@@ -64,6 +64,17 @@ def test_a_step_runs_on_the_meta_device(stage, dtype, checkpointing, geometry, k
     assert not calls.keys() & {"_local_scalar_dense", "nonzero", "masked_select", "unique"}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_images_that_see_both_ways_ask_nothing(dtype):
+    """They are computed under a mask, which is made once for all layers."""
+    model = tiny.model("llama_gqa", with_teacher=True, image_attention={"name": "bidirectional"})
+    batch = to_meta(tiny.packed([tiny.samples(model, [1, 0, 2]), tiny.samples(model, [0, 1], 1)]))
+    model.to("meta", dtype)
+    counts = {"num_targets": torch.empty((), device="meta"), "num_images": 3}
+    calls = step(model, STAGES["pretrain"], batch | counts)
+    assert not calls.keys() & {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_varlen_attn"}
+
+
 def test_the_meta_device_notices_a_question():
     """Without the positions that the collate function found, the labels must be looked at."""
     model = tiny.model()

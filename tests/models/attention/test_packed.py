@@ -255,13 +255,14 @@ def test_what_is_saved_names_no_kernel(tmp_path):
     assert chosen.get_decoder().config._attn_implementation == PACKED_SDPA
 
 
-def test_layers_compile_without_a_break():
+@pytest.mark.parametrize("images", ["causal", "bidirectional"])
+def test_layers_compile_without_a_break(images):
     """On the meta device, where attention is what it is on a GPU; after two batches, other samples compile nothing new.
 
     Nor do the hooks that read hidden states for the aligner.
     """
-    model = tiny.model("llama_gqa", with_teacher=True, layer_interval=1)
-    batches = [tiny.packed([tiny.samples(model, images)]) for images in ([1], [2, 1], [1, 1, 1])]
+    model = tiny.model("llama_gqa", with_teacher=True, layer_interval=1, image_attention={"name": images})
+    batches = [tiny.packed([tiny.samples(model, count)]) for count in ([1], [2, 1], [1, 1, 1])]
     model.to(torch.bfloat16).to("meta")
     for layer in model.get_decoder().layers:
         layer.compile(backend="aot_eager", fullgraph=True)
