@@ -49,6 +49,7 @@ class LastImage(ImageAttention):
         return (key.image < 0) | (query.image >= 0) | near
 
 
+EXPERTS = BIDIRECTIONAL | {"decoder_kind": {"name": "experts"}}
 HIDES = {"image_attention": {"name": "last_image", "images": 2}}
 
 
@@ -122,7 +123,9 @@ def implementation(request, monkeypatch) -> str:
 
 
 @decoders
-@pytest.mark.parametrize(("kind", "checkpointing"), [(BIDIRECTIONAL, False), (BIDIRECTIONAL, True), (HIDES, False)])
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"), [(BIDIRECTIONAL, False), (BIDIRECTIONAL, True), (HIDES, False), (EXPERTS, False)]
+)
 def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decoder, implementation, checkpointing, kind):
     model = tiny.model(decoder, with_teacher=True, **kind)
     rows = samples(model)
@@ -218,7 +221,7 @@ OPTIONS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_toke
 
 @decoders
 @pytest.mark.parametrize("name", ["packed", "sdpa", "eager"])
-@pytest.mark.parametrize("kind", [BIDIRECTIONAL, HIDES])
+@pytest.mark.parametrize("kind", [BIDIRECTIONAL, HIDES, EXPERTS])
 def test_answers_with_a_cache_are_those_without(decoder, name, kind):
     model = tiny.model(decoder, **kind).eval()
     model.language_model.set_attn_implementation(name)
