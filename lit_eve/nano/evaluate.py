@@ -27,8 +27,8 @@ RESULTS = "results.json"
 MAX_NEW_TOKENS = 8
 
 
-def evaluate(run: Path, batch_size: int = 64) -> dict[str, Any]:
-    """Evaluate ``run/model`` on the test questions, and the model after stage 2 on the test captions.
+def evaluate(run: Path, captioner: str = "2_pretrain", batch_size: int = 64) -> dict[str, Any]:
+    """Evaluate ``run/model`` on the test questions, and the model of the stage ``captioner`` on the test captions.
 
     Five numbers are shares of test questions answered right: by the model; by the model with the image of another question
     (``shuffled``); and three ways of not looking, the best of which is ``blind``:
@@ -85,7 +85,7 @@ def evaluate(run: Path, batch_size: int = 64) -> dict[str, Any]:
         | {"count": row["count"]}
         for type, row in scores["model"].by_type().items()
     }
-    captions = caption_accuracy(run / "2_pretrain", run / "data")
+    captions = caption_accuracy(run / captioner, run / "data")
     results = {
         "question_accuracy": overall["model"],
         "blind_accuracy": overall[blind],

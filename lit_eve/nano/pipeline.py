@@ -2,6 +2,9 @@
 
     world, benchmarks -> language_model, teacher -> 1_prealign -> 2_pretrain -> 3_finetune -> model -> evaluation -> report
 
+``--model eve_v2`` trains the stages of ``experiments/models/eve_v2/nano`` around the same language model. What a finished
+``runs/nano`` has of world, language model and teacher is taken from there.
+
 A stage is run by what ``train.py fit`` calls, with the YAML that a researcher would pass to it. It runs in this process:
 nothing goes on training when this process is killed, and torch is imported once. Hence on one device; the others would be
 idle anyway. The teacher is trained beside the language model, on another core.
@@ -33,8 +36,10 @@ if TYPE_CHECKING:
 
 RUN = "runs/nano"
 CONFIG = Path(lit_eve.__file__).parents[1] / "experiments" / "nano"
+MODELS = CONFIG.parent / "models"
 METRICS = "metrics.json"
-STAGES = ("1_prealign", "2_pretrain", "3_finetune")
+SHARED = {"world": "world", "language_model": "0_language_model", "teacher": "0_teacher"}
+"""Steps before the stages that have a YAML of their own. Where a folder has none, it is that of ``experiments/nano``."""
 
 # torch is imported where it is used: `lit-eve nano --help` reads this file.
 
@@ -44,9 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=path_argument,
-        default=Path(RUN),
         metavar="FOLDER",
-        help="folder for all results (default: %(default)s)",
+        help=f"folder for all results (default: {RUN}; with --model, {RUN}_MODEL)",
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="a design of experiments/models to train instead of EVE v1, for example eve_v2"
     )
     parser.add_argument(
         "--config", type=path_argument, metavar="FOLDER", help="folder with YAML files to use instead of experiments/nano"
@@ -58,9 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what is not done yet, and print the result."""
-    output_folder(args.output, "--output")
+    config, output = args.config and Path(args.config), args.output or RUN
+    if args.model is not None:
+        if config is not None:
+            raise ConfigError("give either --model or --config")
+        config, output = model_config(args.model), args.output or f"{RUN}_{args.model}"
+    output_folder(output, "--output")
     try:
-        run_pipeline(Path(args.output), args.config and Path(args.config), args.redo)
+        run_pipeline(Path(output), config, args.redo)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from here")
         raise
@@ -89,12 +101,15 @@ def run_pipeline(output: Path, config: Path | None = None, redo: str | None = No
 
     console = Console(highlight=False)
     journal = Journal(output / "steps")
-    steps = make_steps(output, _default_config() if config is None else config, journal)
+    config = _default_config() if config is None else config
+    steps = make_steps(output, config, journal)
+    for name in borrow(steps, journal, Path(RUN), config):
+        console.print(f"{name.replace('_', ' ')}: the same as that of {RUN}, taken from there", style="dim")
     if redo is not None:
         journal.forget(dependents(steps, redo))
     done = {step.name for step in steps if journal.is_done(step)}
     for step in steps:
-        if step.name in STAGES and step.name not in done:
+        if step.name in stages_of(config) and step.name not in done:
             check_stage(step.name, step.settings)
     for number, step in enumerate(steps, 1):
         title = rf"\[{number}/{len(steps)}] {step.title}"
@@ -124,9 +139,9 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
     from lit_eve.nano.world.benchmarks import make_benchmarks
     from lit_eve.nano.world.datasets import WorldSettings, make_world
 
-    files = ("world", "0_language_model", "0_teacher", *STAGES)
-    if missing := [f"{name}.yaml" for name in files if not (config / f"{name}.yaml").is_file()]:
-        raise ConfigError(f"--config: the folder {config} lacks {', '.join(missing)}")
+    stages = {name: read_stage(config / f"{name}.yaml", output) for name in stages_of(config)}
+    files = {step: _file(config, name) for step, name in SHARED.items()}
+    with_teacher = any(settings["model"].get("teacher") for settings in stages.values())
     steps: list[Step] = []
 
     def add(
@@ -136,15 +151,15 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
         return steps[-1]
 
     def add_own(name: str, title: str, kind: type, work: Callable[..., Any], *after: Step, file: str, **kwargs: Any) -> Step:
-        settings = read_settings(kind, config / file)
+        settings = read_settings(kind, files[file])
         return add(name, title, partial(work, output, settings), *after, settings=asdict(settings), **kwargs)
 
-    world = add_own("world", "make the miniature world", WorldSettings, make_world, file="world.yaml", folder="data")
+    world = add_own("world", "make the miniature world", WorldSettings, make_world, file="world", folder="data")
     title = "write the miniature benchmarks"
-    add_own("benchmarks", title, WorldSettings, make_benchmarks, world, file="world.yaml")
+    add_own("benchmarks", title, WorldSettings, make_benchmarks, world, file="world")
 
     def train_both(output: Path, settings: LanguageModelSettings) -> None:
-        if journal.is_done(teacher):
+        if teacher is None or journal.is_done(teacher):
             return train_language_model(output, settings)
         journal.begin(teacher)
         with beside(teacher.output / "log.txt", teacher.run):
@@ -152,29 +167,100 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
 
     language_model = add_own(
         "language_model",
-        "train the language model on text, and the teacher beside it",
+        "train the language model on text" + ", and the teacher beside it" * with_teacher,
         LanguageModelSettings,
         train_both,
         world,
-        file="0_language_model.yaml",
+        file="language_model",
     )
-    teacher = add_own("teacher", "train the teacher", TeacherSettings, train_teacher, world, file="0_teacher.yaml")
+    teacher = None
+    if with_teacher:
+        teacher = add_own("teacher", "train the teacher", TeacherSettings, train_teacher, world, file="teacher")
     last = language_model
-    for number, name in enumerate(STAGES, 1):
-        settings = read_stage(config / f"{name}.yaml", output)
+    for number, (name, settings) in enumerate(stages.items(), 1):
         work = partial(train_stage, name, settings, output)
-        last = add(name, f"train stage {number}, {name[2:]}", work, world, teacher, last, settings=settings)
-    model = add("model", "export the model", partial(_export, output), last)
-    evaluation = add("evaluation", "evaluate", partial(_evaluate, output), world, model)
+        before = [step for step in (world, teacher, last) if step is not None]
+        last = add(name, f"train stage {number}, {name[2:].replace('_', ' ')}", work, *before, settings=settings)
+    model = add("model", "export the model", partial(_export, output, last.name), last)
+    evaluation = add("evaluation", "evaluate", partial(_evaluate, output, captioner(stages)), world, model)
 
     def report() -> None:
         from lit_eve.nano.report import write_report
         from lit_eve.training.record import environment
 
-        write_report(output, config, _seconds(journal, steps[:-1]), environment())
+        write_report(output, config, list(stages), captioner(stages), _seconds(journal, steps[:-1]), environment())
 
     add("report", "write the report", report, evaluation, folder="report.md")
     return steps
+
+
+def model_config(name: str) -> Path:
+    """The folder with the miniature's stages of a design.
+
+    Raises:
+        ConfigError: there is no such design.
+    """
+    known = sorted(path.parent.name for path in MODELS.glob("*/nano"))
+    if name not in known:
+        raise ConfigError(f"--model: there is no {name!r}; the designs of {MODELS} are {', '.join(known)}")
+    return MODELS / name / "nano"
+
+
+def stages_of(config: Path) -> list[str]:
+    """The names of the stages in a folder, in their order: the YAML files that begin with a number.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    names = sorted(path.stem for path in config.glob("[0-9]*_*.yaml") if path.stem not in SHARED.values())
+    if not names:
+        raise ConfigError(f"--config: the folder {config} lacks stages, such as 1_prealign.yaml")
+    return names
+
+
+def captioner(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """The last stage that learns captions."""
+    return [name for name, one in stages.items() if "Finetune" not in one["data"]["class_path"]][-1]
+
+
+def _file(config: Path, name: str) -> Path:
+    path = config / f"{name}.yaml"
+    return path if path.is_file() else CONFIG / path.name
+
+
+def borrow(steps: Sequence[Step], journal: Journal, other: Path, config: Path) -> list[str]:
+    """Take over what another run has made of the steps before the stages, where it was made in the very same way.
+
+    Files are linked where the disk can do that, else copied.
+
+    Returns:
+        the names of the steps that were taken over.
+    """
+    from lit_eve.nano.steps import Journal
+
+    output = journal.folder.parent
+    if not (other / "steps").is_dir() or output.resolve() == other.resolve():
+        return []
+    source, taken = Journal(other / "steps"), []
+    theirs = {step.name: step for step in make_steps(other, config, source)}
+    for step in steps:
+        if step.name in (*SHARED, "benchmarks") and not journal.knows(step):
+            try:
+                if not source.is_done(theirs[step.name]):
+                    continue
+            except ConfigError:  # made with other settings
+                continue
+            shutil.copytree(theirs[step.name].output, step.output, copy_function=_link, dirs_exist_ok=True)
+            journal.take(step, source)
+            taken.append(step.name)
+    return taken
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def read_stage(path: Path, output: Path) -> dict[str, Any]:
@@ -253,7 +339,7 @@ def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:
 def _seconds(journal: Journal, steps: Sequence[Step]) -> dict[str, float]:
     """What each step took, over all attempts; what making data and training took; the total."""
     seconds = {step.name: journal.seconds(step) for step in steps}
-    training = sum(seconds[name] for name in ("world", "benchmarks", "language_model", "teacher", *STAGES))
+    training = sum(value for name, value in seconds.items() if name not in ("model", "evaluation", "report"))
     return {**seconds, "data_and_training": round(training, 2), "total": round(sum(seconds.values()), 2)}
 
 
@@ -263,19 +349,19 @@ def _default_config() -> Path:
     return Path(os.path.relpath(CONFIG)) if CONFIG.is_relative_to(Path.cwd()) else CONFIG
 
 
-def _export(output: Path) -> None:
-    """Copy what stage 3 exported; the folder appears as a whole."""
+def _export(output: Path, stage: str) -> None:
+    """Copy what the last stage exported; the folder appears as a whole."""
     target, part = output / "model", output / ".model.part"
     for leftover in (target, part):
         shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(output / STAGES[-1] / "model", part)
+    shutil.copytree(output / stage / "model", part)
     os.replace(part, target)
 
 
-def _evaluate(output: Path) -> None:
+def _evaluate(output: Path, captioner: str) -> None:
     from lit_eve.nano.evaluate import evaluate
 
-    evaluate(output)
+    evaluate(output, captioner)
 
 
 def _print_results(console: Console, output: Path, metrics: Mapping[str, Any]) -> None:

@@ -21,7 +21,6 @@ from lit_eve.nano.figures import Example, plot_accuracy, plot_examples, plot_los
 from lit_eve.processing import load_image
 from lit_eve.training.callbacks.answers import word_map_files
 
-STAGES = {"1_prealign": "stage 1: prealign", "2_pretrain": "stage 2: pretrain", "3_finetune": "stage 3: finetune"}
 EXAMPLES_PER_TYPE = 2
 SIDE = 256  # longest side of an example, in pixels
 QUESTIONS = 4  # of stage 3 whose word maps are shown, as many as are answered at its validations
@@ -35,23 +34,22 @@ TEXT = """\
 | **answered right** | **{question_accuracy:.1%}** |
 | answered right with the image of another question | {shuffled_accuracy:.1%} |
 | best guess without images ({blind}) | {blind_accuracy:.1%} |
-| caption tokens predicted right, after stage 2 | {caption_accuracy:.1%} |
+| caption tokens predicted right, after {captions_after} | {caption_accuracy:.1%} |
 
 ## Training
 
-Both losses of each stage. The thin line is every logged step, the thick one its running mean; dots are held-out scenes.
+The losses of each stage. The thin line is every logged step, the thick one its running mean; dots are held-out scenes.
 
-![Language loss and alignment loss of the three stages](figures/losses.png)
+![The losses of all stages](figures/losses.png)
 
 ## Learning to see
 
-One scene that is in no training set, at each validation of stages 1 and 2. The model writes its caption; above each map are
-the word and the share of the attention (mean over layers and heads) that falls on the image. Stage 1 trains the patch
-embedding only.
+One scene that is in no training set, at each validation of the stages before the last. The model writes its caption; above
+each map are the word and the share of the attention (mean over layers and heads) that falls on the image.
 
 ![Captions and word maps of one scene over the training steps](figures/captions.png)
 
-The same for questions in stage 3:
+The same for questions in the last stage:
 
 ![Answers and word maps of some questions over the training steps](figures/answers.png)
 
@@ -87,7 +85,7 @@ Where there are two cores, the teacher is trained beside the language model, wit
 ```sh
 .venv/bin/lit-eve chat --model {run}/model --image photo.png "how many shapes are there?"
 .venv/bin/tensorboard --logdir {run}
-.venv/bin/python train.py fit --config {config}/2_pretrain.yaml --model.lr=1e-3 --trainer.default_root_dir=runs/my_pretrain
+.venv/bin/python train.py fit --config {config}/{captioner}.yaml --model.lr=1e-3 --trainer.default_root_dir=runs/my_pretrain
 ```
 """
 
@@ -95,24 +93,35 @@ Where there are two cores, the teacher is trained beside the language model, wit
 BASELINES = {"majority": "the most frequent answer", "no_image": "the model without the image", "blank_image": "an empty image"}
 
 
-def write_report(run: Path, config: Path, seconds: Mapping[str, float], environment: Mapping[str, Mapping[str, Any]]) -> Path:
+def write_report(
+    run: Path,
+    config: Path,
+    stages: Sequence[str],
+    captioner: str,
+    seconds: Mapping[str, float],
+    environment: Mapping[str, Mapping[str, Any]],
+) -> Path:
     """Draw the figures and write ``run/report.md``.
 
     Args:
         run: the run's folder, with its evaluation, model, test questions and the TensorBoard folders of the stages.
         config: where the run's YAML files are.
+        stages: their names, in their order.
+        captioner: the stage after which captions were evaluated.
         seconds: rows of the table of times.
         environment: ``{"machine": {...}, "versions": {...}}``.
     """
     results = json.loads((run / "evaluation" / RESULTS).read_text())
     figures = run / "figures"
-    plot_losses(figures / "losses.png", {title: read_curves(run / stage / "tensorboard") for stage, title in STAGES.items()})
+    titles = {name: f"stage {number}: {name[2:].replace('_', ' ')}" for number, name in enumerate(stages, 1)}
+    curves = {title: read_curves(run / name / "tensorboard") for name, title in titles.items()}
+    plot_losses(figures / "losses.png", curves)
     keys = {"accuracy": "question_accuracy", "blind": "blind_accuracy", "shuffled": "shuffled_accuracy"}
     plot_accuracy(figures / "accuracy.png", results["by_type"], {name: results[key] for name, key in keys.items()})
     examples = make_examples(run)
     plot_examples(figures / "questions.png", examples)
     plot_examples(figures / "strip.png", [next(one for one in examples if one.type == type) for type in STRIP])
-    draw_learning(figures, run)
+    draw_learning(figures, run, titles)
 
     best = max(results["baselines"], key=results["baselines"].__getitem__)
     rows = [
@@ -132,22 +141,24 @@ def write_report(run: Path, config: Path, seconds: Mapping[str, float], environm
         examples=EXAMPLES_PER_TYPE,
         run=run,
         config=config,
+        captioner=captioner,
+        captions_after=titles[captioner].partition(":")[0],
     )
     write_atomically(run / "report.md", text)
     return run / "report.md"
 
 
-def draw_learning(figures: Path, run: Path) -> None:
+def draw_learning(figures: Path, run: Path, titles: Mapping[str, str]) -> None:
     """Word maps at each validation: of one caption, one step below the other; of some questions, one step beside the other."""
     captions = [
-        (f"{STAGES[stage].partition(':')[0]}\nstep {step}", Image.open(file))
-        for stage in ("1_prealign", "2_pretrain")
-        for step, file in word_map_files(run / stage, 0)
+        (f"{title.partition(':')[0]}\nstep {step}", Image.open(file))
+        for name, title in list(titles.items())[:-1]
+        for step, file in word_map_files(run / name, 0)
     ]
     questions = [
         (fill(question_of(sample), 18), beside([(f"step {step}", Image.open(file)) for step, file in files]))
         for index, sample in enumerate(read_samples(run / "data" / "validation_questions", limit=QUESTIONS))
-        if (files := word_map_files(run / "3_finetune", index))
+        if (files := word_map_files(run / list(titles)[-1], index))
     ]
     figures.mkdir(parents=True, exist_ok=True)
     for name, rows in (("captions", captions), ("answers", questions)):

@@ -78,6 +78,14 @@ class Journal:
                 raise ConfigError(f"{before} from another {earlier.name}. {remedy}")
         return state["done"]
 
+    def knows(self, step: Step) -> bool:
+        """Whether the step was ever begun."""
+        return self._path(step).exists()
+
+    def take(self, step: Step, other: Journal) -> None:
+        """Note that the step was made by another run, whose journal tells how."""
+        self._write(step, other._read(step))
+
     def begin(self, step: Step) -> None:
         """Note what a step is made from, for work on it ahead of its turn; `run` will go on with it."""
         self._write(step, self._unfinished(step))
