@@ -39,7 +39,7 @@ CONFIG = Path(lit_eve.__file__).parents[1] / "experiments" / "nano"
 MODELS = CONFIG.parent / "models"
 METRICS = "metrics.json"
 SHARED = {"world": "world", "language_model": "0_language_model", "teacher": "0_teacher"}
-"""Steps before the stages that have a YAML of their own. Where a folder has none, it is that of ``experiments/nano``."""
+"""Steps before the stages that have a YAML; a folder that has none of these takes those of ``experiments/nano``."""
 
 # torch is imported where it is used: `lit-eve nano --help` reads this file.
 
@@ -140,7 +140,10 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
     from lit_eve.nano.world.datasets import WorldSettings, make_world
 
     stages = {name: read_stage(config / f"{name}.yaml", output) for name in stages_of(config)}
-    files = {step: _file(config, name) for step, name in SHARED.items()}
+    shared = config if any((config / f"{name}.yaml").is_file() for name in SHARED.values()) else CONFIG
+    files = {step: shared / f"{name}.yaml" for step, name in SHARED.items()}
+    if missing := [path.name for path in files.values() if not path.is_file()]:
+        raise ConfigError(f"--config: the folder {config} lacks {', '.join(missing)}")
     with_teacher = any(settings["model"].get("teacher") for settings in stages.values())
     steps: list[Step] = []
 
@@ -221,11 +224,6 @@ def stages_of(config: Path) -> list[str]:
 def captioner(stages: Mapping[str, Mapping[str, Any]]) -> str:
     """The last stage that learns captions."""
     return [name for name, one in stages.items() if "Finetune" not in one["data"]["class_path"]][-1]
-
-
-def _file(config: Path, name: str) -> Path:
-    path = config / f"{name}.yaml"
-    return path if path.is_file() else CONFIG / path.name
 
 
 def borrow(steps: Sequence[Step], journal: Journal, other: Path, config: Path) -> list[str]:

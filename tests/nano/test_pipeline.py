@@ -132,7 +132,8 @@ def test_the_report_shows_every_validation(
         return Image.new("L", (1, 1))
 
     monkeypatch.setattr("lit_eve.nano.report.stacked", stacked)
-    draw_learning(tmp_path, finished[0])
+    titles = {name: f"stage {name[0]}: {name[2:]}" for name in ("1_prealign", "2_pretrain", "3_finetune")}
+    draw_learning(tmp_path, finished[0], titles)
     steps = {}
     for stage in ("1_prealign", "2_pretrain"):
         lines = (finished[0] / stage / "answers.jsonl").read_text().splitlines()

@@ -1,0 +1,90 @@
+"""The designs of experiments/models: their stages follow each other, and at published size they are what was published."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from lit_eve.cli import main
+from lit_eve.training.recipe import Recipe, read_recipe
+
+MODELS = Path(__file__).parents[1] / "experiments" / "models"
+FOLDERS = sorted({path.parent.relative_to(MODELS) for path in MODELS.rglob("*.yaml")})
+
+
+@cache
+def stages_of(folder: Path) -> list[Recipe]:
+    return [read_recipe(str(path)) for path in sorted((MODELS / folder).glob("*.yaml"))]
+
+
+def test_every_design_has_both_sizes():
+    assert {folder.parts[0] for folder in FOLDERS} == {folder.parts[0] for folder in FOLDERS if folder.name == "nano"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_stages_follow_each_other(folder):
+    run = f"runs/nano_{folder.parent}" if folder.name == "nano" else f"runs/{folder}"
+    names = sorted(path.stem for path in (MODELS / folder).glob("*.yaml"))
+    before = None
+    for number, (name, recipe) in enumerate(zip(names, stages_of(folder), strict=True), 1):
+        assert name.startswith(f"{number}_")
+        assert recipe.trainer.default_root_dir == f"{run}/{name}"
+        assert recipe.module.blueprint.init_from == before
+        assert before is not None or recipe.module.blueprint.decoder is not None
+        before = f"{run}/{name}"
+
+
+def test_eve_v2_has_the_published_sizes():
+    """As counted from the official code around Qwen2.5-7B: tests/data/eve_v2/tiny/moe_keys.json."""
+    first, second, *_ = stages_of(Path("eve_v2"))
+    dense, experts = (recipe.module.blueprint.skeleton(planned=True) for recipe in (first, second))
+    sizes = {name: parameter.numel() for name, parameter in experts.named_parameters()}
+    assert sum(parameter.numel() for parameter in dense.parameters()) == 7_631_094_784
+    assert sum(sizes.values()) == 14_156_712_960
+    assert sum(size for name, size in sizes.items() if ".image." in name) == 6_525_618_176
+
+
+def test_eve_v2_has_the_published_rates_and_lengths():
+    """The tables of the official README, EVEv2: stages 0, 1.0, 1.1, 2 and 3."""
+    found = [
+        (one.module.stage.lr, one.module.stage.warmup, one.data.max_tokens, one.module.blueprint.geometry["max_size"])
+        for one in stages_of(Path("eve_v2"))
+    ]
+    assert found == [
+        (2e-4, 0.03, 2048, 800),
+        (1e-4, 0.03, 2048, 800),
+        (5e-5, 0.03, 4096, 1600),
+        (2e-5, 0.03, 4096, 1600),
+        (1e-5, 0.03, 5000, 1600),
+    ]
+
+
+def test_eve_v2_trains_what_the_official_stages_train():
+    def trained(number: int) -> set[str]:
+        recipe = stages_of(Path("eve_v2"))[number - 1]
+        model = recipe.module.blueprint.skeleton(planned=True)
+        return {
+            name for name, rate in recipe.module.stage.rates([name for name, _ in model.named_parameters()]).items() if rate
+        }
+
+    assert all(name.startswith("patch_embedding.") for name in trained(1)) and len(trained(1)) == 6
+    for number in (2, 3):
+        assert all(name.startswith("patch_embedding.") or ".image." in name for name in trained(number))
+        assert len(trained(number)) == 6 + 12 * 28
+    for number in (4, 5):
+        assert len(trained(number)) == 681
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "eve_v3"], "there is no 'eve_v3'; the designs of .*models are eve_v2"),
+        (["--model", "eve_v2", "--config", "experiments/nano"], "give either --model or --config"),
+    ],
+)
+def test_wrong_designs(arguments, words, capsys):
+    assert main(["nano", *arguments]) == 2
+    assert re.search(words, capsys.readouterr().err)
