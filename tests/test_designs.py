@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from lit_eve.cli import main
+from lit_eve.losses import ALIGNERS
+from lit_eve.models import DECODER_KINDS, IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, PROJECTORS
+from lit_eve.processing import GEOMETRIES
 from lit_eve.training.recipe import Recipe, read_recipe
 
 MODELS = Path(__file__).parents[1] / "experiments" / "models"
@@ -35,6 +38,22 @@ def test_stages_follow_each_other(folder):
         assert recipe.module.blueprint.init_from == before
         assert before is not None or recipe.module.blueprint.decoder is not None
         before = f"{run}/{name}"
+
+
+def test_the_page_names_all_parts():
+    page = (MODELS.parents[1] / "docs/models.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+` ?)+)\|", page, flags=re.MULTILINE))
+    found = {key: set(re.findall(r"`(\w+)`", names)) for key, names in rows.items()}
+    parts = {
+        "geometry": GEOMETRIES,
+        "patch_embedding": PATCH_EMBEDDINGS,
+        "projector": PROJECTORS,
+        "decoder_kind": DECODER_KINDS,
+        "image_attention": IMAGE_ATTENTIONS,
+        "aligner": ALIGNERS,
+    }
+    shipped = lambda registry: {name for name in registry if registry.module_of(name) is None}  # noqa: E731
+    assert found == {key: shipped(registry) for key, registry in parts.items()}
 
 
 def test_eve_v2_has_the_published_sizes():

@@ -67,6 +67,17 @@ def test_the_part_keeps_the_contract(place):
     check_patch_embedding({"name": "strided", "width": 16})
 
 
+def test_the_geometry_is_a_part_of_the_model(place, tmp_path):
+    import_module("my_eve")
+    geometry = {"name": "shrunk", "patch_size": 4, "divisor": 3}
+    model = tiny.model(geometry=geometry).eval()
+    assert model.geometry.token_grids(100, 50) == [(2, 4)]
+    assert model.config.imports == {"geometry": "my_eve"}
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded.geometry == model.geometry
+
+
 def test_the_benchmark_scores(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     (place / "benchmarks/colours/images").mkdir(parents=True)
