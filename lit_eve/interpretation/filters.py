@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from lit_eve.errors import LitEveError
-from lit_eve.models.patch_embeddings import EveV1PatchEmbedding, LinearPatchEmbedding
+from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
 from lit_eve.plotting import drawing, shades
 
 if TYPE_CHECKING:
@@ -40,24 +40,19 @@ class FilterSpectrum:
 def patch_filters(model: EveForConditionalGeneration) -> Tensor:
     """The filters as images: (E, 3, y, x) float32, of a patch (``eve_v1``) or of a whole pooling window (``linear``).
 
-    They are applied to normalised pixels.
+    They are applied to normalised pixels; those of ``gemma4_unified`` behind one more normalisation, of each window.
 
     Raises:
         LitEveError: the patch embedding is another one, so that it is not known what its filters are.
     """
-    embedding, geometry = model.patch_embedding, model.geometry
-    sides = {"c": 3, "y": geometry.patch_size, "x": geometry.patch_size}
-    if isinstance(embedding, EveV1PatchEmbedding):
-        filters = rearrange(embedding.patch_projection.weight, "e (c y x) -> e c y x", **sides)
-    elif isinstance(embedding, LinearPatchEmbedding):  # the patches of a window lie one behind another
-        pattern = "e (i j c y x) -> e c (i y) (j x)"
-        filters = rearrange(embedding.projection.weight, pattern, i=geometry.pool_size, **sides)
-    else:
-        raise LitEveError(
-            f"the filters of the patch embedding {model.config.patch_embedding['name']!r} are not known; "
-            "those of eve_v1 and linear are"
-        )
-    return filters.detach().float().cpu()
+    name, geometry = model.config.patch_embedding["name"], model.geometry
+    if name not in PATCH_EMBEDDINGS or PATCH_EMBEDDINGS.module_of(name) is not None:
+        raise LitEveError(f"the filters of the patch embedding {name!r} are not known; those of lit_eve's own are")
+    layer = model.patch_embedding.projection if name == "linear" else model.patch_embedding.patch_projection
+    # The patches of a window lie one behind another; of a patch alone, the window is one.
+    pool = 1 if layer.in_features == geometry.patch_dim else geometry.pool_size
+    sides = {"i": pool, "j": pool, "c": 3, "y": geometry.patch_size, "x": geometry.patch_size}
+    return rearrange(layer.weight, "e (i j c y x) -> e c (i y) (j x)", **sides).detach().float().cpu()
 
 
 def filter_spectrum(filters: Tensor) -> FilterSpectrum:

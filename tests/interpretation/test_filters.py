@@ -5,31 +5,39 @@ import cmath
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.filters import filter_figure, filter_spectrum, patch_filters, spectrum_figure
+from lit_eve.models import PATCH_EMBEDDINGS
 from lit_eve.processing.images import patchify
 from tests.models import tiny
 from tests.tiny_model import scene_image
 
+PATCHES = {"eve_v1": "width", "eve_v2": "patch_width", "neo": "patch_width", "mono_internvl": "patch_width"}
+WINDOWS = {"linear": "width", "gemma4_unified": "width", "vora": "patch_width"}
 
-@pytest.mark.parametrize("name", ["eve_v1", "linear"])
+
+def test_all_patch_embeddings_are_tried_here() -> None:
+    shipped = {name for name in PATCH_EMBEDDINGS if PATCH_EMBEDDINGS.module_of(name) is None}
+    assert shipped == PATCHES.keys() | WINDOWS.keys()
+
+
+@pytest.mark.parametrize("name", [*PATCHES, *WINDOWS])
 @torch.no_grad()
 def test_filters_lie_on_the_pixels_as_the_patch_embedding_sees_them(name: str) -> None:
-    model = tiny.model(patch_embedding={"name": name, "width": 16})
+    model = tiny.model(patch_embedding={"name": name, (PATCHES | WINDOWS)[name]: 16})
     geometry = model.geometry
     filters = patch_filters(model)
-    side = 4 if name == "eve_v1" else 8
+    side = 4 if name in PATCHES else 8
     assert filters.shape == (16, 3, side, side)
     image = scene_image(3)
     patches, _ = patchify(image, geometry)
     pixels = np.asarray(image.resize(geometry.resized(*image.size), Image.Resampling.BICUBIC)).astype(np.float32)
-    if name == "eve_v1":
-        outputs = model.patch_embedding.patch_projection(patches.float()).view(-1, 2, 2, 16)
-    else:
-        outputs = model.patch_embedding.projection(patches.float().view(-1, 4 * 48)) - model.patch_embedding.projection.bias
-        outputs = outputs.view(-1, 1, 1, 16)
+    layer = model.patch_embedding.projection if name == "linear" else model.patch_embedding.patch_projection
+    outputs = F.linear(patches.float().view(-1, layer.in_features), layer.weight)
+    outputs = outputs.view(-1, *((2, 2) if name in PATCHES else (1, 1)), 16)
     windows = pixels.shape[0] // 8, pixels.shape[1] // 8
     outputs = outputs.unflatten(0, windows)  # window, then the patches in it
     for row, column in np.ndindex(pixels.shape[0] // side, pixels.shape[1] // side):
@@ -85,5 +93,5 @@ def test_figures_show_the_strongest_filters_and_all_models() -> None:
 def test_an_unknown_patch_embedding_is_refused() -> None:
     model = tiny.model()
     model.patch_embedding, model.config.patch_embedding = torch.nn.Identity(), {"name": "own"}
-    with pytest.raises(LitEveError, match="filters of the patch embedding 'own' are not known; those of eve_v1 and linear are"):
+    with pytest.raises(LitEveError, match="filters of the patch embedding 'own' are not known; those of lit_eve's own are"):
         patch_filters(model)

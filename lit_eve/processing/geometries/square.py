@@ -43,11 +43,7 @@ class SquareGeometry(ImageGeometry):
             raise ConfigError(f"geometry.fit must be one of {', '.join(self.FITS)}, got {self.fit!r}")
         if len(self.background) != 3 or not all(isinstance(part, int) and 0 <= part <= 255 for part in self.background):
             raise ConfigError(f"geometry.background must be three integers of 0 to 255, got {list(self.background)}")
-        if self.image_size % self.token_size:
-            raise ConfigError(
-                f"geometry.image_size = {self.image_size} must be a multiple of the patch_size * pool_size = "
-                f"{self.token_size} of a token"
-            )
+        self._must_be_whole_tokens("image_size")
 
     @property
     def longest_side(self) -> int:

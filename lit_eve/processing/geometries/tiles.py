@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lit_eve.errors import ConfigError
 from lit_eve.processing.geometries.base import GEOMETRIES, ImageGeometry, checked_size
 
 
@@ -35,11 +34,7 @@ class TilesGeometry(ImageGeometry):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_size % self.token_size:
-            raise ConfigError(
-                f"geometry.image_size = {self.image_size} must be a multiple of the patch_size * pool_size = "
-                f"{self.token_size} of a token"
-            )
+        self._must_be_whole_tokens("image_size")
 
     @property
     def many_views(self) -> bool:
