@@ -24,7 +24,7 @@ COMMANDS = {
     "demo": ("lit_eve.cli.demo", "open a web page to ask trained models about images"),
     "serve": ("lit_eve.cli.serve", "start an OpenAI-compatible server, images included"),
     "evaluate": ("lit_eve.cli.evaluate", "score a model on the ten benchmarks of the EVE papers"),
-    "convert": ("lit_eve.cli.convert", "convert an official EVE v1 checkpoint to lit_eve, or back"),
+    "convert": ("lit_eve.cli.convert", "convert an official EVE checkpoint to lit_eve, or back"),
 }
 USAGE_ERROR = 2
 

@@ -1,4 +1,4 @@
-"""``lit-eve convert``: between the official EVE v1 checkpoints and transformers folders of lit_eve."""
+"""``lit-eve convert``: between official EVE checkpoints and transformers folders of lit_eve."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", choices=["lit_eve", "official"], help="layout to write (default: the one that SOURCE does not have)"
     )
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="672 or 1344, if the config of an official checkpoint does not say it"
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="672 or 1344 (EVE v2: 800 or 1600), if an official checkpoint does not say it",
     )
     parser.add_argument(
         "--tokenizer",
         type=path_argument,
         metavar="FOLDER",
-        help="the tokenizer, if SOURCE has none; to official: a folder with tokenizer.model, which the official code reads",
+        help="the tokenizer, if SOURCE has none; to official EVE v1: a folder with tokenizer.model, which that code reads",
     )
     parser.add_argument("--teacher", type=path_argument, metavar="FOLDER", help="to official: include the weights of this CLIP")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file to write (default: %(default)s)")

@@ -5,14 +5,13 @@ import shutil
 import pytest
 
 from lit_eve.models import EveForConditionalGeneration
-from lit_eve.models.checkpoints import official
 from lit_eve.models.checkpoints.weights import iterate_weights
 from tests.models import reference
 
 
 def load_official(teacher: bool = True, **kwargs) -> EveForConditionalGeneration:
     """The reference weights in our layout."""
-    config = official.read_config(reference.WEIGHTS)
+    config = reference.LAYOUT.read_config(reference.WEIGHTS)
     weights = dict(iterate_weights(reference.WEIGHTS))
     aligner = {key.removeprefix("aligner."): weights.pop(key) for key in list(weights) if key.startswith("aligner.")}
     model = EveForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, **kwargs)

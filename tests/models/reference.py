@@ -11,10 +11,13 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lit_eve.models.checkpoints.official import EveV1Layout
+
 ROOT = Path(__file__).parents[1] / "data" / "eve_v1"
 WEIGHTS = ROOT / "a672" / "weights"
 TOKENIZER = ROOT / "tokenizer"
 OFFICIAL_IMAGE_SLOT = -200
+LAYOUT = EveV1Layout()
 SAMPLES = {
     "b1_image": ["wide"],
     "b1_text": [None],

@@ -7,7 +7,6 @@ import torch
 from einops import rearrange
 from torch.testing import assert_close
 
-from lit_eve.models.checkpoints import official
 from lit_eve.models.eve import normalize_pixels
 from lit_eve.models.splice import ImageLayout, TeacherCells, splice
 from lit_eve.processing import TeacherGrid
@@ -116,7 +115,7 @@ def test_gradients(model, name, make):
     text_only = name == "b1_text"
     checked = set()
     for key, norm in expected.items():
-        ours = official.rename(key)
+        ours = reference.LAYOUT.import_name(key)
         if ours is None:
             continue
         # Upstream runs a text-only sample's tokens through the aligner against themselves: gradients of rounding error.
@@ -129,7 +128,7 @@ def test_gradients(model, name, make):
     for key, value in reference.tensors(name).items():
         if key.startswith("grad."):
             key, rows = key.removeprefix("grad.").split("[:") if "[" in key else (key.removeprefix("grad."), None)
-            ours = gradients[official.rename(key)]
+            ours = gradients[reference.LAYOUT.import_name(key)]
             ours = ours.view(-1, *value.shape[1:]) if value.dim() == 4 else ours
             ours = ours[: int(rows[:-1])] if rows else ours
             assert (ours - value).norm() <= GRADIENT * value.norm(), key
@@ -217,7 +216,7 @@ def differences(model, name: str, attention: str) -> dict[str, float]:
     expected, gradients = reference.results()["batches"][name], {}
     for key, value in reference.tensors(name).items():
         if key.startswith("grad.") and "[:" not in key:
-            ours = model.get_parameter(official.rename(key.removeprefix("grad."))).grad.cpu().float()
+            ours = model.get_parameter(reference.LAYOUT.import_name(key.removeprefix("grad."))).grad.cpu().float()
             gradients[key] = float((ours.view_as(value) - value).norm() / value.norm())
     return {
         "language_loss": abs(output.language_loss.item() - expected["llm_loss"]["value"]),

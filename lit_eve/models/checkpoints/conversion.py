@@ -1,4 +1,4 @@
-"""Between the official EVE v1 layout and ours, file by file: no tensor is changed, no model is held in memory.
+"""Between official layouts (EVE v1, EVE v2) and ours, file by file: no value is changed, no model is held in memory.
 
 What ours does not need but the official code does is kept in the folder ``official`` of the converted model, so that the
 way back gives the same checkpoint again. Only the frozen teacher is dropped.
@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.files import local_path, output_folder
 from lit_eve.losses import ALIGNERS
-from lit_eve.models.checkpoints import official
 from lit_eve.models.checkpoints.folders import check_replaceable, find_model_folder, read_json, replace_folder
 from lit_eve.models.checkpoints.loading import load_processor
+from lit_eve.models.checkpoints.official import PREPROCESSOR, OfficialLayout, layout_for, layout_of, titles
 from lit_eve.models.checkpoints.weights import (
     StoredWeight,
     check_shard_size,
@@ -74,7 +75,7 @@ def convert(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Conversion:
-    """Rewrite an official EVE v1 checkpoint as a folder of ours, or the other way round.
+    """Rewrite an official checkpoint as a folder of ours, or the other way round.
 
     Everything is checked before anything is written, and ``output`` appears as a whole.
 
@@ -83,8 +84,8 @@ def convert(
         output: the new folder.
         to: "lit_eve" or "official"; default: the layout that ``source`` does not have.
         image_size: of an official checkpoint whose config does not tell it.
-        tokenizer: folder or hub name, for a source without a tokenizer; the official code needs one with tokenizer.model.
-        teacher: folder of the CLIP whose weights an official checkpoint shall hold again.
+        tokenizer: folder or hub name, for a source without a tokenizer; the official EVE v1 code needs one with tokenizer.model.
+        teacher: folder of the CLIP whose weights an official EVE v1 checkpoint shall hold again.
         max_shard_size: of a written file, in bytes or as in "5GB".
         overwrite: replace ``output`` if it is a model's folder.
         progress: show a bar.
@@ -102,10 +103,11 @@ def convert(
     check_replaceable(output, overwrite)  # now, before a source is downloaded
     folder = find_model_folder(source)
     config = read_json(folder / "config.json")
-    layout = "official" if official.is_official(config) else config.get("model_type")
+    source_layout = layout_of(config)
+    layout = config.get("model_type") if source_layout is None else "official"
     if layout not in LAYOUTS:
         raise CheckpointError(
-            f"{folder} is neither an official EVE v1 checkpoint nor one of lit_eve: "
+            f"{folder} is neither an official {titles()} checkpoint nor one of lit_eve: "
             f"its config.json says model_type {config.get('model_type')!r}"
         )
     target = to or next(other for other in LAYOUTS if other != layout)
@@ -120,8 +122,8 @@ def convert(
     files = file_of_each_weight(weight_files(folder))
     try:
         with replace_folder(output, overwrite) as part:
-            if layout == "official":
-                return _to_ours(folder, part, files, image_size, tokenizer, max_shard_size, progress)
+            if source_layout is not None:
+                return _to_ours(source_layout, folder, part, files, image_size, tokenizer, max_shard_size, progress)
             return _to_official(folder, part, files, tokenizer, teacher, max_shard_size, progress)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{output} cannot be written, what was there is unchanged: {error}") from error
@@ -131,6 +133,7 @@ def convert(
 
 
 def _to_ours(
+    layout: OfficialLayout,
     folder: Path,
     part: Path,
     files: Mapping[str, Path],
@@ -139,35 +142,33 @@ def _to_ours(
     max_shard_size: int | str,
     progress: bool,
 ) -> Conversion:
-    config = official.read_config(folder, image_size)
-    projector_type = read_json(folder / "config.json").get("mm_projector_type", official.LINEAR_PROJECTOR)
+    config, theirs = layout.read_config(folder, image_size), read_json(folder / "config.json")
     weights: dict[str, StoredWeight] = {}
     for file, stored in _read_all(files):
         for key, value in stored.items():
-            for name, converted in official.import_weight(key, value):
-                flat = converted.shape != value.shape
-                weights[name] = _stored(file, key, converted, (lambda x: x.flatten(1)) if flat else _unchanged)
-    model = _check(folder, config, weights, lambda name: official.restore(name, projector_type))
+            for name, converted in layout.import_weight(key, value.to("meta")):
+                weights[name] = _stored(file, key, converted, partial(layout.import_value, name))
+    model = _check(folder, config, weights, lambda name: layout.export_name(name, theirs))
     processor = load_processor(folder, config, tokenizer)
     result = _conversion("lit_eve", weights)
-    result.dropped = [key for key in files if official.is_teacher(key) and not official.is_table(key)]
+    result.dropped = [key for key in files if layout.is_teacher(key) and not layout.is_table(key)]
     _check_space(part, result)
 
     config.architectures, config.dtype = [type(model).__name__], getattr(torch, _main_dtype(weights))
     config.save_pretrained(part)
     model.generation_config.save_pretrained(part)
     processor.save_pretrained(part)
-    _keep(folder, part / KEPT, files, result.dropped)
+    _keep(layout, folder, part / KEPT, files, result.dropped)
     if aligner := _aligner_of(weights):
         save_file(read_stored(aligner), part / ALIGNER_FILE)
     write_shards({k: v for k, v in weights.items() if not k.startswith("aligner.")}, part, max_shard_size, progress)
     return result
 
 
-def _keep(folder: Path, kept: Path, files: Mapping[str, Path], dropped: list[str]) -> None:
+def _keep(layout: OfficialLayout, folder: Path, kept: Path, files: Mapping[str, Path], dropped: list[str]) -> None:
     """Copy the small files of an official checkpoint, and what its vision tower's folder says."""
     kept.mkdir()
-    tower = Path(read_json(folder / "config.json")["mm_vision_tower"], official.PREPROCESSOR)
+    tower = Path(read_json(folder / "config.json")["mm_vision_tower"], PREPROCESSOR)
     names = [Path(file.name) for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
     for name in [*names, *([tower] if not tower.is_absolute() and (folder / tower).is_file() else [])]:
         if not str(name).endswith(_WEIGHT_SUFFIXES) and (folder / name).stat().st_size <= _LARGEST_KEPT_FILE:
@@ -177,7 +178,7 @@ def _keep(folder: Path, kept: Path, files: Mapping[str, Path], dropped: list[str
         key: _stored(file, key, value)
         for file, stored in _read_all(files)
         for key, value in stored.items()
-        if official.is_table(key)
+        if layout.is_table(key)
     }
     if tables:
         save_file(read_stored(tables), kept / _TABLE_FILE)
@@ -198,28 +199,32 @@ def _to_official(
     progress: bool,
 ) -> Conversion:
     config = EveConfig.from_pretrained(folder)
-    kept = folder / KEPT if (folder / KEPT / "config.json").is_file() else None
+    layout = layout_for(config)
+    if teacher is not None and not layout.teacher_prefixes:
+        raise CheckpointError(f"teacher has no meaning for {layout.title}, which is trained without one")
+    kept = folder / KEPT if _is_of(layout, folder / KEPT / "config.json") else None
     weights = {name: _stored(file, name, value) for file, stored in _read_all(files) for name, value in stored.items()}
     if (path := folder / ALIGNER_FILE).exists():
         weights |= {f"aligner.{key}": _stored(path, key, value) for key, value in read_file(path).items()}
     if kept is None and not _aligner_of(weights):
         config.aligner = None
     dtype = _main_dtype(weights)
-    theirs = _official_config(config, dtype, kept)
+    before = None if kept is None else _kept_config(layout, config, kept)
+    theirs = layout.write_config(config, dtype)
+    if kept is not None:
+        theirs = _carry_over(read_json(kept / "config.json"), layout.write_config(before, dtype), theirs)
     _check(folder, config, weights)
 
-    patch_size, projector_type = config.image_geometry.patch_size, theirs.get("mm_projector_type", official.LINEAR_PROJECTOR)
     exported = {}
     for name, weight in weights.items():
-        as_theirs = lambda value, name=name: official.export_value(name, value, patch_size)  # noqa: E731
-        meta = as_theirs(weight.meta)
-        exported[official.restore(name, projector_type)] = StoredWeight(weight.file, weight.key, meta, as_theirs)
+        as_theirs = partial(layout.export_value, name, config=config)
+        exported[layout.export_name(name, theirs)] = StoredWeight(weight.file, weight.key, as_theirs(weight.meta), as_theirs)
     if kept is not None and (tables := kept / _TABLE_FILE).is_file():
         for key, value in read_file(tables).items():
-            if teacher is not None or not official.is_teacher(key):
+            if teacher is not None or not layout.is_teacher(key):
                 exported[key] = _stored(tables, key, value)
     if teacher is not None:
-        exported |= _teacher(find_model_folder(teacher), getattr(torch, dtype), kept)
+        exported |= _teacher(layout, find_model_folder(teacher), getattr(torch, dtype), kept)
     result = _conversion("official", exported)
     _check_space(part, result)
 
@@ -231,33 +236,43 @@ def _to_official(
         load_processor(folder, config, tokenizer).tokenizer.save_pretrained(part)
         if (model := Path(tokenizer or folder, "tokenizer.model")).is_file():  # transformers 5 does not save it
             shutil.copyfile(model, part / model.name)
-    tower = Path(theirs["mm_vision_tower"], official.PREPROCESSOR)
+    tower = Path(theirs["mm_vision_tower"], PREPROCESSOR)
     if not tower.is_absolute() and ".." not in tower.parts:
-        if not (part / tower).exists():
+        sizes = layout.write_preprocessor(config)
+        stored = read_json(part / tower) if (part / tower).is_file() else None
+        if stored is not None:
+            sizes = _carry_over(stored, layout.write_preprocessor(before), sizes)
+        if sizes != stored:
             (part / tower).parent.mkdir(parents=True, exist_ok=True)
-            (part / tower).write_text(json.dumps(official.write_preprocessor(config), indent=2) + "\n")
+            (part / tower).write_text(json.dumps(sizes, indent=2) + "\n")
         result.notes.append(f"the official code looks for the folder {tower.parent} (it is in the output) where it is started")
     write_shards(exported, part, max_shard_size, progress)
-    result.notes += _notes(part, theirs, teacher is not None)
+    result.notes += layout.notes(part.name, [file.name for file in part.iterdir()])  # the name is .<output>.part
+    if theirs.get("requires_cliploss") and teacher is None:
+        result.notes.append(f"the teacher is not in it: the official code reads it from {theirs.get('mm_vision_tower_clip')}")
     return result
 
 
-def _official_config(config: EveConfig, dtype: str, kept: Path | None) -> dict[str, Any]:
-    """The kept official config with the keys that were changed since, or a new one."""
-    fresh = official.write_config(config, dtype)
-    if kept is None:
-        return fresh
-    stored = read_json(kept / "config.json")
+def _is_of(layout: OfficialLayout, path: Path) -> bool:
+    return path.is_file() and layout_of(read_json(path)) is layout
+
+
+def _kept_config(layout: OfficialLayout, config: EveConfig, kept: Path) -> EveConfig:
+    """What the kept official files were read as."""
     try:
-        before = official.read_config(kept)
+        before = layout.read_config(kept)
     except CheckpointError:  # the image size was told by hand
-        before = official.read_config(kept, config.image_geometry.image_size)
-    then = official.write_config(before, dtype)
-    then["mm_vision_tower_clip"] = fresh["mm_vision_tower_clip"]  # a path was made relative to another folder: not changed
+        before = layout.read_config(kept, config.geometry[layout.size_key])
+    before.teacher = config.teacher  # a path was made relative to another folder: not changed
+    return before
+
+
+def _carry_over(stored: dict[str, Any], then: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """The stored keys, but for those that would now be written in another way."""
     return stored | {key: value for key, value in fresh.items() if value != then[key]}
 
 
-def _teacher(folder: Path, dtype: torch.dtype, kept: Path | None) -> dict[str, StoredWeight]:
+def _teacher(layout: OfficialLayout, folder: Path, dtype: torch.dtype, kept: Path | None) -> dict[str, StoredWeight]:
     """The vision half of a CLIP under its official names, in the type of the model: bf16 training writes it so."""
     with torch.device("meta"):
         vision = CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder))
@@ -269,24 +284,13 @@ def _teacher(folder: Path, dtype: torch.dtype, kept: Path | None) -> dict[str, S
             if (name := inner(key)) in expected:
                 found[name] = _stored(file, key, value.to("meta", dtype), lambda x: x.to(dtype, copy=True))
     _compare(f"the teacher {folder}", expected, {name: weight.meta.shape for name, weight in found.items()})
-    copies = [{f"{prefix}vision_model.{name}": found[name] for name in found} for prefix in official.TEACHER_PREFIXES]
+    copies = [{f"{prefix}vision_model.{name}": found[name] for name in found} for prefix in layout.teacher_prefixes]
     if kept is None or not (kept / _TEACHER_FILE).is_file():
         return copies[0]  # modules that share weights are saved once in safetensors files
     names, both = json.loads((kept / _TEACHER_FILE).read_text()), copies[0] | copies[1]
     if strange := [name for name in names if name not in both]:
         raise CheckpointError(f"the teacher {folder} is another one than the checkpoint had: it lacks {_some(strange)}")
     return {name: both[name] for name in names}
-
-
-def _notes(part: Path, config: Mapping[str, Any], has_teacher: bool) -> list[str]:
-    notes = []
-    if "eve" not in part.name.lower():  # .<name of the output>.part
-        notes.append("the official code loads an EVE only from a folder with 'eve' in its name")
-    if not (part / "tokenizer.model").is_file():
-        notes.append("the official code needs tokenizer.model; name a folder that has it with --tokenizer")
-    if config.get("requires_cliploss") and not has_teacher:
-        notes.append(f"the teacher is not in it: the official code reads it from {config.get('mm_vision_tower_clip')}")
-    return notes
 
 
 # ---- both ways

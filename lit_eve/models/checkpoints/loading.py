@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, one_line
 from lit_eve.files import local_path
-from lit_eve.models.checkpoints import official
 from lit_eve.models.checkpoints.folders import find_model_folder, read_json
+from lit_eve.models.checkpoints.official import layout_of, titles
 from lit_eve.models.checkpoints.sharded import read_checkpoint
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.config import EveConfig
@@ -43,12 +43,12 @@ def load(
     """Load a model and its processor, ready for inference.
 
     Args:
-        path: a folder saved by ``save_pretrained``; a run folder, whose ``model/`` is taken; an official EVE v1 checkpoint;
-            or a Lightning checkpoint (``*.ckpt``). Folders may also be names on the hub, such as BAAI/EVE-7B-HD-v1.0.
+        path: a folder saved by ``save_pretrained``; a run folder, whose ``model/`` is taken; an official checkpoint of EVE
+            v1 or v2; or a Lightning checkpoint (``*.ckpt``). Folders may also be names on the hub, such as BAAI/EVE-7B-HD-v1.0.
         teacher: attach the frozen teacher and the trained aligner: True for the one that the config names, or its folder. There
             is a warning where no aligner was saved.
         tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
-        image_size: 672 or 1344, for an official checkpoint whose config does not tell it; other models know their own.
+        image_size: 672 or 1344 (EVE v2: 800 or 1600), for an official checkpoint that does not tell it; other models know theirs.
         dtype: floating type of the weights; "auto": as saved.
         device: where the model goes.
         **kwargs: for ``from_pretrained``, for example ``attn_implementation``.
@@ -59,7 +59,7 @@ def load(
     path = local_path(path)
     path = Path(path) if is_checkpoint(path) else find_model_folder(path)
     config, processor = read_architecture(path, tokenizer, image_size)
-    by_transformers = not is_checkpoint(path) and not official.is_official(read_json(path / "config.json"))
+    by_transformers = not is_checkpoint(path) and layout_of(read_json(path / "config.json")) is None
     stored = [] if is_checkpoint(path) else stored_ends(path)
     weights = None if by_transformers else dict(iterate_weights(path))
     model, aligner = _build(path, config, weights, dtype=dtype, **kwargs)
@@ -87,12 +87,12 @@ def read_architecture(
     path = Path(path) if is_checkpoint(path) else find_model_folder(path)
     if is_checkpoint(path):
         config, processor = _read_entry(path)
-    elif official.is_official(written := read_json(path / "config.json")):
-        config, image_size = official.read_config(path, image_size), None
+    elif (layout := layout_of(written := read_json(path / "config.json"))) is not None:
+        config, image_size = layout.read_config(path, image_size), None
         processor = load_processor(path, config, tokenizer)
     elif written.get("model_type") != EveConfig.model_type:
         raise CheckpointError(
-            f"{path} is neither an EVE of lit_eve nor an official EVE v1: config.json says {written.get('model_type')!r}"
+            f"{path} is neither an EVE of lit_eve nor an official {titles()}: config.json says {written.get('model_type')!r}"
         )
     else:
         try:

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, one_line
-from lit_eve.models.checkpoints import official
 from lit_eve.models.checkpoints.folders import find_model_folder, read_json
+from lit_eve.models.checkpoints.official import OfficialLayout, layout_of
 from lit_eve.models.checkpoints.renaming import as_in_memory
 from lit_eve.models.checkpoints.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
 from lit_eve.models.config import EveConfig
@@ -60,7 +60,7 @@ def iterate_weights(path: str | Path, shapes_only: bool = False) -> Iterator[tup
 
     Args:
         path: a folder saved by ``save_pretrained`` (its aligner comes last, as ``aligner.*``), a run folder whose ``model/``
-            is taken, an official EVE v1 checkpoint, any causal language model of transformers (its names get the prefix
+            is taken, an official EVE checkpoint, any causal language model of transformers (its names get the prefix
             ``language_model.``), or the hub name of one of these; or a checkpoint of a training (``*.ckpt``).
         shapes_only: tensors are on the meta device, and no file is read but its table of contents.
 
@@ -77,10 +77,10 @@ def iterate_weights(path: str | Path, shapes_only: bool = False) -> Iterator[tup
     config = read_json(folder / "config.json")
     files = weight_files(folder)
     file_of = file_of_each_weight(files)
-    if official.is_official(config):
+    if (layout := layout_of(config)) is not None:
         for name in file_of:
-            official.rename(name)
-        return _iterate_official(files, shapes_only)
+            layout.import_name(name)
+        return _iterate_official(layout, files, shapes_only)
     prefix = "" if config.get("model_type") == EveConfig.model_type else "language_model."
     aligner = folder / ALIGNER_FILE
     has_aligner = not prefix and aligner.exists() and bool(read_file(aligner))
@@ -115,10 +115,10 @@ def _empty_model(folder: Path, is_eve: bool) -> PreTrainedModel:
         raise CheckpointError(f"{folder / 'config.json'} describes no causal language model: {one_line(error)}") from error
 
 
-def _iterate_official(files: list[Path], shapes_only: bool) -> Iterator[tuple[str, Tensor]]:
+def _iterate_official(layout: OfficialLayout, files: list[Path], shapes_only: bool) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         for name, value in read_file(file).items():
-            yield from official.import_weight(name, value.to("meta") if shapes_only else value)
+            yield from layout.import_weight(name, value.to("meta") if shapes_only else value)
 
 
 def is_checkpoint(path: str | Path) -> bool:

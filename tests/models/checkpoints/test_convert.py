@@ -21,7 +21,7 @@ import lit_eve
 from lit_eve.cli import main
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError
 from lit_eve.models import EveForConditionalGeneration
-from lit_eve.models.checkpoints import conversion, official
+from lit_eve.models.checkpoints import conversion
 from lit_eve.models.checkpoints.conversion import convert
 from lit_eve.models.checkpoints.weights import file_of_each_weight, read_file, weight_files
 from lit_eve.processing import EveV1Geometry
@@ -37,7 +37,7 @@ def all_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def without_teacher(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in weights.items() if not official.is_teacher(key)}
+    return {key: value for key, value in weights.items() if not reference.LAYOUT.is_teacher(key)}
 
 
 def assert_identical(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -78,7 +78,7 @@ def test_there_and_back_is_bit_identical(official_folder, tmp_path, kind, index,
     ours, back = tmp_path / "ours", tmp_path / "EVE-back"
 
     there = convert(official_folder, ours, max_shard_size="300KB")
-    assert there.layout == "lit_eve" and set(there.dropped) < {key for key in expected if official.is_teacher(key)}
+    assert there.layout == "lit_eve" and set(there.dropped) < {key for key in expected if reference.LAYOUT.is_teacher(key)}
     assert len(list(ours.glob("model-*.safetensors"))) > 3
     assert {value.dtype for value in all_weights(ours).values()} == {dtype}
     convert(ours, back, max_shard_size="300KB")
@@ -91,7 +91,7 @@ def test_there_and_back_is_bit_identical(official_folder, tmp_path, kind, index,
 
 
 def test_both_copies_of_the_teacher_come_back(official_folder, tmp_path):
-    clip, layer = official.TEACHER_PREFIXES
+    clip, layer = reference.LAYOUT.teacher_prefixes
     rewrite(official_folder, lambda w: w | {k.replace(clip, layer): v.clone() for k, v in w.items() if k.startswith(clip)})
     convert(official_folder, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "back", teacher=official_folder / "clip_tiny")
@@ -191,7 +191,7 @@ def test_what_was_changed_since_reaches_the_official_config(official_folder, tmp
     convert(tmp_path / "ours", tmp_path / "back")
     theirs, before = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", official_folder))
     assert theirs == before | {"mm_vision_tower": "openai/eve-patch14-anypixel-336"}
-    assert official.read_config(tmp_path / "back").geometry["image_size"] == 336
+    assert reference.LAYOUT.read_config(tmp_path / "back").geometry["image_size"] == 336
 
 
 # ---- image sizes
@@ -211,8 +211,8 @@ def test_what_was_changed_since_reaches_the_official_config(official_folder, tmp
 def test_the_image_size_is_in_the_name_of_the_tower(tmp_path, tower, size):
     shutil.copy(reference.WEIGHTS / "config.json", tmp_path)
     edit(tmp_path / "config.json", mm_vision_tower=tower)
-    assert official.read_config(tmp_path).geometry == EveV1Geometry(image_size=size).to_dict()
-    assert official.read_config(tmp_path, 2016).geometry["image_size"] == 2016
+    assert reference.LAYOUT.read_config(tmp_path).geometry == EveV1Geometry(image_size=size).to_dict()
+    assert reference.LAYOUT.read_config(tmp_path, 2016).geometry["image_size"] == 2016
 
 
 def test_a_folder_like_the_released_hd_model_needs_no_other(official_folder):
@@ -264,7 +264,11 @@ def test_weights_that_do_not_fit(official_folder, tmp_path, change, message):
     ("break_it", "arguments", "message"),
     [
         (lambda f: (f / "config.json").unlink(), {}, r"EVE-tiny holds no config\.json"),
-        (lambda f: edit(f / "config.json", model_type="llama"), {}, "neither an official EVE v1 .*'llama'"),
+        (
+            lambda f: edit(f / "config.json", model_type="llama"),
+            {},
+            "neither an official EVE v1 or EVE v2 checkpoint .*'llama'",
+        ),
         (lambda f: edit(f / "config.json", hidden_size="wide"), {}, r"config\.json describes no LLaMA: .*hidden_size"),
         (lambda f: edit(f / "config.json", mm_hidden_size=None), {}, "has no 'mm_hidden_size'"),
         (lambda f: edit(f / "config.json", mm_projector_type="resampler"), {}, "mm_projector_type is 'resampler'"),
@@ -398,13 +402,13 @@ def large_checkpoint(folder: Path, kind: str) -> int:
     shutil.copytree(reference.TOKENIZER, folder, dirs_exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config | sizes | {"mm_vision_tower": "eve-anypixel-672"}))
     with torch.device("meta"):
-        model = EveForConditionalGeneration(official.read_config(folder))
+        model = EveForConditionalGeneration(reference.LAYOUT.read_config(folder))
     shards: list[dict[str, Tensor]] = [{}]
     for name, value in model.state_dict().items():
-        value = official.export_value(name, value, 14)
+        value = reference.LAYOUT.export_value(name, value, model.config)
         if sum(tensor.nbytes for tensor in shards[-1].values()) > 46e6:
             shards.append({})
-        shards[-1][official.restore(name, "mlp2x_gelu")] = torch.full(value.shape, len(name), dtype=torch.bfloat16)
+        shards[-1][reference.LAYOUT.export_name(name, config)] = torch.full(value.shape, len(name), dtype=torch.bfloat16)
     for number, shard in enumerate(shards):
         name = f"{number + 1:05d}-of-{len(shards):05d}"
         save = save_file if kind == "safetensors" else torch.save

@@ -13,7 +13,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import lit_eve
 from lit_eve.errors import CheckpointError, ConfigError
-from lit_eve.models.checkpoints import official
 from tests.models import reference, tiny
 from tests.tiny_model import make_tiny
 
@@ -37,23 +36,23 @@ def test_official_weights_in_torch_files(official_folder):
 
 
 def test_keys_that_the_official_training_adds_are_not_of_the_decoder(official_folder):
-    expected = official.read_config(official_folder).text_config.to_dict()
+    expected = reference.LAYOUT.read_config(official_folder).text_config.to_dict()
     config = json.loads((official_folder / "config.json").read_text())
     added = {"vision_tower_lr": 2e-5, "image_grid_pinpoints": [[336, 672]], "rope_theta": 5000.0}
     (official_folder / "config.json").write_text(json.dumps(config | added))
-    found = official.read_config(official_folder).text_config.to_dict()
+    found = reference.LAYOUT.read_config(official_folder).text_config.to_dict()
     assert found.keys() == expected.keys()
     assert found["rope_parameters"]["rope_theta"] == 5000.0
 
 
 def test_every_official_weight_has_one_place():
-    ours = [official.rename(key) for key in reference.official_weights()]
+    ours = [reference.LAYOUT.import_name(key) for key in reference.official_weights()]
     kept = [name for name in ours if name is not None]
     assert len(kept) == len(set(kept))
     dropped = {key for key, name in zip(reference.official_weights(), ours, strict=True) if name is None}
     assert all(".vision_clip." in key or ".clip_layer." in key for key in dropped)
     with pytest.raises(CheckpointError, match="model.unknown.weight"):
-        official.rename("model.unknown.weight")
+        reference.LAYOUT.import_name("model.unknown.weight")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,9 @@ def test_no_folder(tmp_path):
 
 def test_a_model_of_another_kind_is_named(tmp_path):
     tiny.model().language_model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="neither an EVE of lit_eve nor an official EVE v1: config.json says 'llama'"):
+    with pytest.raises(
+        CheckpointError, match="neither an EVE of lit_eve nor an official EVE v1 or EVE v2: config.json says 'llama'"
+    ):
         lit_eve.load(tmp_path)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from lit_eve.errors import CheckpointError
-from lit_eve.models.checkpoints import folders, official
+from lit_eve.models.checkpoints import folders
 from lit_eve.models.checkpoints.weights import iterate_weights
 from tests.models import reference, tiny
 
@@ -138,5 +138,5 @@ def test_the_cache_of_the_hub_is_used_without_the_hub(tmp_path, monkeypatch):
     shutil.copytree(reference.WEIGHTS, repository / "snapshots" / "abc")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
-    names = {official.rename(name) for name in reference.official_weights()} - {None}
+    names = {reference.LAYOUT.import_name(name) for name in reference.official_weights()} - {None}
     assert {name for name, _ in iterate_weights("BAAI/EVE-tiny")} == names

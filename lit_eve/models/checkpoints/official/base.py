@@ -1,0 +1,194 @@
+"""What an official layout says of itself, and what the layouts have in common."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from lit_eve.errors import CheckpointError, one_line
+from lit_eve.models.config import EveConfig
+
+PREPROCESSOR = "preprocessor_config.json"
+
+TEXT_KEYS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
+)
+"""Keys of a decoder's config that every layout writes."""
+
+_ROPE = ("rope_theta", "rope_scaling")  # as older versions of transformers wrote them
+_NOT_OF_THE_DECODER = (
+    *("mm_", "tune_mm_", "use_mm_", "image_aspect_ratio", "requires_cliploss"),
+    *("architectures", "model_type", "transformers_version", "torch_dtype", "freeze_", "_"),
+)
+_TABLE = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$|model\.vision_.*\.position_ids$")
+
+
+class OfficialLayout(ABC):
+    """The layout of a code base's checkpoints: config.json, preprocessor config, names and shapes of weights.
+
+    "Theirs" is the official config.json; names of ours are those of :class:`~lit_eve.models.EveForConditionalGeneration`.
+    """
+
+    title: ClassVar[str]
+    """What its models are called in messages."""
+    patch_embedding: ClassVar[str]
+    """Name of the patch embedding that its models have here."""
+    size_key: ClassVar[str]
+    """The argument of the geometry that ``image_size`` stands for."""
+    teacher_prefixes: ClassVar[tuple[str, ...]] = ()
+    """How names of a frozen teacher's weights begin, once for each copy of it."""
+    names: ClassVar[NameTable]
+
+    @abstractmethod
+    def matches(self, theirs: Mapping[str, Any]) -> bool:
+        """Whether a config.json is one of this code."""
+
+    @abstractmethod
+    def read_config(self, folder: Path, image_size: int | None = None) -> EveConfig:
+        """The official config.json, and the preprocessor config that it points to, as an :class:`EveConfig`.
+
+        Args:
+            folder: holds config.json.
+            image_size: instead of what the checkpoint says.
+
+        Raises:
+            CheckpointError: a key is missing or unknown, or the image size cannot be told.
+        """
+
+    @abstractmethod
+    def write_config(self, config: EveConfig, dtype: str) -> dict[str, Any]:
+        """The official config.json of an architecture, with every key that the official code reads.
+
+        Args:
+            config: the architecture.
+            dtype: of the weights, as in "bfloat16".
+
+        Raises:
+            CheckpointError: the official code cannot express it; the message names the key.
+        """
+
+    @abstractmethod
+    def write_preprocessor(self, config: EveConfig) -> dict[str, Any]:
+        """The preprocessor config that ``mm_vision_tower`` stands for."""
+
+    def import_name(self, key: str) -> str | None:
+        """Our name of an official weight; None for a frozen teacher's, which is read from its own folder, and for tables of
+        constants, which follow from the config.
+
+        Raises:
+            CheckpointError: there is no such weight.
+        """
+        if self.is_teacher(key) or self.is_table(key):
+            return None
+        if (name := self.names.inward(key)) is None:
+            raise CheckpointError(f"{key!r} is no weight of an official {self.title} checkpoint")
+        return name
+
+    def export_name(self, name: str, theirs: Mapping[str, Any]) -> str:
+        """The official name of one of our weights; the inverse of :meth:`import_name`.
+
+        Raises:
+            CheckpointError: the official code has no place for it.
+        """
+        if (key := self.names.outward(name)) is None:
+            raise CheckpointError(f"the official {self.title} code has no place for the weight {name!r}")
+        return key
+
+    @abstractmethod
+    def import_value(self, name: str, value: Tensor) -> Tensor:
+        """An official weight, by our name, in our shape; one of the wrong rank stays as it is."""
+
+    @abstractmethod
+    def export_value(self, name: str, value: Tensor, config: EveConfig) -> Tensor:
+        """One of our weights in the official shape; the inverse of :meth:`import_value`."""
+
+    def import_weight(self, key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """An official weight under our name and in our shape; nothing for those that we do not keep."""
+        if (name := self.import_name(key)) is not None:
+            yield name, self.import_value(name, value)
+
+    def is_teacher(self, key: str) -> bool:
+        """Whether an official weight is one of a frozen teacher's."""
+        return False
+
+    def is_table(self, key: str) -> bool:
+        """Whether it is a constant that old versions of transformers saved: rotary frequencies, position numbers."""
+        return bool(_TABLE.match(key))
+
+    def notes(self, folder_name: str, files: Iterable[str]) -> list[str]:
+        """What the official code asks of a written folder and is not so, a sentence each."""
+        return []
+
+    def check(self, possible: Iterable[tuple[str, Any, Sequence[Any]]]) -> None:
+        """Compare what the official code can be told.
+
+        Args:
+            possible: (key, value that is asked for, values that there are).
+
+        Raises:
+            CheckpointError: a value is none of these.
+        """
+        for key, found, known in possible:
+            if found not in known:
+                choices = " or ".join(map(repr, known))
+                raise CheckpointError(f"the official {self.title} code has no model with {key} = {found!r}, only {choices}")
+
+
+class NameTable:
+    """Beginnings of names in two layouts; the first that fits decides.
+
+    Args:
+        pairs: (theirs, ours); # is a number.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self._inward, self._outward = (
+            [
+                (re.compile(re.escape(pair[source]).replace(r"\#", r"(\d+)")), pair[1 - source].replace("#", r"\1"))
+                for pair in pairs
+            ]
+            for source in (0, 1)
+        )
+
+    def inward(self, key: str) -> str | None:
+        """Our name; None where no beginning fits."""
+        return _translate(key, self._inward)
+
+    def outward(self, name: str) -> str | None:
+        """Their name; None where no beginning fits."""
+        return _translate(name, self._outward)
+
+
+def read_text_config(path: Path, theirs: Mapping[str, Any], kind: type[PreTrainedConfig], family: str) -> PreTrainedConfig:
+    """The decoder's part of an official config.json, which has it among the other keys.
+
+    Raises:
+        CheckpointError: it describes no such decoder.
+    """
+    # Of the decoder's own keys only: official trainings add others, such as vision_tower_lr.
+    known = {key for key in (*kind().to_dict(), *TEXT_KEYS, *_ROPE) if not key.startswith(_NOT_OF_THE_DECODER)}
+    try:
+        return kind(**{key: value for key, value in theirs.items() if key in known and value is not None})
+    except Exception as error:  # transformers has several of its own for values of the wrong kind
+        raise CheckpointError(f"{path} describes no {family}: {one_line(error)}") from error
+
+
+def require_keys(path: Path, found: Mapping[str, Any], keys: Iterable[str], what: str) -> None:
+    """Raise a CheckpointError that names the first key which ``found`` lacks."""
+    if absent := [key for key in keys if found.get(key) is None]:
+        raise CheckpointError(f"{path} has no {absent[0]!r}{what}")
+
+
+def _translate(name: str, table: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, replacement in table:
+        if pattern.match(name):
+            return pattern.sub(replacement, name, count=1)
+    return None

@@ -1,0 +1,239 @@
+"""The layout of the official EVE v1 code (github.com/baaivision/EVE, folder EVEv1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import LlamaConfig
+
+from lit_eve.errors import CheckpointError
+from lit_eve.models.checkpoints.folders import read_json
+from lit_eve.models.checkpoints.official.base import (
+    PREPROCESSOR,
+    TEXT_KEYS,
+    NameTable,
+    OfficialLayout,
+    read_text_config,
+    require_keys,
+)
+from lit_eve.models.config import EveConfig
+from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
+
+_LINEAR = "linear"
+_ATTENTION = {"q.0": "q_norm", "q.1": "q_projection", "kv.0": "kv_norm", "kv.1": "kv_projection", "proj": "out_projection"}
+_COMPRESSOR = "model.vision_tower_compressor."
+
+# (theirs, ours): beginnings of names, # a number. The first that fits decides.
+_NAMES = NameTable(
+    [
+        ("model.vision_tower.patch_embedding.", "patch_embedding.patch_projection."),
+        *(
+            (f"model.vision_tower.{scope}_attention.{theirs}.", f"patch_embedding.{scope}_attention.{ours}.")
+            for scope in ("local", "global")
+            for theirs, ours in _ATTENTION.items()
+        ),
+        ("model.vision_tower.class_embedding", "patch_embedding.class_embedding"),
+        ("model.vision_tower.split_embedding", "patch_embedding.split_embedding"),
+        ("model.mm_projector.", "projector."),
+        (f"{_COMPRESSOR}norm_layer.#.0.", "aligner.norms.#."),
+        (f"{_COMPRESSOR}norm_layer.#.1.", "aligner.projections.#."),
+        *((f"{_COMPRESSOR}{side}_layer.", f"aligner.{side}_layer.") for side in ("input", "output")),
+        *((f"model.{part}.", f"language_model.model.{part}.") for part in ("embed_tokens", "layers", "norm")),
+        ("lm_head.", "language_model.lm_head."),
+    ]
+)
+_TEACHER = re.compile(r"model\.vision_clip\.|model\.vision_tower_compressor\.clip_layer\.")
+_KERNEL = "patch_embedding.patch_projection.weight"  # theirs is the kernel of a convolution: (E, 3, p, p)
+
+
+class EveV1Layout(OfficialLayout):
+    """Checkpoints of EVE v1: a LLaMA, a patch embedding with attention, an aligner, and copies of a frozen CLIP.
+
+    A ``mm_vision_tower`` that is a folder in the checkpoint is read; the ones that the released checkpoints name lie nowhere on
+    the hub, so that the image size is taken from their name.
+    """
+
+    title = "EVE v1"
+    patch_embedding = "eve_v1"
+    size_key = "image_size"
+    # Two modules of the official code hold the teacher: torch files have it twice, safetensors files once.
+    teacher_prefixes = ("model.vision_clip.backbone.", "model.vision_tower_compressor.clip_layer.backbone.")
+    names = _NAMES
+
+    def matches(self, theirs: Mapping[str, Any]) -> bool:
+        """As in the base class."""
+        return theirs.get("model_type") == "eve" and "mm_vision_tower" in theirs
+
+    def import_name(self, key: str) -> str | None:
+        """As in the base class."""
+        if key.startswith("model.mm_projector.") and key.count(".") == 2:  # 'linear': theirs is no sequence of layers
+            key = key.replace("mm_projector.", "mm_projector.0.")
+        return super().import_name(key)
+
+    def export_name(self, name: str, theirs: Mapping[str, Any]) -> str:
+        """As in the base class."""
+        key = super().export_name(name, theirs)
+        linear = theirs.get("mm_projector_type", _LINEAR) == _LINEAR
+        return key.replace("mm_projector.0.", "mm_projector.") if linear else key
+
+    def import_value(self, name: str, value: Tensor) -> Tensor:
+        """As in the base class."""
+        return value.flatten(1) if name == _KERNEL and value.ndim == 4 else value
+
+    def export_value(self, name: str, value: Tensor, config: EveConfig) -> Tensor:
+        """As in the base class."""
+        patch = config.image_geometry.patch_size
+        return value.unflatten(1, (3, patch, patch)) if name == _KERNEL else value
+
+    def is_teacher(self, key: str) -> bool:
+        """As in the base class."""
+        return bool(_TEACHER.match(key))
+
+    def notes(self, folder_name: str, files: Iterable[str]) -> list[str]:
+        """As in the base class."""
+        notes = []
+        if "eve" not in folder_name.lower():
+            notes.append("the official code loads an EVE only from a folder with 'eve' in its name")
+        if "tokenizer.model" not in files:
+            notes.append("the official code needs tokenizer.model; name a folder that has it with --tokenizer")
+        return notes
+
+    def read_config(self, folder: Path, image_size: int | None = None) -> EveConfig:
+        """As in the base class."""
+        path = folder / "config.json"
+        theirs = read_json(path)
+        needed = ("mm_vision_tower", "mm_hidden_size", "num_hidden_layers")
+        require_keys(path, theirs, needed, ", which every official EVE v1 checkpoint has")
+        sizes = _read_sizes(folder, str(theirs["mm_vision_tower"]), image_size)
+        teacher = theirs.get("mm_vision_tower_clip")
+        return EveConfig(
+            text_config=read_text_config(path, theirs, LlamaConfig, "LLaMA"),
+            patch_embedding={"name": "eve_v1", "width": theirs["mm_hidden_size"]},
+            projector=_read_projector(path, theirs.get("mm_projector_type", _LINEAR)),
+            geometry={
+                "image_size": sizes["image_size"],
+                "patch_size": sizes["patch_stride"],
+                "pool_size": sizes["conv_stride"],
+                "name": "eve_v1",
+                "cells": sizes["image_size_clip"] // sizes["patch_stride_clip"],
+            },
+            aligner={"name": "layerwise"} if theirs.get("requires_cliploss") else None,
+            teacher=None if teacher is None else str(folder / teacher if (folder / teacher).exists() else teacher),
+            teacher_layer=theirs.get("mm_vision_select_layer", -2),
+            image_mean=sizes.get("image_mean", CLIP_MEAN),
+            image_std=sizes.get("image_std", CLIP_STD),
+            bos_token_id=theirs.get("bos_token_id"),
+            eos_token_id=theirs.get("eos_token_id"),
+            pad_token_id=theirs.get("pad_token_id"),
+        )
+
+    def write_config(self, config: EveConfig, dtype: str) -> dict[str, Any]:
+        """As in the base class."""
+        text, geometry = config.text_config, config.image_geometry
+        rope = dict(text.rope_parameters) if text.model_type == "llama" else {}
+        scaling = {key: rope[key] for key in ("rope_type", "factor") if key in rope and rope["rope_type"] != "default"}
+        aligner = {"layer_interval": 4, "num_heads": 8} | (config.aligner or {"name": "layerwise"})
+        self.check(
+            (
+                ("text_config.model_type", text.model_type, ("llama",)),
+                ("text_config.attention_bias", getattr(text, "attention_bias", False), (False,)),
+                ("text_config.mlp_bias", getattr(text, "mlp_bias", False), (False,)),
+                ("text_config.head_dim", getattr(text, "head_dim", None), (text.hidden_size // text.num_attention_heads,)),
+                ("text_config.rope_parameters.rope_type", rope.get("rope_type"), ("default", "linear", "dynamic")),
+                ("decoder_kind.name", config.decoder_kind["name"], ("dense",)),
+                ("patch_embedding.name", config.patch_embedding["name"], ("eve_v1",)),
+                ("patch_embedding.num_heads", config.patch_embedding.get("num_heads", 8), (8,)),
+                ("image_attention.name", config.image_attention["name"], ("causal",)),
+                ("projector.name", config.projector["name"], ("mlp_gelu", "identity")),
+                ("geometry.name", config.geometry["name"], ("eve_v1",)),
+                ("geometry.class_token", geometry.class_token, (True,)),
+                ("geometry.split_token", geometry.split_token, (True,)),
+                ("aligner.name", aligner["name"], ("layerwise",)),
+                ("aligner.layer_interval", aligner["layer_interval"], (4,)),
+                ("aligner.num_heads", aligner["num_heads"], (8,)),
+            )
+        )
+        depth = config.projector.get("depth", 2)
+        return {
+            "architectures": ["EVELlamaForCausalLM"],
+            "model_type": "eve",
+            **{key: getattr(text, key) for key in (*TEXT_KEYS, "pretraining_tp")},
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": {"type": scaling["rope_type"], "factor": scaling["factor"]} if scaling else None,
+            "torch_dtype": dtype,
+            "image_aspect_ratio": "square",
+            "mm_hidden_size": config.patch_embedding.get("width", 1024),
+            "mm_projector_type": "identity" if config.projector["name"] == "identity" else f"mlp{depth}x_gelu",
+            "mm_use_im_patch_token": False,
+            "mm_use_im_start_end": False,
+            "mm_vision_select_feature": "patch",
+            "mm_vision_select_layer": config.teacher_layer,
+            "mm_vision_tower": f"openai/eve-patch{geometry.patch_size}-anypixel-{geometry.image_size}",
+            "mm_vision_tower_clip": config.teacher or "openai/clip-vit-large-patch14-336",
+            "requires_cliploss": config.aligner is not None,
+            "use_mm_proj": True,
+        }
+
+    def write_preprocessor(self, config: EveConfig) -> dict[str, Any]:
+        """As in the base class."""
+        geometry = config.image_geometry
+        return {
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": True,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "resample": 3,
+            "size": geometry.image_size,
+            "crop_size": geometry.image_size,
+            "image_mean": list(config.image_mean),
+            "image_std": list(config.image_std),
+            "image_size": geometry.image_size,
+            "patch_stride": geometry.patch_size,
+            "conv_stride": geometry.pool_size,
+            "image_size_clip": geometry.cells * (patch := _teacher_patch(config)),
+            "patch_stride_clip": patch,
+        }
+
+
+def _teacher_patch(config: EveConfig) -> int:
+    """Side of a patch of the teacher; of one that is not here CLIP-L/14's, if whole cells can be made of it."""
+    path = Path(config.teacher or "", "config.json")
+    if path.is_file():
+        found = read_json(path)
+        return found.get("vision_config", found)["patch_size"]
+    cell = config.image_geometry.cell_size
+    return cell if cell % 14 else 14
+
+
+def _read_sizes(folder: Path, tower: str, image_size: int | None) -> dict[str, Any]:
+    wanted = {} if image_size is None else {"image_size": image_size}
+    path = folder / tower / PREPROCESSOR
+    if path.exists():
+        sizes = read_json(path)
+        keys = ("image_size", "patch_stride", "conv_stride", "image_size_clip", "patch_stride_clip")
+        require_keys(path, sizes, keys, ": it is no preprocessor of EVE v1")
+        return sizes | wanted
+    # openai/eve-patch14-anypixel-672, checkpoints/.../eve-patch14-anypixel-1344/, eve_anypixel1344, ...
+    if match := re.search(r"anypixel\D{0,2}(\d{3,4})(?!\d)", tower) or re.search(r"(?<!\d)(672|1344)(?!\d)", tower):
+        wanted = {"image_size": int(match[1])} | wanted
+    if not wanted:
+        raise CheckpointError(
+            f"{folder}: the image size cannot be told: config.json names the vision tower {tower!r}, there is no {path}, and "
+            "the name does not end in anypixel-672 or anypixel-1344; give it: image_size=672, or --image-size 672"
+        )
+    return {"patch_stride": 14, "conv_stride": 2, "image_size_clip": 336, "patch_stride_clip": 14} | wanted
+
+
+def _read_projector(path: Path, name: str) -> dict[str, Any]:
+    if name == "identity":
+        return {"name": "identity"}
+    if name == _LINEAR:
+        return {"name": "mlp_gelu", "depth": 1}
+    if match := re.fullmatch(r"mlp(\d+)x_gelu", name):
+        return {"name": "mlp_gelu", "depth": int(match[1])}
+    raise CheckpointError(f"{path}: mm_projector_type is {name!r}; known are linear, mlp<n>x_gelu and identity")

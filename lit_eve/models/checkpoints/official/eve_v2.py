@@ -1,0 +1,200 @@
+"""The layout of the official EVE v2 code (github.com/baaivision/EVE, folder EVEv2) around Qwen2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor
+from transformers import Qwen2Config
+
+from lit_eve.errors import CheckpointError
+from lit_eve.models.checkpoints.folders import read_json
+from lit_eve.models.checkpoints.official.base import (
+    PREPROCESSOR,
+    TEXT_KEYS,
+    NameTable,
+    OfficialLayout,
+    read_text_config,
+    require_keys,
+)
+from lit_eve.models.config import EveConfig
+from lit_eve.models.decoders.experts import PARTS
+from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
+
+_LAYER, _OUR_LAYER = "model.layers.#.", "language_model.model.layers.#."
+_MOE_PARTS = {"layernorm": "norms", "self_attn": "attention", "mlp": "mlp"}  # theirs: ours, in the official order
+
+_PATCHES, _WINDOWS = "patch_embedding.patch_projection.weight", "patch_embedding.window_projection.weight"
+# Theirs are kernels of convolutions: (E, 3, p, p) over pixels, (D, E, i, j) over the patches of a window.
+_WINDOW_KERNEL, _WINDOW_MATRIX = "d e i j", "d (i j e)"
+
+_FIXED = {"do_resize": False, "do_center_crop": False, "do_normalize": True}
+"""What the official code, which resizes images itself, asks of its preprocessor."""
+
+
+class EveV2Layout(OfficialLayout):
+    """Checkpoints of EVE v2: a Qwen2, dense or with experts per modality (``moe_*`` weights), and two convolutions.
+
+    ``mm_vision_tower`` is a folder of one file, its preprocessor config. Where it is not in the checkpoint, the image size is
+    taken from its name.
+    """
+
+    title = "EVE v2"
+    patch_embedding = "eve_v2"
+    size_key = "max_size"
+    names = NameTable(
+        [
+            ("model.vision_tower.patch_embedding.0.", "patch_embedding.patch_projection."),
+            ("model.vision_tower.patch_embedding.2.", "patch_embedding.window_projection."),
+            ("model.vision_tower.class_embedding", "patch_embedding.class_embedding"),
+            ("model.vision_tower.split_embedding", "patch_embedding.split_embedding"),
+            *((f"{_LAYER}self_attn.moe_{x}_proj.", f"{_OUR_LAYER}self_attn.{x}_proj.image.") for x in "qkvo"),
+            (f"{_LAYER}moe_mlp.", f"{_OUR_LAYER}mlp.image."),
+            *((f"{_LAYER}moe_{x}_layernorm.", f"{_OUR_LAYER}{x}_layernorm.image.") for x in ("input", "post_attention")),
+            *((f"model.{part}.", f"language_model.model.{part}.") for part in ("embed_tokens", "layers", "norm")),
+            ("lm_head.", "language_model.lm_head."),
+        ]
+    )
+
+    def matches(self, theirs: Mapping[str, Any]) -> bool:
+        """As in the base class."""
+        return theirs.get("model_type") == "eve-qwen2"
+
+    def import_value(self, name: str, value: Tensor) -> Tensor:
+        """As in the base class."""
+        if value.ndim == 4 and name == _PATCHES:
+            return value.flatten(1)
+        if value.ndim == 4 and name == _WINDOWS:
+            return rearrange(value, f"{_WINDOW_KERNEL} -> {_WINDOW_MATRIX}")
+        return value
+
+    def export_value(self, name: str, value: Tensor, config: EveConfig) -> Tensor:
+        """As in the base class."""
+        patch, pool = config.image_geometry.patch_size, config.image_geometry.pool_size
+        if name == _PATCHES:
+            return value.unflatten(1, (3, patch, patch))
+        if name == _WINDOWS:
+            return rearrange(value, f"{_WINDOW_MATRIX} -> {_WINDOW_KERNEL}", i=pool, j=pool)
+        return value
+
+    def read_config(self, folder: Path, image_size: int | None = None) -> EveConfig:
+        """As in the base class."""
+        path = folder / "config.json"
+        theirs = read_json(path)
+        needed = ("mm_vision_tower", "mm_hidden_size", "num_hidden_layers")
+        require_keys(path, theirs, needed, ", which every official EVE v2 checkpoint has")
+        sizes = _read_sizes(folder, str(theirs["mm_vision_tower"]), image_size)
+        config = EveConfig(
+            text_config=read_text_config(path, theirs, Qwen2Config, "Qwen2"),
+            decoder_kind=_read_parts(path, theirs),
+            patch_embedding={"name": "eve_v2", "patch_width": theirs["mm_hidden_size"]},
+            projector={"name": "identity"},
+            geometry={
+                "name": "eve_v2",
+                "patch_size": sizes["patch_stride"],
+                "pool_size": sizes["dense_stride"],
+                "max_size": sizes["max_size"],
+            },
+            image_mean=sizes.get("image_mean", CLIP_MEAN),
+            image_std=sizes.get("image_std", CLIP_STD),
+            bos_token_id=theirs.get("bos_token_id"),
+            eos_token_id=theirs.get("eos_token_id"),
+            pad_token_id=theirs.get("pad_token_id"),
+        )
+        self._check(config)  # what the official code would pass over, such as sliding windows
+        return config
+
+    def write_config(self, config: EveConfig, dtype: str) -> dict[str, Any]:
+        """As in the base class."""
+        self._check(config)
+        text, geometry, kind = config.text_config, config.image_geometry, config.decoder_kind
+        ours = kind.get("parts", PARTS) if kind["name"] == "experts" else ()
+        return {
+            "architectures": ["EVEQwen2ForCausalLM"],
+            "model_type": "eve-qwen2",
+            **{key: getattr(text, key) for key in TEXT_KEYS},
+            **{
+                key: ids
+                for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+                if (ids := getattr(config, key, None)) is not None
+            },
+            "attention_dropout": text.attention_dropout,
+            "rope_theta": text.rope_parameters["rope_theta"],
+            "use_sliding_window": False,
+            "torch_dtype": dtype,
+            "add_moe": bool(ours),
+            "moe_part": "-".join(part for part, name in _MOE_PARTS.items() if name in ours) or None,
+            "mm_hidden_size": config.patch_embedding.get("patch_width", 1024),
+            "mm_vision_tower": f"openai/eve-anyratio-res{geometry.max_size}-patch{geometry.patch_size}",
+        }
+
+    def write_preprocessor(self, config: EveConfig) -> dict[str, Any]:
+        """As in the base class."""
+        geometry = config.image_geometry
+        return {
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            **_FIXED,
+            "resample": 3,
+            "image_mean": list(config.image_mean),
+            "image_std": list(config.image_std),
+            "max_size": geometry.max_size,
+            "patch_stride": geometry.patch_size,
+            "dense_stride": geometry.pool_size,
+        }
+
+    def _check(self, config: EveConfig) -> None:
+        text, geometry = config.text_config, config.image_geometry
+        rope = getattr(text, "rope_parameters", None) or {}
+        self.check(
+            (
+                ("text_config.model_type", text.model_type, ("qwen2",)),
+                ("text_config.use_sliding_window", getattr(text, "use_sliding_window", False), (False,)),
+                ("text_config.head_dim", getattr(text, "head_dim", None), (None, text.hidden_size // text.num_attention_heads)),
+                ("text_config.rope_parameters.rope_type", rope.get("rope_type"), ("default",)),
+                ("decoder_kind.name", config.decoder_kind["name"], ("experts", "dense")),
+                ("patch_embedding.name", config.patch_embedding["name"], ("eve_v2",)),
+                ("image_attention.name", config.image_attention["name"], ("causal",)),
+                ("projector.name", config.projector["name"], ("identity",)),
+                ("geometry.name", config.geometry["name"], ("eve_v2",)),
+                ("geometry.class_token", geometry.class_token, (True,)),
+                ("geometry.split_token", geometry.split_token, (True,)),
+                ("aligner", config.aligner, (None,)),
+            )
+        )
+
+
+def _read_parts(path: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``add_moe`` and ``moe_part`` say of the decoder."""
+    if not theirs.get("add_moe"):
+        return {"name": "dense"}
+    written = theirs.get("moe_part")
+    found = written.split("-") if isinstance(written, str) else []
+    if not found or not {*found} <= {*_MOE_PARTS} or len({*found}) < len(found):
+        raise CheckpointError(
+            f"{path}: moe_part is {written!r}; with add_moe it joins some of {', '.join(_MOE_PARTS)} with '-'"
+        )
+    return {"name": "experts", "parts": [ours for part, ours in _MOE_PARTS.items() if part in found]}
+
+
+def _read_sizes(folder: Path, tower: str, image_size: int | None) -> dict[str, Any]:
+    wanted = {} if image_size is None else {"max_size": image_size}
+    path = folder / tower / PREPROCESSOR
+    if path.exists():
+        sizes = read_json(path)
+        require_keys(path, sizes, ("max_size", "patch_stride", "dense_stride"), ": it is no preprocessor of EVE v2")
+        for key, value in _FIXED.items():
+            if sizes.get(key, value) != value:
+                raise CheckpointError(f"{path}: {key} is {sizes[key]!r}, which no EVE v2 has")
+        return sizes | wanted
+    if match := re.search(r"res(\d{3,4})(?!\d)", tower):  # openai/eve-anyratio-res1600-patch16
+        wanted = {"max_size": int(match[1])} | wanted
+    if not wanted:
+        raise CheckpointError(
+            f"{folder}: the image size cannot be told: config.json names the vision tower {tower!r}, there is no {path}, and "
+            "the name holds no res800 or res1600; give it: image_size=1600, or --image-size 1600"
+        )
+    return {"patch_stride": 16, "dense_stride": 2} | wanted
