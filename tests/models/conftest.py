@@ -6,7 +6,7 @@ import pytest
 
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.checkpoints.weights import iterate_weights
-from tests.models import reference
+from tests.models import reference, reference_v2
 
 
 def load_official(teacher: bool = True, **kwargs) -> EveForConditionalGeneration:
@@ -37,4 +37,13 @@ def official_folder(tmp_path):
     """A checkpoint as the official code leaves it, with a tokenizer."""
     folder = shutil.copytree(reference.WEIGHTS, tmp_path / "EVE-tiny")
     shutil.copytree(reference.TOKENIZER, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def official_v2_folder(tmp_path):
+    """A checkpoint as the official EVE v2 code leaves it, with a tokenizer."""
+    folder = shutil.copytree(reference_v2.WEIGHTS, tmp_path / "EVE-v2-tiny")
+    (folder / "state_dict_keys.json").unlink()
+    shutil.copytree(reference_v2.TOKENIZER, folder, dirs_exist_ok=True)
     return folder

@@ -84,7 +84,7 @@ def convert(
         output: the new folder.
         to: "lit_eve" or "official"; default: the layout that ``source`` does not have.
         image_size: of an official checkpoint whose config does not tell it.
-        tokenizer: folder or hub name, for a source without a tokenizer; the official EVE v1 code needs one with tokenizer.model.
+        tokenizer: folder or hub name, for a source without a tokenizer; EVE v1 needs one with tokenizer.model.
         teacher: folder of the CLIP whose weights an official EVE v1 checkpoint shall hold again.
         max_shard_size: of a written file, in bytes or as in "5GB".
         overwrite: replace ``output`` if it is a model's folder.
@@ -269,7 +269,7 @@ def _kept_config(layout: OfficialLayout, config: EveConfig, kept: Path) -> EveCo
 
 def _carry_over(stored: dict[str, Any], then: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
     """The stored keys, but for those that would now be written in another way."""
-    return stored | {key: value for key, value in fresh.items() if value != then[key]}
+    return stored | {key: value for key, value in fresh.items() if value != then.get(key)}
 
 
 def _teacher(layout: OfficialLayout, folder: Path, dtype: torch.dtype, kept: Path | None) -> dict[str, StoredWeight]:

@@ -48,7 +48,7 @@ def load(
         teacher: attach the frozen teacher and the trained aligner: True for the one that the config names, or its folder. There
             is a warning where no aligner was saved.
         tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
-        image_size: 672 or 1344 (EVE v2: 800 or 1600), for an official checkpoint that does not tell it; other models know theirs.
+        image_size: 672 or 1344 (EVE v2: 800 or 1600), for an official checkpoint that does not tell it; others know theirs.
         dtype: floating type of the weights; "auto": as saved.
         device: where the model goes.
         **kwargs: for ``from_pretrained``, for example ``attn_implementation``.

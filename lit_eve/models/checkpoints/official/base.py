@@ -104,7 +104,7 @@ class OfficialLayout(ABC):
 
     @abstractmethod
     def import_value(self, name: str, value: Tensor) -> Tensor:
-        """An official weight, by our name, in our shape; one of the wrong rank stays as it is."""
+        """An official weight, by our name, in our shape; one that is no such kernel as it should be stays as it is."""
 
     @abstractmethod
     def export_value(self, name: str, value: Tensor, config: EveConfig) -> Tensor:
@@ -179,6 +179,16 @@ def read_text_config(path: Path, theirs: Mapping[str, Any], kind: type[PreTraine
         return kind(**{key: value for key, value in theirs.items() if key in known and value is not None})
     except Exception as error:  # transformers has several of its own for values of the wrong kind
         raise CheckpointError(f"{path} describes no {family}: {one_line(error)}") from error
+
+
+def is_square_kernel(value: Tensor) -> bool:
+    """Whether a tensor is the kernel of a convolution over squares: (out, in, s, s)."""
+    return value.ndim == 4 and value.shape[2] == value.shape[3]
+
+
+def is_pixel_kernel(value: Tensor) -> bool:
+    """Whether a tensor is the kernel of a convolution over squares of RGB pixels: (out, 3, s, s)."""
+    return is_square_kernel(value) and value.shape[1] == 3
 
 
 def require_keys(path: Path, found: Mapping[str, Any], keys: Iterable[str], what: str) -> None:

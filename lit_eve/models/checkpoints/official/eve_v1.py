@@ -17,6 +17,7 @@ from lit_eve.models.checkpoints.official.base import (
     TEXT_KEYS,
     NameTable,
     OfficialLayout,
+    is_pixel_kernel,
     read_text_config,
     require_keys,
 )
@@ -82,7 +83,7 @@ class EveV1Layout(OfficialLayout):
 
     def import_value(self, name: str, value: Tensor) -> Tensor:
         """As in the base class."""
-        return value.flatten(1) if name == _KERNEL and value.ndim == 4 else value
+        return value.flatten(1) if name == _KERNEL and is_pixel_kernel(value) else value
 
     def export_value(self, name: str, value: Tensor, config: EveConfig) -> Tensor:
         """As in the base class."""

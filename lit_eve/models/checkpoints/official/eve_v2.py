@@ -18,6 +18,8 @@ from lit_eve.models.checkpoints.official.base import (
     TEXT_KEYS,
     NameTable,
     OfficialLayout,
+    is_pixel_kernel,
+    is_square_kernel,
     read_text_config,
     require_keys,
 )
@@ -27,6 +29,8 @@ from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
 _LAYER, _OUR_LAYER = "model.layers.#.", "language_model.model.layers.#."
 _MOE_PARTS = {"layernorm": "norms", "self_attn": "attention", "mlp": "mlp"}  # theirs: ours, in the official order
+
+_ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the whole model's, where it has its own
 
 _PATCHES, _WINDOWS = "patch_embedding.patch_projection.weight", "patch_embedding.window_projection.weight"
 # Theirs are kernels of convolutions: (E, 3, p, p) over pixels, (D, E, i, j) over the patches of a window.
@@ -66,9 +70,9 @@ class EveV2Layout(OfficialLayout):
 
     def import_value(self, name: str, value: Tensor) -> Tensor:
         """As in the base class."""
-        if value.ndim == 4 and name == _PATCHES:
+        if name == _PATCHES and is_pixel_kernel(value):
             return value.flatten(1)
-        if value.ndim == 4 and name == _WINDOWS:
+        if name == _WINDOWS and is_square_kernel(value):
             return rearrange(value, f"{_WINDOW_KERNEL} -> {_WINDOW_MATRIX}")
         return value
 
@@ -117,11 +121,7 @@ class EveV2Layout(OfficialLayout):
             "architectures": ["EVEQwen2ForCausalLM"],
             "model_type": "eve-qwen2",
             **{key: getattr(text, key) for key in TEXT_KEYS},
-            **{
-                key: ids
-                for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-                if (ids := getattr(config, key, None)) is not None
-            },
+            **{key: ids for key in _ENDS if (ids := getattr(config, key, None)) is not None},
             "attention_dropout": text.attention_dropout,
             "rope_theta": text.rope_parameters["rope_theta"],
             "use_sliding_window": False,
@@ -174,9 +174,7 @@ def _read_parts(path: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
     written = theirs.get("moe_part")
     found = written.split("-") if isinstance(written, str) else []
     if not found or not {*found} <= {*_MOE_PARTS} or len({*found}) < len(found):
-        raise CheckpointError(
-            f"{path}: moe_part is {written!r}; with add_moe it joins some of {', '.join(_MOE_PARTS)} with '-'"
-        )
+        raise CheckpointError(f"{path}: moe_part is {written!r}, not some of {', '.join(_MOE_PARTS)} joined by '-'")
     return {"name": "experts", "parts": [ours for part, ours in _MOE_PARTS.items() if part in found]}
 
 
