@@ -57,7 +57,7 @@ class LitEve(lmms):
         attn_implementation: "sdpa", "flash_attention_2"...
         template: how conversations are written, instead of the processor's own.
         tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
-        image_size: 672 or 1344, for an official checkpoint whose config does not tell it.
+        image_size: 672 or 1344 (EVE v2: 800 or 1600), for an official checkpoint that does not tell it.
 
     Raises:
         ConfigError: the batch size is no positive number, or the template is unknown.
