@@ -134,10 +134,11 @@ def test_variant_builds_and_trains(tmp_path):
 
 
 def test_parity_tables_say_what_is_asserted():
-    from tests.models import test_parity_v1
+    from tests.models import test_parity_v1, test_parity_v2
     from tests.models.decoders import test_experts_parity
 
-    for text, parity in zip(PARITY.split("EVE v2", 1), (test_parity_v1, test_experts_parity), strict=True):
+    tables = PARITY.split("`tests/models/")[1:]
+    for text, parity in zip(tables, (test_parity_v1, test_experts_parity, test_parity_v2), strict=True):
         rows = re.findall(r"^\| (?:both )?(losses|logits|gradients)[^|]* \| [^|]+ \| (1e-\d) \|$", text, flags=re.MULTILINE)
         expected = {"losses": parity.LOSS, "logits": parity.LOGITS, "gradients": parity.GRADIENT}
         assert {name: float(value) for name, value in rows} == expected and len(rows) == 3
