@@ -170,7 +170,7 @@ def _keep(layout: OfficialLayout, folder: Path, kept: Path, files: Mapping[str, 
     kept.mkdir()
     tower = Path(read_json(folder / "config.json")["mm_vision_tower"], PREPROCESSOR)
     names = [Path(file.name) for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
-    for name in [*names, *([tower] if not tower.is_absolute() and (folder / tower).is_file() else [])]:
+    for name in [*names, *([tower] if _is_inside(tower) and (folder / tower).is_file() else [])]:
         if not str(name).endswith(_WEIGHT_SUFFIXES) and (folder / name).stat().st_size <= _LARGEST_KEPT_FILE:
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, kept / name)
@@ -237,7 +237,7 @@ def _to_official(
         if (model := Path(tokenizer or folder, "tokenizer.model")).is_file():  # transformers 5 does not save it
             shutil.copyfile(model, part / model.name)
     tower = Path(theirs["mm_vision_tower"], PREPROCESSOR)
-    if not tower.is_absolute() and ".." not in tower.parts:
+    if _is_inside(tower):
         sizes = layout.write_preprocessor(config)
         stored = read_json(part / tower) if (part / tower).is_file() else None
         if stored is not None:
@@ -251,6 +251,11 @@ def _to_official(
     if theirs.get("requires_cliploss") and teacher is None:
         result.notes.append(f"the teacher is not in it: the official code reads it from {theirs.get('mm_vision_tower_clip')}")
     return result
+
+
+def _is_inside(path: Path) -> bool:
+    """Whether a path that a config names stays in the folder of the config."""
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _is_of(layout: OfficialLayout, path: Path) -> bool:

@@ -131,6 +131,25 @@ def test_the_moe_weights_have_official_names_and_shapes(tmp_path):
     assert found["model.vision_tower.patch_embedding.2.weight"].shape == (32, 24, 2, 2)
 
 
+def test_names_and_shapes_at_7b(tmp_path):
+    full = json.loads((official.ROOT / "tiny" / "moe_keys.json").read_text())["full_size_7b"]
+    shutil.copy(official.WEIGHTS / "config.json", tmp_path)
+    sizes = {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4}
+    tower = {"mm_hidden_size": 1024, "mm_vision_tower": "openai/eve-anyratio-res1600-patch16"}
+    edit(tmp_path / "config.json", num_hidden_layers=28, vocab_size=152064, **sizes, **tower)
+    config = official.LAYOUT.read_config(tmp_path)
+    with torch.device("meta"):
+        weights = lit_eve.EveForConditionalGeneration(config).state_dict()
+    theirs = official.LAYOUT.write_config(config, "bfloat16")
+    found = {
+        official.LAYOUT.export_name(name, theirs): official.LAYOUT.export_value(name, value, config)
+        for name, value in weights.items()
+    }
+    assert (len(found), sum(value.numel() for value in found.values())) == (full["n_keys"], full["n_parameters"])
+    assert {key: list(found[key].shape) for key in full["keys"]} == full["keys"]
+    assert {official.LAYOUT.import_name(key) for key in found} == weights.keys()
+
+
 def test_what_was_changed_since_reaches_the_official_files(official_v2_folder, tmp_path):
     ours, back = convert(official_v2_folder, tmp_path / "ours") and tmp_path / "ours", tmp_path / "back"
     tower = Path("vision_tokenizer", "preprocessor_config.json")
@@ -169,6 +188,15 @@ def test_an_image_size_that_cannot_be_told_is_asked_for(official_v2_folder, tmp_
     assert config_of(tmp_path / "back") == config_of(official_v2_folder)
     sizes = json.loads((tmp_path / "back" / "tower" / "preprocessor_config.json").read_text())
     assert sizes["max_size"] == 160
+
+
+def test_a_tower_beside_the_checkpoint_is_read_but_nothing_is_written_there(official_v2_folder, tmp_path):
+    (official_v2_folder / "vision_tokenizer").rename(tmp_path / "tower")
+    edit(official_v2_folder / "config.json", mm_vision_tower="../tower")
+    convert(official_v2_folder, tmp_path / "out" / "ours")
+    convert(tmp_path / "out" / "ours", tmp_path / "out" / "back")
+    assert not list((tmp_path / "out").rglob("tower"))
+    assert config_of(tmp_path / "out" / "back") == config_of(official_v2_folder)
 
 
 # ---- refused

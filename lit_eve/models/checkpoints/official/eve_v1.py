@@ -66,36 +66,29 @@ class EveV1Layout(OfficialLayout):
     names = _NAMES
 
     def matches(self, theirs: Mapping[str, Any]) -> bool:
-        """As in the base class."""
         return theirs.get("model_type") == "eve" and "mm_vision_tower" in theirs
 
     def import_name(self, key: str) -> str | None:
-        """As in the base class."""
         if key.startswith("model.mm_projector.") and key.count(".") == 2:  # 'linear': theirs is no sequence of layers
             key = key.replace("mm_projector.", "mm_projector.0.")
         return super().import_name(key)
 
     def export_name(self, name: str, theirs: Mapping[str, Any]) -> str:
-        """As in the base class."""
         key = super().export_name(name, theirs)
         linear = theirs.get("mm_projector_type", _LINEAR) == _LINEAR
         return key.replace("mm_projector.0.", "mm_projector.") if linear else key
 
     def import_value(self, name: str, value: Tensor) -> Tensor:
-        """As in the base class."""
         return value.flatten(1) if name == _KERNEL and is_pixel_kernel(value) else value
 
     def export_value(self, name: str, value: Tensor, config: EveConfig) -> Tensor:
-        """As in the base class."""
         patch = config.image_geometry.patch_size
         return value.unflatten(1, (3, patch, patch)) if name == _KERNEL else value
 
     def is_teacher(self, key: str) -> bool:
-        """As in the base class."""
         return bool(_TEACHER.match(key))
 
     def notes(self, folder_name: str, files: Iterable[str]) -> list[str]:
-        """As in the base class."""
         notes = []
         if "eve" not in folder_name.lower():
             notes.append("the official code loads an EVE only from a folder with 'eve' in its name")
@@ -104,7 +97,6 @@ class EveV1Layout(OfficialLayout):
         return notes
 
     def read_config(self, folder: Path, image_size: int | None = None) -> EveConfig:
-        """As in the base class."""
         path = folder / "config.json"
         theirs = read_json(path)
         needed = ("mm_vision_tower", "mm_hidden_size", "num_hidden_layers")
@@ -133,7 +125,6 @@ class EveV1Layout(OfficialLayout):
         )
 
     def write_config(self, config: EveConfig, dtype: str) -> dict[str, Any]:
-        """As in the base class."""
         text, geometry = config.text_config, config.image_geometry
         rope = dict(text.rope_parameters) if text.model_type == "llama" else {}
         scaling = {key: rope[key] for key in ("rope_type", "factor") if key in rope and rope["rope_type"] != "default"}
@@ -180,7 +171,6 @@ class EveV1Layout(OfficialLayout):
         }
 
     def write_preprocessor(self, config: EveConfig) -> dict[str, Any]:
-        """As in the base class."""
         geometry = config.image_geometry
         return {
             "feature_extractor_type": "CLIPFeatureExtractor",

@@ -65,11 +65,9 @@ class EveV2Layout(OfficialLayout):
     )
 
     def matches(self, theirs: Mapping[str, Any]) -> bool:
-        """As in the base class."""
         return theirs.get("model_type") == "eve-qwen2"
 
     def import_value(self, name: str, value: Tensor) -> Tensor:
-        """As in the base class."""
         if name == _PATCHES and is_pixel_kernel(value):
             return value.flatten(1)
         if name == _WINDOWS and is_square_kernel(value):
@@ -77,7 +75,6 @@ class EveV2Layout(OfficialLayout):
         return value
 
     def export_value(self, name: str, value: Tensor, config: EveConfig) -> Tensor:
-        """As in the base class."""
         patch, pool = config.image_geometry.patch_size, config.image_geometry.pool_size
         if name == _PATCHES:
             return value.unflatten(1, (3, patch, patch))
@@ -86,7 +83,6 @@ class EveV2Layout(OfficialLayout):
         return value
 
     def read_config(self, folder: Path, image_size: int | None = None) -> EveConfig:
-        """As in the base class."""
         path = folder / "config.json"
         theirs = read_json(path)
         needed = ("mm_vision_tower", "mm_hidden_size", "num_hidden_layers")
@@ -113,7 +109,6 @@ class EveV2Layout(OfficialLayout):
         return config
 
     def write_config(self, config: EveConfig, dtype: str) -> dict[str, Any]:
-        """As in the base class."""
         self._check(config)
         text, geometry, kind = config.text_config, config.image_geometry, config.decoder_kind
         ours = kind.get("parts", PARTS) if kind["name"] == "experts" else ()
@@ -133,7 +128,6 @@ class EveV2Layout(OfficialLayout):
         }
 
     def write_preprocessor(self, config: EveConfig) -> dict[str, Any]:
-        """As in the base class."""
         geometry = config.image_geometry
         return {
             "feature_extractor_type": "CLIPFeatureExtractor",
