@@ -12,6 +12,7 @@ from lit_eve.cli import main
 from lit_eve.losses import ALIGNERS
 from lit_eve.models import DECODER_KINDS, IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, PROJECTORS
 from lit_eve.processing import GEOMETRIES
+from lit_eve.training.cli import main as train
 from lit_eve.training.recipe import Recipe, read_recipe
 
 MODELS = Path(__file__).parents[1] / "experiments" / "models"
@@ -95,6 +96,25 @@ def test_eve_v2_trains_what_the_official_stages_train():
         assert len(trained(number)) == 6 + 12 * 28
     for number in (4, 5):
         assert len(trained(number)) == 681
+
+
+def test_the_parts_of_a_model_are_printed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    train(["fit", "--config", str(MODELS / "eve_v2/2_vision.yaml"), "--print_model"])
+    printed = capsys.readouterr().out
+    row = lambda part: re.sub(r" +", " ", next(line for line in printed.splitlines() if f"│ {part} " in line))  # noqa: E731
+    assert (
+        row("decoder")
+        == "│ decoder │ Qwen/Qwen2.5-7B-Instruct │ qwen2: 28 layers of width 3584, 152064 words │ 7,615,616,512 │"
+    )
+    assert row("decoder_kind") == "│ decoder_kind │ experts │ parts: [norms, attention, mlp] │ 6,525,618,176 │"
+    assert row("patch_embedding") == "│ patch_embedding │ eve_v2 │ patch_width: 1024 │ 15,478,272 │"
+    assert row("all") == "│ all │ │ 14,156,712,960 │ │" and row("trainable") == "│ trainable │ │ 6,541,096,448 │ │"
+
+
+def test_printing_a_model_needs_a_recipe(capsys):
+    with pytest.raises(SystemExit, match="--print_model stands behind `fit` and its settings"):
+        train(["test", "--print_model"])
 
 
 @pytest.mark.parametrize(

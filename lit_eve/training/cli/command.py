@@ -15,6 +15,7 @@ import logging
 import re
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,8 @@ from lit_eve.training.cli.loggers import run_loggers
 from lit_eve.training.cli.parser import RunParser
 from lit_eve.training.cli.run_folder import SaveRunConfig, is_restarted, move_aside, refuse_other_settings
 from lit_eve.training.module import LitEve
+
+PRINT_MODEL = "--print_model"
 
 
 class EveCLI(LightningCLI):
@@ -126,6 +129,12 @@ class EveCLI(LightningCLI):
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
+            parser.add_argument(
+                PRINT_MODEL,
+                action="store_true",
+                default=SUPPRESS,
+                help="Print the parts of the model, their sizes and what trains, and exit; nothing is loaded.",
+            )
             parser.add_argument(
                 "--resume",
                 type=Literal["auto", "never"],
@@ -267,11 +276,24 @@ def quiet() -> None:
     show_long_bars_only()
 
 
+def _print_model(args: list[str]) -> None:
+    from lit_eve.training.composition import print_model
+    from lit_eve.training.recipe import read_recipe
+
+    if args[:1] != ["fit"] or len(args) < 2:
+        raise ConfigError(f"{PRINT_MODEL} stands behind `fit` and its settings")
+    print_model(read_recipe(*args[1:]))
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; what lit_eve refuses is reported in one sentence instead of a traceback."""
     quiet()
+    args = sys.argv[1:] if args is None else args
     try:
-        EveCLI(args=args)
+        if PRINT_MODEL in args:
+            _print_model([word for word in args if word != PRINT_MODEL])
+        else:
+            EveCLI(args=args)
     except LitEveError as error:
         sys.exit(f"error: {error}")
     except Stopped as stopped:

@@ -1,0 +1,82 @@
+"""``train.py fit --print_model``: the parts of a model, how large each is, and what trains; nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_eve.models import EveConfig
+    from lit_eve.training.recipe import Recipe
+
+PARTS = ("geometry", "patch_embedding", "projector", "decoder_kind", "image_attention", "aligner")
+"""Keys of the config that hold a part's name and arguments."""
+
+
+def print_model(recipe: Recipe) -> None:
+    """Print the composition of a recipe's model as a table, and below it the table of what trains.
+
+    The model is built on the meta device, also where ``init_from`` is still to be trained and ``decoder`` is given.
+    """
+    import rich
+    import torch
+    from rich.markup import escape
+    from rich.table import Table
+    from transformers import AutoModelForCausalLM
+
+    from lit_eve.training.auxiliary import planned_auxiliaries
+    from lit_eve.training.stages import print_stage
+
+    module = recipe.module
+    model = module.blueprint.skeleton(planned=True)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    own = {
+        f"{part}.{name}": parameter.numel()
+        for part, made in planned_auxiliaries(module, model).items()
+        for name, parameter in made.named_parameters()
+    }
+    table = Table(title="model", title_justify="left")
+    for heading, justify in (("part", "left"), ("name", "left"), ("arguments", "left"), ("parameters", "right")):
+        table.add_column(heading, justify=justify)
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config.text_config)
+    added = {name for name, _ in model.language_model.named_parameters()} - {name for name, _ in plain.named_parameters()}
+    counts = parameters_of(sizes, {f"language_model.{name}" for name in added})
+    for key, name, arguments in rows_of(model.config, module.blueprint.decoder):
+        table.add_row(key, name, escape(arguments), f"{counts[key]:,}" if counts[key] else "")
+    if own:
+        table.add_row("auxiliary parts", ", ".join(sorted({name.split(".")[0] for name in own})), "", f"{sum(own.values()):,}")
+    rich.print(table)
+    student = {name: size for name, size in sizes.items() if not name.startswith("teacher.")}
+    print_stage(module.stage, sizes | own, module.stage.rates(student, own))
+
+
+def rows_of(config: EveConfig, decoder: str | None) -> list[tuple[str, str, str]]:
+    """Key, name and arguments of each part, in the order of the data's way."""
+    rows = []
+    for key in PARTS:
+        spec: Mapping[str, Any] | None = getattr(config, key)
+        if key == "decoder_kind":
+            text = config.text_config
+            shape = f"{text.num_hidden_layers} layers of width {text.hidden_size}, {text.vocab_size} words"
+            rows.append(("decoder", decoder or text.model_type, f"{text.model_type}: {shape}" if decoder else shape))
+        if spec is not None:
+            arguments = {name: value for name, value in spec.items() if name != "name"}
+            written = ", ".join(f"{name}: {json.dumps(value).replace(chr(34), '')}" for name, value in arguments.items())
+            rows.append((key, spec["name"], written))
+    if config.aligner is not None:
+        rows.append(
+            ("teacher", str(config.teacher), f"hidden state {config.teacher_layer}, weight {config.alignment_weight:g}")
+        )
+    return rows
+
+
+def parameters_of(sizes: Mapping[str, int], added: set[str]) -> Counter[str]:
+    """Parameters by key of a part; ``added`` are those that the decoder's kind adds to it."""
+    counts: Counter[str] = Counter()
+    for name, size in sizes.items():
+        part = name.split(".")[0]
+        counts["decoder_kind" if name in added else "decoder" if part == "language_model" else part] += size
+    return counts
