@@ -7,13 +7,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import lit_eve
 from lit_eve.cli import main
 from lit_eve.losses import ALIGNERS
 from lit_eve.models import DECODER_KINDS, IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, PROJECTORS
 from lit_eve.processing import GEOMETRIES
 from lit_eve.training.cli import main as train
 from lit_eve.training.recipe import Recipe, read_recipe
+from tests.training import world as micro
 
 MODELS = Path(__file__).parents[1] / "experiments" / "models"
 FOLDERS = sorted({path.parent.relative_to(MODELS) for path in MODELS.rglob("*.yaml")})
@@ -127,3 +130,40 @@ def test_printing_a_model_needs_a_recipe(capsys):
 def test_wrong_designs(arguments, words, capsys):
     assert main(["nano", *arguments]) == 2
     assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder.name == "nano"], ids=str)
+def test_a_design_trains_through_its_stages(folder, tmp_path, monkeypatch):
+    """Each stage for two steps, around a random decoder; the last model answers."""
+    monkeypatch.chdir(tmp_path)
+    micro.make_decoder(Path("decoder"))
+    micro.make_shards(Path("shards"), 30)
+    before = None
+    for path in sorted((MODELS / folder).glob("*.yaml")):
+        settings = {
+            "data.train": "shards",
+            "data.validation": "null",
+            "data.max_tokens": 256,
+            "data.num_workers": 0,
+            "trainer.default_root_dir": path.stem,
+            "trainer.max_steps": 2,
+            "trainer.accelerator": "cpu",
+            "trainer.devices": 1,
+            "trainer.log_every_n_steps": 1,
+            "trainer.enable_progress_bar": False,
+        }
+        if before is None:
+            settings |= {"model.decoder": "decoder", "model.template": "vicuna_v1"}
+        else:
+            settings |= {"model.init_from": before}
+        train(["fit", "--config", str(path), *(f"--{key}={value}" for key, value in settings.items())])
+        losses = micro.scalars(Path(path.stem), "train/language_loss")
+        assert list(losses) == [1, 2] and all(0 < loss < 10 for loss in losses.values())
+        before = path.stem
+    model, processor = lit_eve.load(before)
+    wanted = stages_of(folder)[1].module.blueprint.decoder_kind
+    assert model.config.decoder_kind["name"] == wanted["name"]
+    question = [{"type": "image", "image": Image.new("RGB", (90, 40), "red")}, {"type": "text", "text": "what is it?"}]
+    inputs = processor(conversation=[{"role": "user", "content": question}])
+    answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert answer.shape[1] > inputs["input_ids"].shape[1]
