@@ -96,6 +96,10 @@ class Registry(Generic[T]):
             if parameters[key].default is inspect.Parameter.empty and key not in spec:
                 raise ConfigError(f"{self.kind} {spec['name']!r} needs the argument {key!r}")
 
+    def asks_for(self, name: str, *arguments: str) -> bool:
+        """Whether the constructor of a variant has one of these arguments."""
+        return not inspect.signature(self[name]).parameters.keys().isdisjoint(arguments)
+
     def build(self, spec: Mapping[str, Any], **context: Any) -> T:
         """Make the variant that ``spec`` names; ``context`` holds what the caller knows and a YAML does not.
 

@@ -12,7 +12,7 @@ from PIL import Image
 import lit_eve
 from lit_eve.cli import main
 from lit_eve.losses import ALIGNERS
-from lit_eve.models import DECODER_KINDS, IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, PROJECTORS
+from lit_eve.models import DECODER_KINDS, IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, PROJECTORS, SUPERVISIONS
 from lit_eve.processing import GEOMETRIES
 from lit_eve.training.cli import main as train
 from lit_eve.training.recipe import Recipe, read_recipe
@@ -54,6 +54,7 @@ def test_the_page_names_all_parts():
         "projector": PROJECTORS,
         "decoder_kind": DECODER_KINDS,
         "image_attention": IMAGE_ATTENTIONS,
+        "supervision": SUPERVISIONS,
         "aligner": ALIGNERS,
     }
     shipped = lambda registry: {name for name in registry if registry.module_of(name) is None}  # noqa: E731
@@ -113,6 +114,16 @@ def test_the_parts_of_a_model_are_printed(capsys, monkeypatch):
     assert row("decoder_kind") == "│ decoder_kind │ experts │ parts: [norms, attention, mlp] │ 6,525,618,176 │"
     assert row("patch_embedding") == "│ patch_embedding │ eve_v2 │ patch_width: 1024 │ 15,478,272 │"
     assert row("all") == "│ all │ │ 14,156,712,960 │ │" and row("trainable") == "│ trainable │ │ 6,541,096,448 │ │"
+
+
+def test_supervisions_are_printed_with_what_they_train(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    supervision = "--model.supervision=[{name: next_patch, weight: 0.5}]"
+    train(["fit", "--config", str(MODELS / "eve_v2/2_vision.yaml"), supervision, "--print_model"])
+    printed = re.sub(r" +", " ", capsys.readouterr().out)
+    size = 3584 * 3072 + 3072  # a token is 32 x 32 pixels
+    assert f"│ next_patch │ supervision │ weight: 0.5 │ {size:,} │" in printed
+    assert f"│ next_patch │ TRAINABLE │ {size:,} │" in printed and "│ teacher │" not in printed
 
 
 def test_printing_a_model_needs_a_recipe(capsys):

@@ -57,7 +57,12 @@ def test_all_of_it_trains(place):
     assert not (place / "runs/mine/skipped.jsonl").exists()
     rates = {tag: micro.scalars(place / "runs/mine", f"lr/{tag}")[4] for tag in ("stage", "language_model.model.layers.1")}
     assert rates["stage"] == pytest.approx(10 * rates["language_model.model.layers.1"])
-    assert json.loads((place / "runs/mine/model/config.json").read_text())["imports"] == {"patch_embedding": "my_eve"}
+    assert json.loads((place / "runs/mine/model/config.json").read_text())["imports"] == {
+        "patch_embedding": "my_eve",
+        "supervision.brightness": "my_eve",
+    }
+    assert len(micro.scalars(place / "runs/mine", "train/brightness_loss")) == 4
+    assert (place / "runs/mine/model/brightness.safetensors").exists()
     before = torch.load(next((place / "runs/mine/checkpoints").glob("*.ckpt")), weights_only=True)
     assert "colour_head.weight" in before["state_dict"] and "my_eve" in before["hyper_parameters"]["imports"]
 

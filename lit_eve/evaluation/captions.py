@@ -21,7 +21,7 @@ def token_accuracy(
     """Accuracy and mean loss over all supervised tokens.
 
     Args:
-        model: in eval mode. A teacher that is attached is not run.
+        model: in eval mode. Supervisions that are attached are not run.
         batches: batches as a datamodule makes them: a loader, or a list.
         progress: title of the progress bar; None: no bar.
 
@@ -29,12 +29,12 @@ def token_accuracy(
         ``{"accuracy": ..., "loss": ...}``.
     """
     metric = TokenAccuracy().to(model.device)
-    teacher, model.teacher = model.teacher, None
+    supervisions, model.supervisions = model.supervisions, {}
     try:
         for batch in track(batches, progress or "", disable=progress is None):
             inputs = {k: x.to(model.device) if isinstance(x, Tensor) else x for k, x in model_inputs(batch).items()}
             output = model(**inputs, num_targets=1)  # divided by 1: a sum
             metric.update(output.num_correct, len(inputs["target_positions"]), output.language_loss)
     finally:
-        model.teacher = teacher
+        model.supervisions = supervisions
     return {name: float(value) for name, value in metric.compute().items()}

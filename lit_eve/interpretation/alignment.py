@@ -137,6 +137,8 @@ def _encode(model: EveForConditionalGeneration, processor: EveProcessor, sample:
         raise SampleError(f"{sample.key}: the sample has no image")
     if model.teacher is None:
         raise LitEveError("the model has no teacher: lit_eve.load(path, teacher=True) attaches it, with the trained aligner")
+    if model.aligner is None:
+        raise LitEveError("the model has no aligner: it was supervised without patch_alignment")
     encoded = processor.encode_sample(sample, with_labels=False, teacher=model.teacher.grid)
     encoded["input_ids"] = encoded["input_ids"][None]
     return {key: value.to(model.device) for key, value in encoded.items()}
@@ -164,9 +166,12 @@ def _beside_the_teacher(model: EveForConditionalGeneration, inputs: Mapping[str,
     place = inputs["image_grid_hw"], len(inputs["pixel_values"]), model.geometry, model.config.image_token_id
     layout = ImageLayout.of(inputs["input_ids"], *place)
     cells = TeacherCells.of(layout, inputs["image_grid_hw"], model.geometry, model.teacher.grid)
+    target = returned["teacher"]
+    if not isinstance(target, Tensor):  # another supervision looks at all its hidden states
+        target = target[-1]
     return _Seen(
         returned["aligner"],
-        returned["teacher"].flatten(0, 1)[cells.teacher_index],
+        target.flatten(0, 1)[cells.teacher_index],
         [state.flatten(0, 1)[cells.positions].mean(1) for state in hidden],
     )
 

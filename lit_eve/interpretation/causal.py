@@ -23,7 +23,7 @@ from lit_eve.interpretation.answers import WrittenAnswer
 from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.recording.intercept import AttentionCall, attention_modules, indices, intercept_attention
 from lit_eve.interpretation.teacher_forcing import ForcedAnswer
-from lit_eve.models.eve import normalize_pixels
+from lit_eve.processing.images import normalize_pixels
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration

@@ -20,7 +20,8 @@ class FrozenTeacher(nn.Module):
 
     Args:
         vision_model: a transformers ``CLIPVisionModel``.
-        select_layer: which hidden state to return, as in LLaVA and EVE (-2: the output of the last layer but one).
+        select_layer: which hidden state to return, as in LLaVA and EVE (-2: the output of the last layer but one). ``depth``
+            is its number, counted from 0.
     """
 
     def __init__(self, vision_model: nn.Module, select_layer: int = -2) -> None:
@@ -32,6 +33,7 @@ class FrozenTeacher(nn.Module):
                 f"teacher_layer = {select_layer} does not exist: the teacher has {config.num_hidden_layers} layers"
             )
         self.width: int = config.hidden_size
+        self.depth: int = depth
         self.grid = TeacherGrid(config.image_size, config.patch_size)
         self.std = CLIP_STD
         vision_model.encoder.layers = vision_model.encoder.layers[:depth]
@@ -54,16 +56,18 @@ class FrozenTeacher(nn.Module):
         return {} if destination is None else destination
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, every: bool = False) -> Tensor | tuple[Tensor, ...]:
         """Patch features of normalised square images.
 
         Args:
             pixels: (N, 3, C, C) float, normalised with CLIP's mean and deviation.
+            every: return all hidden states from 0 (behind the first norm) to ``select_layer``, not this last one alone.
 
         Returns:
-            (N, (C / patch)^2, width): row-major patches, without the class token.
+            (N, (C / patch)^2, width): row-major patches, without the class token; of each hidden state with ``every``.
         """
-        return self.backbone(pixels).last_hidden_state[:, 1:]
+        output = self.backbone(pixels, output_hidden_states=every)
+        return tuple(state[:, 1:] for state in output.hidden_states) if every else output.last_hidden_state[:, 1:]
 
 
 def _forget_missing_keys(teacher: FrozenTeacher, incompatible: Any) -> None:

@@ -18,6 +18,7 @@ from lit_eve.models.patch_embeddings import (
     PatchEmbedding,
 )
 from lit_eve.models.projector import PROJECTORS
+from lit_eve.models.supervise import SUPERVISIONS, ImageBatch, Supervision
 from lit_eve.processing import EveProcessor
 
 AutoConfig.register(EveConfig.model_type, EveConfig)
@@ -32,15 +33,18 @@ __all__ = [
     "PACKED_VARLEN",
     "PATCH_EMBEDDINGS",
     "PROJECTORS",
+    "SUPERVISIONS",
     "DecoderKind",
     "EveConfig",
     "EveForConditionalGeneration",
     "EveOutput",
     "EveV1PatchEmbedding",
     "ImageAttention",
+    "ImageBatch",
     "ImageTokens",
     "LinearPatchEmbedding",
     "PatchEmbedding",
+    "Supervision",
     "Tokens",
     "load",
 ]

@@ -24,13 +24,15 @@ class EveConfig(PreTrainedConfig):
         aligner: ``{"name": ..., **arguments}`` of a registered aligner that the model was trained with; None without one.
         teacher: folder or hub name of the teacher that the aligner predicts; None without one.
         teacher_layer: hidden state of the teacher that is predicted.
-        alignment_weight: factor of the alignment loss in the total loss.
+        alignment_weight: factor of the alignment loss in the total loss, where ``supervision`` does not say.
+        supervision: losses at image tokens that the model was trained with, each ``{"name": ..., "weight": 1.0, **arguments}``
+            of a registered supervision; None: patch alignment if it had a teacher.
         image_token_id: id that marks an image slot in ``input_ids``. It may lie outside the vocabulary: the row is never
             looked up. Default: the first id behind the vocabulary.
         imports: where the parts come from that are not lit_eve's: the module of each such ``decoder_kind``, ``geometry``,
-            ``patch_embedding``, ``projector``, ``image_attention`` and ``aligner``; ``module:Class`` of a ``model`` class of
-            its own, and of the ``training`` class that may have changed how it answers. The model writes them down; nothing is
-            ever imported because it stands here.
+            ``patch_embedding``, ``projector``, ``image_attention``, ``aligner`` and ``supervision.<name>``; ``module:Class`` of
+            a ``model`` class of its own, and of the ``training`` class that may have changed how it answers. The model writes
+            them down; nothing is ever imported because it stands here.
         image_mean, image_std: normalisation of pixels in 0..1, per channel.
     """
 
@@ -50,6 +52,7 @@ class EveConfig(PreTrainedConfig):
     teacher: str | None = None
     teacher_layer: int = -2
     alignment_weight: float = 1.0
+    supervision: list[dict[str, Any]] | None = None
     image_token_id: int | None = None
     imports: dict[str, str] | None = None
     image_mean: tuple[float, ...] | list[float] = CLIP_MEAN
@@ -65,6 +68,8 @@ class EveConfig(PreTrainedConfig):
         self.patch_embedding = dict(self.patch_embedding or {"name": "eve_v1"})
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
         self.image_attention = dict(self.image_attention or {"name": "causal"})
+        if self.supervision is not None:
+            self.supervision = [dict(entry) for entry in self.supervision]
         self.imports = dict(self.imports or {})
         geometry = named_geometry(self.geometry or {})
         GEOMETRIES.require(geometry["name"], self.imports.get("geometry"))

@@ -5,27 +5,17 @@ Notation: B rows, T tokens per row, D width, V vocabulary, N images, P patches, 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache
 from transformers.utils import ModelOutput
 
-from lit_eve.errors import CheckpointError, ConfigError, LitEveError
-from lit_eve.files import local_path
-from lit_eve.losses import (
-    ALIGNERS,
-    FrozenTeacher,
-    Term,
-    load_teacher,
-    next_token_loss,
-    patch_alignment_loss,
-    target_positions_of,
-)
+from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.losses import Term, next_token_loss, target_positions_of
 from lit_eve.models.attention import IMAGE_ATTENTIONS, mask_of_batch, number_images
 from lit_eve.models.checkpoints.skeletons import check_unsaved
 from lit_eve.models.config import EveConfig
@@ -40,25 +30,22 @@ from lit_eve.models.decoders import (
     usual_attention,
 )
 from lit_eve.models.generation.mixin import ImageGenerationMixin
-from lit_eve.models.own import note_import, note_imports
+from lit_eve.models.own import note_imports
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS, ImageTokens, check_image_tokens, takes_grid
-from lit_eve.models.pretrained import EvePreTrainedModel
 from lit_eve.models.projector import PROJECTORS
-from lit_eve.models.splice import ImageLayout, TeacherCells, check, splice
-from lit_eve.models.taps import hidden_state_taps
+from lit_eve.models.splice import ImageLayout, check, splice
+from lit_eve.models.supervised import SupervisedModel
 from lit_eve.registry import Registry
-
-ALIGNER_FILE = "aligner.safetensors"
 
 
 @dataclass
 class EveOutput(ModelOutput):
     """Output of :class:`EveForConditionalGeneration`; what was not asked for is None."""
 
-    loss: Tensor | None = None  # 0-dim float32: language_loss + alignment_weight * alignment_loss
+    loss: Tensor | None = None  # 0-dim float32: language_loss and the weighted losses of the supervisions
     logits: Tensor | None = None  # (B, kept, V)
     language_loss: Tensor | None = None  # 0-dim float32
-    alignment_loss: Tensor | None = None  # 0-dim float32, with a teacher only
+    alignment_loss: Tensor | None = None  # 0-dim float32, with patch alignment only; all losses are in terms
     num_correct: Tensor | None = None  # 0-dim int64: targets predicted right; with labels
     terms: dict[str, Term] | None = None  # what the loss is made of, as sums; a subclass adds its own; with labels
     past_key_values: Cache | None = None
@@ -66,19 +53,12 @@ class EveOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None  # as the decoder ran: where samples lay side by side, one row each
 
 
-def normalize_pixels(pixels: Tensor, mean: list[float], std: list[float], dtype: torch.dtype) -> Tensor:
-    """(x / 255 - mean) / std per channel: (rows, 3, n) uint8 -> the same in ``dtype``; the arithmetic is float32."""
-    scaled = pixels.float() / 255
-    for channel in range(3):  # scalars: no buffer that a cast to bf16 would round, no copy to the device
-        scaled[:, channel].sub_(mean[channel]).div_(std[channel])
-    return scaled.to(dtype)
-
-
-class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
+class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
     """EVE (arXiv 2406.11832): patch embedding, projector and any causal language model of transformers, taken as it is.
 
-    The aligner and the frozen teacher exist in training only, after :meth:`attach_teacher`. The aligner is saved beside the
-    model in ``aligner.safetensors``; the teacher is never saved.
+    The heads of supervisions (the aligner, and others) and the frozen teacher exist in training only, after
+    :meth:`attach_supervision`. Each head is saved beside the model in a file of its own (``aligner.safetensors``); the teacher
+    is never saved.
 
     Args:
         config: the architecture.
@@ -109,8 +89,7 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         if not self.image_attention.is_causal:
             check_image_attention(config.text_config, config.image_attention["name"])
         self.geometry = geometry
-        self.aligner: nn.Module | None = None
-        self.teacher: FrozenTeacher | None = None
+        self.without_supervision()
         if config.image_token_id < config.text_config.vocab_size:  # it marks the place of an image: nothing to be written
             self.generation_config.suppress_tokens = [config.image_token_id]
         self.post_init()
@@ -121,60 +100,6 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         part = build()
         check_unsaved(part, build, f"{key} {spec['name']!r}")
         return part
-
-    # ---- the teacher
-
-    def attach_teacher(self, teacher: FrozenTeacher | str | Path, aligner: dict[str, Any] | None = None) -> None:
-        """Add the frozen teacher and the aligner that predicts it; the next forward returns ``alignment_loss``.
-
-        Args:
-            teacher: the teacher, or the folder or hub name of a CLIP.
-            aligner: ``{"name": ..., **arguments}``; default: the config's, else ``layerwise``.
-
-        Raises:
-            ConfigError: the teacher's grid does not lie on the geometry's, or the aligner is unknown.
-            CheckpointError: there is no CLIP at that place.
-        """
-        if not isinstance(teacher, FrozenTeacher):
-            self.config.teacher = str(teacher)
-            teacher = load_teacher(teacher, self.config.teacher_layer, dtype=self.dtype)
-        teacher.grid.tokens_per_patch(self.geometry)  # says whether it lies on the student's
-        self.config.aligner = dict(aligner or self.config.aligner or {"name": "layerwise"})
-        note_import(self.config, "aligner", ALIGNERS)
-        text_config = self.config.text_config
-        sizes = {"hidden_size": text_config.hidden_size, "num_layers": text_config.num_hidden_layers}
-        aligner = self._part("aligner", ALIGNERS, **sizes, teacher_width=teacher.width)
-        self.aligner = aligner.to(device=self.device, dtype=self.dtype)
-        self.teacher = teacher.to(self.device)
-
-    def save_pretrained(self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
-        """Write a transformers folder that needs no teacher; an aligner goes into a file of its own beside the weights."""
-        save_directory = local_path(save_directory)
-        weights = self.state_dict() if state_dict is None else state_dict
-        prefix = "aligner."
-        aligner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        weights = {key: value for key, value in weights.items() if not key.startswith(prefix)}
-        super().save_pretrained(save_directory, state_dict=weights, **kwargs)
-        if aligner and kwargs.get("is_main_process", True):
-            save_file({key: value.contiguous() for key, value in aligner.items()}, Path(save_directory, ALIGNER_FILE))
-
-    def load_aligner(self, folder: str | Path) -> bool:
-        """Give the attached aligner the weights that were saved in ``folder``.
-
-        Returns:
-            Whether there were any.
-
-        Raises:
-            CheckpointError: they belong to another aligner.
-        """
-        path = Path(folder, ALIGNER_FILE)
-        if self.aligner is None or not path.exists():
-            return False
-        try:
-            self.aligner.load_state_dict(load_file(path))
-        except RuntimeError as error:
-            raise CheckpointError(f"{path} does not fit the aligner {self.config.aligner}: {error}") from error
-        return True
 
     # ---- forward
 
@@ -195,11 +120,7 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         Raises:
             ConfigError: patch embedding or projector return something of another shape.
         """
-        dtype = self.dtype
-        if pixel_values.dtype == torch.uint8:
-            patches = self._normalize(pixel_values.unflatten(1, (3, -1)), dtype).flatten(1)
-        else:
-            patches = pixel_values.to(dtype)
+        patches = self._normalized(pixel_values, self.dtype)
         grid = {"grid_hw": grid_hw} if takes_grid(self.patch_embedding) else {}
         tokens, classes, split = check_image_tokens(
             self.patch_embedding(patches, image_of_token, num_images, **grid),
@@ -278,12 +199,12 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
             max_seqlen: tokens of the longest sample of packed rows, or more; default: T.
             pixel_values: (P, 3 * p * p) uint8 patches of all images, (0, 3 * p * p) without images.
             image_grid_hw: (N, 2) int64, rows and columns in patches, in the order of the images' slots.
-            teacher_pixel_values: (N, 3, C, C) uint8, needed for the alignment loss.
+            teacher_pixel_values: (N, 3, C, C) uint8, needed with a teacher.
             target_positions: (M,) int64, see :func:`~lit_eve.losses.target_positions_of`, which is called if this is missing.
             image_positions: (n,) int64, places of the image slots in the flattened tokens, for kinds of decoders that need
                 them; looked up if this is missing.
             num_targets: what the summed language loss is divided by; default: M.
-            num_images: what the summed alignment loss is divided by; default: N.
+            num_images: what losses that are summed over images are divided by; default: N.
             logits_to_keep: logits of the last n positions (0: of all), or of these positions; default: none with labels, else
                 all.
             inputs_embeds: (B, T, D) instead of ``input_ids`` and images, see :meth:`embed_inputs`.
@@ -306,16 +227,9 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         elif pixel_values is not None and len(pixel_values):
             raise LitEveError("pixel_values need input_ids; inputs_embeds hold the images already (model.embed_inputs)")
 
-        cells, taps = None, ()
-        if self.teacher is not None and labels is not None and layout is not None:
-            if teacher_pixel_values is None:
-                raise LitEveError("a teacher is attached, but the batch has no teacher_pixel_values")
-            cells, taps = TeacherCells.of(layout, image_grid_hw, self.geometry, self.teacher.grid), self.aligner.taps
-
-        def at_cells(hidden: Tensor) -> Tensor:
-            """(B, T, D) -> (M, D): the mean over the image tokens of each teacher patch."""
-            chosen = hidden.flatten(0, 1).index_select(0, cells.positions.flatten())
-            return chosen.unflatten(0, cells.positions.shape).mean(1)
+        supervisor = None
+        if self.supervisions and labels is not None and layout is not None:
+            supervisor = self._supervisor(layout, image_grid_hw, pixel_values, teacher_pixel_values)
 
         kind, images = self.image_attention, None
         has_images = image_grid_hw is not None and len(image_grid_hw) > 0
@@ -343,7 +257,8 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         elif images is not None:
             mask = images.for_decoder(decoder.config, inputs_embeds, attention_mask, past_key_values)
             inputs["attention_mask"] = mask
-        with hidden_state_taps(blocks_of(decoder) if taps else (), taps, lambda hidden: at_cells(as_rows(hidden))) as states:
+        watched = nullcontext() if supervisor is None else supervisor.watch(blocks_of(decoder), as_rows)
+        with watched:
             outputs = decoder(**inputs, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
         hidden = as_rows(outputs.last_hidden_state)  # (B, T, D)
 
@@ -353,21 +268,22 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
             attentions=outputs.attentions,
         )
         if labels is not None:
+            if target_positions is None:
+                target_positions = target_positions_of(labels)  # (M,)
             self._add_language_loss(result, hidden, labels, target_positions, num_targets)
             result.loss = result.language_loss
-        if cells is not None:
-            states[0], states[taps[0]] = at_cells(inputs_embeds), at_cells(hidden)
-            self._add_alignment_loss(result, [states[tap] for tap in taps], cells, teacher_pixel_values, num_images)
-            result.loss = result.loss + self.config.alignment_weight * result.alignment_loss
+        if supervisor is not None:
+            counts = [
+                len(image_grid_hw) if num_images is None else num_images,
+                len(target_positions) if num_targets is None else num_targets,
+            ]
+            self._add_supervision(result, supervisor.terms(inputs_embeds, hidden), *counts)
         if logits_to_keep is None:
             logits_to_keep = 0 if labels is None else None
         if logits_to_keep is not None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             result.logits = self._head(hidden[:, keep])
         return result
-
-    def _normalize(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        return normalize_pixels(pixels, self.config.image_mean, self.config.image_std, dtype)
 
     def _embed(
         self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_hw: Tensor | None
@@ -392,11 +308,9 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         result: EveOutput,
         hidden: Tensor,
         labels: Tensor,
-        positions: Tensor | None,
+        positions: Tensor,
         num_targets: Tensor | int | None,
     ) -> None:
-        if positions is None:
-            positions = target_positions_of(labels)  # (M,)
         targets = labels.flatten()[positions + 1]  # (M,)
         states = hidden.flatten(0, 1).index_select(0, positions)  # (M, D)
         loss = next_token_loss(states, targets, self._head, count_correct=True)
@@ -404,29 +318,19 @@ class EveForConditionalGeneration(EvePreTrainedModel, ImageGenerationMixin):
         result.language_loss = loss.total / _at_least_one(len(positions) if num_targets is None else num_targets)
         result.num_correct = loss.num_correct
 
-    def _add_alignment_loss(
+    def _add_supervision(
         self,
         result: EveOutput,
-        features: list[Tensor],
-        cells: TeacherCells,
-        teacher_pixel_values: Tensor,
-        num_images: Tensor | int | None,
+        terms: dict[str, Term],
+        num_images: Tensor | int,
+        num_targets: Tensor | int,
     ) -> None:
-        count = len(teacher_pixel_values)
-        predictions = self.aligner(features)  # (M, K); runs without images too, so that all ranks do the same
-        if predictions.shape != (shape := (len(cells.image_of_cell), self.teacher.width)):
-            raise ConfigError(
-                f"aligner {self.config.aligner['name']!r} returned the shape {tuple(predictions.shape)}, "
-                f"but the teacher's is {shape}"
-            )
-        if count:
-            pixels = normalize_pixels(teacher_pixel_values, self.teacher.grid.mean, self.teacher.std, self.teacher.dtype)
-            targets = self.teacher(pixels).flatten(0, 1)[cells.teacher_index]  # (M, K)
-        else:
-            targets = torch.zeros_like(predictions)
-        total = patch_alignment_loss(predictions, targets, cells.image_of_cell, count)
-        result.terms["alignment_loss"] = Term(total, "images", self.config.alignment_weight)
-        result.alignment_loss = total / _at_least_one(count if num_images is None else num_images)
+        result.terms |= terms
+        for name, term in terms.items():
+            mean = term.total / _at_least_one(num_images if term.per == "images" else num_targets)
+            result.loss = result.loss + term.weight * mean
+            if name == "alignment_loss":
+                result.alignment_loss = mean
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

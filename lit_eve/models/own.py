@@ -13,6 +13,7 @@ from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import DECODER_KINDS
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
 from lit_eve.models.projector import PROJECTORS
+from lit_eve.models.supervise import SUPERVISIONS
 from lit_eve.processing.geometries import GEOMETRIES
 from lit_eve.registry import Registry
 
@@ -35,6 +36,16 @@ def note_import(config: EveConfig, key: str, registry: Registry[Any]) -> None:
     registry.require(name, config.imports.pop(key, None))
     if name in registry and (module := registry.module_of(name)) is not None:
         config.imports[key] = module
+
+
+def note_supervisions(config: EveConfig) -> None:
+    """The same for the entries of ``config.supervision``, as ``supervision.<name>``."""
+    prefix = "supervision."
+    needed = {key: config.imports.pop(key) for key in list(config.imports) if key.startswith(prefix)}
+    for name in [entry.get("name") for entry in config.supervision or ()]:
+        SUPERVISIONS.require(name, needed.get(f"{prefix}{name}"))
+        if name in SUPERVISIONS and (module := SUPERVISIONS.module_of(name)) is not None:
+            config.imports[f"{prefix}{name}"] = module
 
 
 def note_imports(config: EveConfig, model_class: type) -> None:

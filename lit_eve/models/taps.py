@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+S = TypeVar("S")
+
 
 @contextmanager
 def hidden_state_taps(
-    layers: Sequence[nn.Module], taps: Sequence[int], select: Callable[[Tensor], Tensor]
-) -> Iterator[dict[int, Tensor]]:
-    """Collect ``select(hidden state)`` of inner layers during one forward pass.
+    layers: Sequence[nn.Module], taps: Sequence[int], select: Callable[[int, Tensor], S]
+) -> Iterator[dict[int, S]]:
+    """Collect ``select(tap, hidden state)`` of inner layers during one forward pass.
 
     Args:
         layers: the decoder's L blocks.
@@ -26,7 +28,7 @@ def hidden_state_taps(
     Yields:
         A dict that is filled as the blocks run. Blocks recomputed later by activation checkpointing do not touch it.
     """
-    states: dict[int, Tensor] = {}
+    states: dict[int, S] = {}
     whole: dict[int, Tensor] = {}
 
     def reader(tap: int) -> Callable[[nn.Module, Any, Any], None]:
@@ -37,7 +39,7 @@ def hidden_state_taps(
             if module.training and getattr(module, "gradient_checkpointing", False):
                 whole[tap] = hidden
             else:
-                states[tap] = select(hidden)
+                states[tap] = select(tap, hidden)
 
         # torch.compile would compile the reader again for each tap and number of positions, until it gives up.
         return torch.compiler.disable(read) if layers[tap - 1]._compiled_call_impl is not None else read
@@ -45,7 +47,7 @@ def hidden_state_taps(
     handles = [layers[tap - 1].register_forward_hook(reader(tap)) for tap in taps if 0 < tap < len(layers)]
     try:
         yield states
-        states |= {tap: select(hidden) for tap, hidden in whole.items()}
+        states |= {tap: select(tap, hidden) for tap, hidden in whole.items()}
     finally:
         for handle in handles:
             handle.remove()

@@ -9,8 +9,8 @@ The backward pass of a matrix product is two of the same size, one for the gradi
 weights; a frozen layer leaves out the second, and also the first where nothing in front of it trains. Stage 1 of EVE freezes
 the decoder, but its gradients must reach the patch embedding: its forward pass is one part, its backward pass another one.
 
-Decoder, head and teacher are counted by formula. Patch embedding, projector and aligner, which variants replace, are run on the
-meta device under torch's counter: a new one needs no formula.
+Decoder, head and teacher are counted by formula. Patch embedding, projector and supervisions, which variants replace, are run
+on the meta device under torch's counter: a new one needs no formula.
 
 Notation: S samples, N images, P patches, Q image tokens, M teacher cells, D width, h heads, d head width, V vocabulary.
 """
@@ -18,7 +18,7 @@ Notation: S samples, N images, P patches, Q image tokens, M teacher cells, D wid
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +31,8 @@ from lit_eve.errors import ConfigError
 from lit_eve.models.decoders import blocks_of, modules_by_tokens
 from lit_eve.models.own import model_class_of
 from lit_eve.models.patch_embeddings import takes_grid
+from lit_eve.models.splice import ImageLayout
+from lit_eve.models.supervise import ImageBatch
 from lit_eve.training.stages import Stage, get_stage
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def training_flops(
 
     Returns:
         ``patch_embedding``, ``projector``, ``decoder`` (its linear layers), ``attention`` (of the decoder), ``lm_head``, and
-        with a teacher ``aligner`` and ``teacher``.
+        the heads of the supervisions (``aligner``), and ``teacher``.
 
     Raises:
         ConfigError: the decoder has weights that are neither in linear layers nor in embedding tables (mixtures of experts).
@@ -132,8 +134,8 @@ def training_flops(
     get_stage(stage).apply(model, auxiliaries)
     flops = _images(model, workload)
     flops |= _decoder(model, workload)
+    flops |= _supervision(model, workload)
     if model.teacher is not None:
-        flops["aligner"] = _aligner(model, workload)
         flops["teacher"] = Flops(_teacher(model, workload))
     return flops
 
@@ -148,18 +150,21 @@ def meta_model(config: EveConfig, teacher: CLIPVisionConfig | None = None) -> Ev
 
     Args:
         config: the architecture; it is copied.
-        teacher: attach a teacher of this config, and an aligner.
+        teacher: attach a teacher of this config; the heads of the supervisions are attached without it too.
     """
     from transformers import CLIPVisionModel
 
     from lit_eve.losses import FrozenTeacher
     from lit_eve.models import EveForConditionalGeneration
+    from lit_eve.models.supervise import needs_teacher
 
     config = copy.deepcopy(config)
     with torch.device("meta"):
         model = (model_class_of(config) or EveForConditionalGeneration)(config)
         if teacher is not None:
             model.attach_teacher(FrozenTeacher(CLIPVisionModel(copy.deepcopy(teacher)), config.teacher_layer))
+        elif not any(needs_teacher(entry["name"]) for entry in config.supervision or ()):
+            model.attach_supervision()
     return model
 
 
@@ -213,12 +218,23 @@ def _carries_gradient(model: EveForConditionalGeneration) -> list[bool]:
     return carries
 
 
-def _aligner(model: EveForConditionalGeneration, workload: Workload) -> Flops:
-    cells = workload.num_patches // (model.geometry.pool_size * model.teacher.grid.tokens_per_patch(model.geometry)) ** 2  # M
-    shape, carries = (cells, model.config.text_config.hidden_size), _carries_gradient(model)
-    return _measure(
-        model.aligner, [torch.empty(shape, device="meta").requires_grad_(carries[tap]) for tap in model.aligner.taps]
-    )
+def _supervision(model: EveForConditionalGeneration, workload: Workload) -> dict[str, Flops]:
+    """The losses at image tokens with their heads, by the names of the heads."""
+    device, images = torch.device("meta"), workload.num_images
+    input_ids = torch.empty(1, workload.num_tokens, dtype=torch.long, device=device)
+    grid = torch.empty(images, 2, dtype=torch.long, device=device)
+    layout = ImageLayout.of(input_ids, grid, workload.num_patches, model.geometry, model.config.image_token_id)
+    patches = torch.empty(workload.num_patches, model.geometry.patch_dim, device=device)
+    teacher = model.teacher
+    batch = ImageBatch(layout, grid, model.geometry, None if teacher is None else teacher.grid, lambda: patches)
+    carries, width = _carries_gradient(model), model.config.text_config.hidden_size
+    flops = {}
+    for part, one in model.supervisions.items():
+        shape = len(one.positions(batch)), width
+        hidden = [torch.empty(shape, device=device).requires_grad_(carries[tap]) for tap in one.taps]
+        targets = [torch.empty(images, teacher.grid.side**2, teacher.width, device=device) for _ in one.teacher_states]
+        flops[part] = _measure(one.loss, batch, hidden, targets)
+    return flops
 
 
 def _teacher(model: EveForConditionalGeneration, workload: Workload) -> float:
@@ -259,8 +275,8 @@ def _check_dense(decoder: nn.Module) -> None:
             raise ConfigError(f"the FLOPs of {kind} are not known: {name} is in no linear layer")
 
 
-def _measure(module: nn.Module, *inputs: Any, **named: Any) -> Flops:
-    """Run a module forward and backward under torch's counter, on the meta device."""
+def _measure(module: Callable[..., Any], *inputs: Any, **named: Any) -> Flops:
+    """Run a module or function forward and backward under torch's counter, on the meta device."""
     with FlopCounterMode(display=False) as forward:
         outputs = module(*inputs, **named)
     outputs = [outputs] if isinstance(outputs, Tensor) else [x for x in outputs if x is not None]

@@ -9,6 +9,7 @@ Legend: H x W pooling windows, p side of a patch in pixels, P patches of an imag
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from io import BufferedIOBase, BytesIO
 from typing import Any, BinaryIO
 
@@ -133,6 +134,14 @@ def patchify(image: Image.Image, geometry: ImageGeometry, images: int = 1) -> tu
         for view in geometry.views(image, images)
     ]
     return torch.from_numpy(np.concatenate(patches)), geometry.patch_grids(*image.size, images)
+
+
+def normalize_pixels(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+    """(x / 255 - mean) / std per channel: (rows, 3, n) uint8 -> the same in ``dtype``; the arithmetic is float32."""
+    scaled = pixels.float() / 255
+    for channel in range(3):  # scalars: no buffer that a cast to bf16 would round, no copy to the device
+        scaled[:, channel].sub_(mean[channel]).div_(std[channel])
+    return scaled.to(dtype)
 
 
 def _open(source: Any, name: str) -> Image.Image:

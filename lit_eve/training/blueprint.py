@@ -36,11 +36,13 @@ from lit_eve.models.attention import check_takes_masks
 from lit_eve.models.checkpoints.catalog import known_decoder, known_teacher
 from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
+from lit_eve.models.checkpoints.heads import heads_in
 from lit_eve.models.checkpoints.loading import read_architecture
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import attention_module, model_class_of
+from lit_eve.models.supervise import build_supervision, check_entries, entries_of, needs_teacher, without_weight
 from lit_eve.processing import GEOMETRIES, EveProcessor, ImageGeometry, TeacherGrid, templates
 from lit_eve.processing.geometries import named_geometry
 from lit_eve.training.architecture import differences, is_irrelevant
@@ -74,6 +76,7 @@ class Blueprint:
     aligner: Mapping[str, Any] | None = None
     teacher_layer: int | None = None
     alignment_weight: float | None = None
+    supervision: Sequence[Mapping[str, Any]] | None = None
     template: str | Mapping[str, Any] | None = None
     attn_implementation: str | None = None
     model_class: type[EveForConditionalGeneration] | None = None
@@ -94,6 +97,7 @@ class Blueprint:
                 raise ConfigError(f"model.{key} must be three numbers, one per channel, got {list(value)}")
         if self.aligner is not None and self.teacher is None:
             raise ConfigError("model.aligner needs model.teacher: without a teacher there is nothing to align to")
+        self._check_supervision()
         for key, registry, context in (
             ("decoder_kind", DECODER_KINDS, ()),
             ("patch_embedding", PATCH_EMBEDDINGS, ("geometry", "hidden_size")),
@@ -123,6 +127,25 @@ class Blueprint:
                 "it: let the constructor of a model_class choose it"
             )
 
+    def _check_supervision(self) -> None:
+        if self.supervision is None:
+            return
+        try:
+            check_entries(self.supervision)
+        except ConfigError as error:
+            raise ConfigError(f"model.supervision: {error}") from error
+        for key in ("aligner", "alignment_weight"):
+            if getattr(self, key) is not None:
+                name = key.removeprefix("alignment_")
+                raise ConfigError(
+                    f"model.{key}: beside model.supervision it stands in the entry patch_alignment there, as {name!r}"
+                )
+        needing = [entry["name"] for entry in self.supervision if needs_teacher(entry["name"])]
+        if self.teacher is None and needing:
+            raise ConfigError(f"model.supervision: {needing[0]!r} needs model.teacher")
+        if self.teacher is not None and not needing:
+            raise ConfigError("model.teacher: nothing in model.supervision looks at it; set it to null")
+
     def _check_geometry(self) -> None:
         geometry = dict(self.geometry or {})
         try:
@@ -150,6 +173,8 @@ class Blueprint:
             self._check_same_decoder(self._source[0].text_config)
             self._check_same_kind(config)
             config.image_token_id = self._source[0].image_token_id
+            if self.teacher is not None:  # an aligner that goes on being trained
+                config.aligner = self._source[0].aligner
         else:
             config.image_token_id = EveProcessor(self._tokenizer, geometry=config.image_geometry).image_token_id
         return config
@@ -205,7 +230,7 @@ class Blueprint:
             raise CheckpointError(f"model.{key}: {error}") from error
 
     def skeleton(self, planned: bool = False) -> EveForConditionalGeneration:
-        """The model on the meta device, with aligner and teacher if there is a teacher; in the default dtype.
+        """The model on the meta device, with teacher and heads of supervisions; in the default dtype.
 
         Args:
             planned: nothing needs to be there yet, neither ``init_from`` nor a tokenizer; well-known decoders and teachers are
@@ -225,10 +250,14 @@ class Blueprint:
                 check_takes_masks(self.attn_implementation, model.image_attention)
             except LitEveError as error:
                 raise ConfigError(f"model.{error}") from error
+            teacher = None
             if self.teacher is not None:
-                vision = CLIPVisionModel(self._teacher_config(planned))
                 config.teacher = self.teacher
-                model.attach_teacher(FrozenTeacher(vision, config.teacher_layer), self.aligner)
+                teacher = FrozenTeacher(CLIPVisionModel(self._teacher_config(planned)), config.teacher_layer)
+            try:
+                model.attach_supervision(teacher, self.aligner)
+            except ConfigError as error:
+                raise ConfigError(f"model.{error}" if str(error).startswith("supervision") else str(error)) from error
         return model.to(torch.get_default_dtype())
 
     def build(
@@ -237,7 +266,7 @@ class Blueprint:
         device: torch.device | str = "cpu",
         teacher_dtype: torch.dtype | None = None,
     ) -> EveForConditionalGeneration:
-        """The model with its weights, and with teacher and aligner if there is a teacher.
+        """The model with its weights, and with teacher and heads of supervisions.
 
         Args:
             shard: called with the model on the meta device; may replace its parameters by sharded ones. Every process then
@@ -255,7 +284,7 @@ class Blueprint:
                 model.language_model.set_attn_implementation(self.attn_implementation)
             except (ImportError, ValueError) as error:
                 raise ConfigError(f"model.attn_implementation: {error}") from error
-        parts = self._parts()
+        parts = self._parts(model.teacher)
         model.teacher = None  # read as a whole below, and never sharded
         if shard is not None:
             shard(model)
@@ -308,6 +337,7 @@ class Blueprint:
         config = EveConfig(
             text_config=copy.deepcopy(text_config),  # models write into their config
             tie_word_embeddings=getattr(text_config, "tie_word_embeddings", False),
+            supervision=self.supervision,
             **{key: value for key in PARTS if (value := getattr(self, key)) is not None},
         )
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -348,6 +378,7 @@ class Blueprint:
             value = getattr(self, key)
             if value is not None and key != "geometry":
                 setattr(config, key, value)
+        config.supervision = None if self.supervision is None else [dict(entry) for entry in self.supervision]
         if self.geometry is not None:
             same = self.geometry.get("name") in (None, config.geometry["name"])
             config.geometry = ImageGeometry.from_dict({**(config.geometry if same else {}), **self.geometry}).to_dict()
@@ -376,16 +407,16 @@ class Blueprint:
 
     # ---- weights
 
-    def _parts(self) -> dict[str, torch.nn.Module]:
+    def _parts(self, teacher: FrozenTeacher | None) -> dict[str, torch.nn.Module]:
         """The parts around the decoder with random weights, on the CPU.
 
         They are drawn from the beginning of the seed, whatever this process has drawn before: they are the same in all.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed())
-            return self._drawn_parts()
+            return self._drawn_parts(teacher)
 
-    def _drawn_parts(self) -> dict[str, torch.nn.Module]:
+    def _drawn_parts(self, teacher: FrozenTeacher | None) -> dict[str, torch.nn.Module]:
         config = self.config
         hidden_size = config.text_config.hidden_size
         patch_embedding = PATCH_EMBEDDINGS.build(
@@ -393,20 +424,17 @@ class Blueprint:
         )
         projector = PROJECTORS.build(config.projector, input_size=patch_embedding.width, output_size=hidden_size)
         parts = {"patch_embedding": patch_embedding, "projector": projector}
-        if self.teacher is not None:
-            parts["aligner"] = ALIGNERS.build(
-                config.aligner,
-                hidden_size=hidden_size,
-                num_layers=config.text_config.num_hidden_layers,
-                teacher_width=self._teacher_config().hidden_size,
-            )
-        return parts
+        return parts | {part: build_supervision(entry, config, teacher).head for part, entry in self._entries.items()}
+
+    @property
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        return entries_of(self.config, self.teacher is not None)
 
     @property
     def _may_be_new(self) -> list[str]:
         """The parts whose weights are drawn where there are none."""
         around = ["patch_embedding", "projector"] if self.init_from is None else []
-        return around + ["aligner"] * (self.teacher is not None)
+        return [*around, *self._entries]
 
     def _grown(self, model: EveForConditionalGeneration) -> tuple[dict[str, str], Iterator[tuple[str, torch.Tensor]]]:
         """Weights that the kind of decoder adds to those that are there: which are copies of which, and which are drawn."""
@@ -417,14 +445,19 @@ class Blueprint:
         return copies, _seeded((prefix + name, tensor) for name, tensor in kind.drawn(model.language_model))
 
     def _stored(self, shapes_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors of the weights that are there, without an aligner that is not wanted."""
+        """Names and tensors of the weights that are there, without heads that are not wanted or are others here."""
         if self.init_from is None:
             yield from iterate_weights(self.decoder, shapes_only)
             return
-        aligner = self._source[0].aligner if self.teacher is not None else None
-        wanted = aligner is not None and (self.aligner is None or dict(self.aligner) == aligner)
+        source = self._source[0]
+        there = entries_of(source, with_teacher=True) if source.supervision is None else entries_of(source, False)
+        same = lambda part, entry: part in there and without_weight(there[part]) == without_weight(entry)  # noqa: E731
+        wanted = {part for part, entry in self._entries.items() if same(part, entry)}
+        if source.aligner is None:
+            wanted.discard("aligner")
+        unwanted = tuple(f"{part}." for part in heads_in(source.supervision) if part not in wanted)
         for name, tensor in iterate_weights(self.init_from, shapes_only):
-            if wanted or not name.startswith("aligner."):
+            if not name.startswith(unwanted):
                 yield name, tensor
 
 

@@ -27,7 +27,7 @@ def print_model(recipe: Recipe) -> None:
     from transformers import AutoModelForCausalLM
 
     from lit_eve.training.auxiliary import planned_auxiliaries
-    from lit_eve.training.stages import print_stage
+    from lit_eve.training.stages import heads_beside, print_stage
 
     module = recipe.module
     model = module.blueprint.skeleton(planned=True)
@@ -50,11 +50,15 @@ def print_model(recipe: Recipe) -> None:
         table.add_row("auxiliary parts", ", ".join(sorted({name.split(".")[0] for name in own})), "", f"{sum(own.values()):,}")
     rich.print(table)
     student = {name: size for name, size in sizes.items() if not name.startswith("teacher.")}
-    print_stage(module.stage, sizes | own, module.stage.rates(student, own))
+    heads = heads_beside(model, student)
+    rates = module.stage.rates([name for name in student if name not in heads], [*own, *heads])
+    print_stage(module.stage, sizes | own, rates)
 
 
 def rows_of(config: EveConfig, decoder: str | None) -> list[tuple[str, str, str]]:
     """Key, name and arguments of each part, in the order of the data's way."""
+    from lit_eve.models.supervise import needs_teacher
+
     rows = []
     for key in PARTS:
         spec: Mapping[str, Any] | None = getattr(config, key)
@@ -63,14 +67,22 @@ def rows_of(config: EveConfig, decoder: str | None) -> list[tuple[str, str, str]
             shape = f"{text.num_hidden_layers} layers of width {text.hidden_size}, {text.vocab_size} words"
             rows.append(("decoder", decoder or text.model_type, f"{text.model_type}: {shape}" if decoder else shape))
         if spec is not None:
-            arguments = {name: value for name, value in spec.items() if name != "name"}
-            written = ", ".join(f"{name}: {json.dumps(value).replace(chr(34), '')}" for name, value in arguments.items())
-            rows.append((key, spec["name"], written))
-    if config.aligner is not None:
+            rows.append((key, spec["name"], _written(spec)))
+    # The row of a head stands under its name, so that its parameters are found.
+    rows += [(part, "supervision", _written(entry)) for entry in config.supervision or () if (part := entry["name"])]
+    if config.supervision is not None:
+        if any(needs_teacher(entry["name"]) for entry in config.supervision):
+            rows.append(("teacher", str(config.teacher), f"hidden state {config.teacher_layer}"))
+    elif config.aligner is not None:
         rows.append(
             ("teacher", str(config.teacher), f"hidden state {config.teacher_layer}, weight {config.alignment_weight:g}")
         )
     return rows
+
+
+def _written(spec: Mapping[str, Any]) -> str:
+    arguments = {name: value for name, value in spec.items() if name != "name"}
+    return ", ".join(f"{name}: {json.dumps(value).replace(chr(34), '')}" for name, value in arguments.items())
 
 
 def parameters_of(sizes: Mapping[str, int], added: set[str]) -> Counter[str]:

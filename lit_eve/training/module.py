@@ -62,6 +62,8 @@ class LitEve(LightningModule):
         aligner: the aligner by name, with its arguments, as in {name: layerwise, layer_interval: 4}.
         teacher_layer: hidden state of the teacher that is aligned to; null: -2, or that of init_from.
         alignment_weight: factor of the alignment loss in the total loss; null: 1, or that of init_from.
+        supervision: losses at image tokens by name, each with its factor in the total loss and its arguments, as in
+            [{name: next_patch, weight: 0.5}]; null: patch_alignment with a teacher, none without.
         template: how the model is talked to (vicuna_v1, chat, ...); null: vicuna_v1, or that of init_from.
         stage: what trains, at which rate: prealign, pretrain, finetune, or a stage of your own: its name, if a module of
             yours adds it to STAGES, or all of it (see `--model.stage.help`).
@@ -103,6 +105,7 @@ class LitEve(LightningModule):
         aligner: dict[str, Any] | None = None,
         teacher_layer: int | None = None,
         alignment_weight: float | None = None,
+        supervision: list[dict[str, Any]] | None = None,
         template: str | dict[str, Any] | None = None,
         stage: Literal[*STAGES] | Stage = "pretrain",
         lr: float | None = None,
@@ -134,6 +137,7 @@ class LitEve(LightningModule):
             aligner=aligner,
             teacher_layer=teacher_layer,
             alignment_weight=alignment_weight,
+            supervision=supervision,
             template=template,
             attn_implementation=attn_implementation,
             model_class=self.model_class,
@@ -168,7 +172,7 @@ class LitEve(LightningModule):
 
     @property
     def teacher_grid(self) -> TeacherGrid | None:
-        """The patches of the teacher, whose pixels batches must hold; None where the alignment loss is off."""
+        """The patches of the teacher, whose pixels batches must hold; None without a teacher."""
         return self.blueprint.teacher_grid
 
     @property

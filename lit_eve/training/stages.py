@@ -82,7 +82,7 @@ class Stage:
 
         Args:
             names: of the model's parameters.
-            auxiliary: of those of a subclass of LitEve; they train where no rule fits.
+            auxiliary: of heads of supervisions and of parts of a subclass of LitEve; they train where no rule fits.
 
         Raises:
             ConfigError: a pattern fits no parameter at all, or nothing is left to train.
@@ -129,10 +129,18 @@ class Stage:
             for part, module in (auxiliaries or {}).items()
             for name, parameter in module.named_parameters()
         }
+        heads = set(heads_beside(model, student))
+        own |= {name: student.pop(name) for name in list(student) if name in heads}
         rates = self.rates(student, own)
         for name, parameter in (student | own).items():
             parameter.requires_grad_(rates[name] is not None)
         return rates
+
+
+def heads_beside(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The names that are in heads of supervisions, which train where no rule fits; the aligner always went by the rules."""
+    heads = [part for part in getattr(model, "supervisions", ()) if part != "aligner"]
+    return [name for name in names if name.split(".")[0] in heads]
 
 
 STAGES: dict[str, Stage] = {

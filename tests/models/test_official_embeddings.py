@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lit_eve.models import PATCH_EMBEDDINGS, PatchEmbedding
-from lit_eve.models.eve import normalize_pixels
 from lit_eve.processing import CLIP_MEAN, CLIP_STD, EveV2Geometry, ImageGeometry, load_image, patchify
 from lit_eve.processing.geometries import NativeGeometry, SquareGeometry, TilesGeometry, TokenBudgetGeometry
+from lit_eve.processing.images import normalize_pixels
 
 DATA = Path(__file__).parents[1] / "data"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -7,9 +7,9 @@ import torch
 from einops import rearrange
 from torch.testing import assert_close
 
-from lit_eve.models.eve import normalize_pixels
 from lit_eve.models.splice import ImageLayout, TeacherCells, splice
 from lit_eve.processing import TeacherGrid
+from lit_eve.processing.images import normalize_pixels
 from tests.models import reference
 
 LOSS, LOGITS, GRADIENT = 1e-5, 1e-4, 1e-4
@@ -92,7 +92,7 @@ def test_logits_and_hidden_states(model, name, attention):
 @pytest.mark.parametrize("name", ["b1_image", "b4_mixed", "b4_plain"])
 def test_teacher_targets_and_predictions(model, name, monkeypatch):
     seen = {}
-    import lit_eve.models.eve as eve
+    import lit_eve.models.supervise as eve
 
     original = eve.patch_alignment_loss
     monkeypatch.setattr(

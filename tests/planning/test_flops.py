@@ -104,6 +104,23 @@ def test_every_part_is_what_torch_counts(stage, decoder, kind, patch_embedding, 
     assert total_flops(flops) == pytest.approx(expected["all"][1], rel=0.02)
 
 
+@pytest.mark.parametrize("stage", [STAGES["prealign"], STAGES["pretrain"], UPPER], ids=lambda stage: stage.name)
+def test_every_supervision_is_what_torch_counts(stage, monkeypatch):
+    entries = [{"name": "distillation"}, {"name": "next_patch"}]
+    teacher = tiny.teacher().backbone.config
+    model = tiny.model(supervision=entries)
+    model.attach_supervision(tiny.teacher())
+    for name, rate in stage.apply(model).items():
+        assert rate is not None or name.split(".")[0] not in model.supervisions
+    batch = tiny.packed([tiny.samples(model, [2])])
+    flops = training_flops(model.config, Workload.of_batch(batch), stage, teacher)
+    expected = seen_by_torch(model, batch, monkeypatch)
+    for part in ("distillation", "next_patch"):
+        assert (flops[part].forward, flops[part].total) == pytest.approx(expected[part], rel=0.02), part
+    alone = training_flops(tiny.config(supervision=entries[1:]), Workload.of_batch(batch), stage)
+    assert alone["next_patch"] == flops["next_patch"] and not {"teacher", "aligner"} & alone.keys()
+
+
 def test_frozen_is_twice_and_trained_three_times_the_forward_pass():
     config, workload = tiny.config(), Workload(np.array([30, 50]), np.array([[4, 6]]), 20)
     for stage, factor in (("prealign", 2), ("pretrain", 3)):

@@ -30,9 +30,9 @@ STEPS = 2  # the first has no moments of Adam yet
 def student(monkeypatch):
     """Makes a model, a packed batch of one row, and what the row holds."""
 
-    def make(layers: int, images: list[int], with_teacher: bool, kind: str = "dense"):
+    def make(layers: int, images: list[int], with_teacher: bool, kind: str = "dense", supervision=None):
         monkeypatch.setitem(tiny.DECODERS, "larger", {"model_type": "llama", "num_hidden_layers": layers, **DECODER})
-        model = tiny.model("larger", with_teacher=with_teacher, decoder_kind={"name": kind}).train()
+        model = tiny.model("larger", with_teacher=with_teacher, decoder_kind={"name": kind}, supervision=supervision).train()
         samples = tiny.samples(model, images)
         batch = tiny.packed([samples])
         batch["max_seqlen"] = int(batch["cu_seqlens"].diff().max())
@@ -56,22 +56,26 @@ def planned(model, row, batch, checkpointing, layout, optimizer) -> Memory:
     with torch.device("meta"):
         meta = EveForConditionalGeneration(copy.deepcopy(model.config))
         if model.teacher is not None:
-            meta.attach_teacher(tiny.teacher(), dict(model.config.aligner))
+            meta.attach_teacher(tiny.teacher(), model.config.aligner)
     meta = meta.to(layout.computed)
     batch = meta_batch(meta, 1, batch["input_ids"].shape[1], row)
     return memory_of(meta, layout, measure(meta, batch, checkpointing), {"name": optimizer})
 
 
 @pytest.mark.parametrize(
-    ("checkpointing", "optimizer", "kind"),
+    ("checkpointing", "optimizer", "kind", "supervision"),
     [
-        *((True, "adamw", "dense"), (False, "adamw", "dense"), (True, "muon", "dense")),
-        *((True, "adamw", "experts"), (False, "adamw", "experts")),
+        *((True, "adamw", "dense", None), (False, "adamw", "dense", None), (True, "muon", "dense", None)),
+        *((True, "adamw", "experts", None), (False, "adamw", "experts", None)),
+        *(
+            (checkpointing, "adamw", "dense", [{"name": "next_patch"}, {"name": "distillation"}])
+            for checkpointing in (True, False)
+        ),
     ],
 )
-def test_one_device(student, checkpointing, optimizer, kind):
+def test_one_device(student, checkpointing, optimizer, kind, supervision):
     dtype = torch.bfloat16
-    model, batch, row = student(2, [5, 4], True, kind)
+    model, batch, row = student(2, [5, 4], True, kind, supervision)
     model.to(dtype)
     plan = planned(model, row, batch, checkpointing, Layout(1, False, 1, dtype, dtype), optimizer)
 

@@ -26,6 +26,7 @@ from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.files import local_path, output_folder
 from lit_eve.losses import ALIGNERS
 from lit_eve.models.checkpoints.folders import check_replaceable, find_model_folder, read_json, replace_folder
+from lit_eve.models.checkpoints.heads import ALIGNER_FILE
 from lit_eve.models.checkpoints.loading import load_processor
 from lit_eve.models.checkpoints.official import PREPROCESSOR, OfficialLayout, layout_for, layout_of, titles
 from lit_eve.models.checkpoints.weights import (
@@ -38,7 +39,7 @@ from lit_eve.models.checkpoints.weights import (
     write_shards,
 )
 from lit_eve.models.config import EveConfig
-from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
+from lit_eve.models.eve import EveForConditionalGeneration
 
 LAYOUTS = ("official", EveConfig.model_type)
 KEPT = "official"

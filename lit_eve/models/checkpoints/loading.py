@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, one_line
 from lit_eve.files import local_path
 from lit_eve.models.checkpoints.folders import find_model_folder, read_json
+from lit_eve.models.checkpoints.heads import heads_in, split_heads
 from lit_eve.models.checkpoints.official import layout_of, titles
 from lit_eve.models.checkpoints.sharded import read_checkpoint
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
@@ -22,6 +23,7 @@ from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
+from lit_eve.models.supervise import needs_teacher
 
 if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor
@@ -45,8 +47,8 @@ def load(
     Args:
         path: a folder saved by ``save_pretrained``; a run folder, whose ``model/`` is taken; an official checkpoint of EVE
             v1 or v2; or a Lightning checkpoint (``*.ckpt``). Folders may also be names on the hub, such as BAAI/EVE-7B-HD-v1.0.
-        teacher: attach the frozen teacher and the trained aligner: True for the one that the config names, or its folder. There
-            is a warning where no aligner was saved.
+        teacher: attach what the model was supervised with: the frozen teacher, if there was one (True: the one that the config
+            names; or its folder), and the trained aligner or other heads. There is a warning where such a head was not saved.
         tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
         image_size: 672 or 1344 (EVE v2: 800 or 1600), for an official checkpoint that does not tell it; others know theirs.
         dtype: floating type of the weights; "auto": as saved.
@@ -62,15 +64,21 @@ def load(
     by_transformers = not is_checkpoint(path) and layout_of(read_json(path / "config.json")) is None
     stored = [] if is_checkpoint(path) else stored_ends(path)
     weights = None if by_transformers else dict(iterate_weights(path))
-    model, aligner = _build(path, config, weights, dtype=dtype, **kwargs)
+    model, heads = _build(path, config, weights, dtype=dtype, **kwargs)
     if teacher:
-        if teacher is True and config.teacher is None:
+        if teacher is True and config.teacher is None and not config.supervision:
             raise CheckpointError(f"{path} was trained without a teacher; name the folder of one")
-        model.attach_teacher(config.teacher if teacher is True else local_path(teacher, "teacher"))
-        if aligner:
-            model.aligner.load_state_dict(aligner)
-        elif not model.load_aligner(path):
-            warnings.warn(f"{path} holds no trained aligner: the one beside its teacher predicts by chance", stacklevel=2)
+        if teacher is True:
+            needed = any(needs_teacher(entry["name"]) for entry in config.supervision or [{"name": "patch_alignment"}])
+            teacher = config.teacher if needed else None
+        model.attach_supervision(teacher and local_path(teacher, "teacher"))
+        for part, head in heads.items():
+            if part in model.supervisions:
+                model.supervisions[part].head.load_state_dict(head)
+        missing = [] if heads else model.load_heads(path)
+        for part in missing:
+            what = "the one beside its teacher" if part == "aligner" else "the one that was made"
+            warnings.warn(f"{path} holds no trained {part}: {what} predicts by chance", stacklevel=2)
     end_answers(model, processor, stored)
     return model.to(device).eval(), processor
 
@@ -129,14 +137,12 @@ def _read_entry(path: Path) -> tuple[EveConfig, EveProcessor]:
 
 def _build(
     path: Path, config: EveConfig, weights: dict[str, Tensor] | None, **kwargs: Any
-) -> tuple[EveForConditionalGeneration, dict[str, Tensor]]:
-    """The model, and the weights of its aligner where they came with the others."""
-    prefix = "aligner."
-    aligner = {k.removeprefix(prefix): v for k, v in (weights or {}).items() if k.startswith(prefix)}
+) -> tuple[EveForConditionalGeneration, dict[str, dict[str, Tensor]]]:
+    """The model, and the weights of the heads of its supervisions where they came with the others."""
+    rest, heads = split_heads(weights or {}, heads_in(config.supervision))
     if weights is None:
         source: dict[str, Any] = {"pretrained_model_name_or_path": path}
     else:
-        rest = {key: value for key, value in weights.items() if not key.startswith(prefix)}
         source = {"pretrained_model_name_or_path": None, "state_dict": rest}
     try:
         model_class = model_class_of(config) or EveForConditionalGeneration
@@ -146,7 +152,7 @@ def _build(
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, info.get(problem, ()))):
             raise CheckpointError(f"{path}: {problem.replace('_', ' ')}: {', '.join(keys[:5])}{', ...' * (len(keys) > 5)}")
-    return model, aligner
+    return model, heads
 
 
 def load_processor(folder: Path, config: EveConfig, tokenizer: str | Path | None) -> EveProcessor:

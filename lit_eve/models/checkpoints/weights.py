@@ -22,11 +22,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, one_line
 from lit_eve.models.checkpoints.folders import find_model_folder, read_json
+from lit_eve.models.checkpoints.heads import head_file, heads_in
 from lit_eve.models.checkpoints.official import OfficialLayout, layout_of
 from lit_eve.models.checkpoints.renaming import as_in_memory
 from lit_eve.models.checkpoints.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
 from lit_eve.models.config import EveConfig
-from lit_eve.models.eve import ALIGNER_FILE, EveForConditionalGeneration
+from lit_eve.models.eve import EveForConditionalGeneration
 from lit_eve.models.own import model_class_of
 
 _POINTER = b"version https://git-lfs"
@@ -59,9 +60,9 @@ def iterate_weights(path: str | Path, shapes_only: bool = False) -> Iterator[tup
     not come.
 
     Args:
-        path: a folder saved by ``save_pretrained`` (its aligner comes last, as ``aligner.*``), a run folder whose ``model/``
-            is taken, an official EVE checkpoint, any causal language model of transformers (its names get the prefix
-            ``language_model.``), or the hub name of one of these; or a checkpoint of a training (``*.ckpt``).
+        path: a folder saved by ``save_pretrained`` (the heads of its supervisions come last, as ``aligner.*``), a run folder
+            whose ``model/`` is taken, an official EVE checkpoint, any causal language model of transformers (its names get
+            the prefix ``language_model.``), or the hub name of one of these; or a checkpoint of a training (``*.ckpt``).
         shapes_only: tensors are on the meta device, and no file is read but its table of contents.
 
     Yields:
@@ -82,8 +83,8 @@ def iterate_weights(path: str | Path, shapes_only: bool = False) -> Iterator[tup
             layout.import_name(name)
         return _iterate_official(layout, files, shapes_only)
     prefix = "" if config.get("model_type") == EveConfig.model_type else "language_model."
-    aligner = folder / ALIGNER_FILE
-    has_aligner = not prefix and aligner.exists() and bool(read_file(aligner))
+    files_of_heads = {} if prefix else {part: head_file(folder, part) for part in heads_in(config.get("supervision"))}
+    files_of_heads = {part: file for part, file in files_of_heads.items() if file.exists() and read_file(file)}
     model = _empty_model(folder, is_eve=not prefix)
     open_file = lru_cache(maxsize=2)(read_file)  # a tensor may be made of parts that lie in two files
 
@@ -94,9 +95,9 @@ def iterate_weights(path: str | Path, shapes_only: bool = False) -> Iterator[tup
     def read() -> Iterator[tuple[str, Tensor]]:
         for name, value in as_in_memory(model, file_of, read_tensor, str(folder)):
             yield prefix + name, value
-        if has_aligner:
-            for name, value in read_file(aligner).items():
-                yield f"aligner.{name}", value
+        for part, file in files_of_heads.items():
+            for name, value in read_file(file).items():
+                yield f"{part}.{name}", value
 
     return read()
 

@@ -14,7 +14,7 @@ from lit_eve.training.auxiliary import auxiliaries, save_auxiliaries
 
 
 class ExportModel(Callback):
-    """Write ``<run>/model`` when the run ends: config, weights, processor and, with a teacher, ``aligner.safetensors``;
+    """Write ``<run>/model`` when the run ends: config, weights, processor, and heads of supervisions (``aligner.safetensors``);
     what a subclass of LitEve trains besides, in ``auxiliary.safetensors``.
 
     The folder appears as a whole: it is written beside its place and renamed.

@@ -59,7 +59,7 @@ def test_saved_and_loaded_it_is_the_same_model(decoder, tmp_path):
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert_close(again(**batch, logits_to_keep=0).logits, expected.logits)
     again.attach_teacher(model.teacher)
-    again.load_aligner(tmp_path)
+    assert again.load_heads(tmp_path) == []
     assert_close(again(**batch).alignment_loss, expected.alignment_loss)
     assert again.config.patch_embedding == model.config.patch_embedding
     assert again.config.aligner == model.config.aligner

@@ -77,7 +77,7 @@ def is_transformers_own(known, model):
         assert torch.equal(unsaved_buffers(model.language_model)[name], buffer), name
     ids = torch.randint(3, VOCAB, (2, 21), generator=torch.Generator().manual_seed(0))
     expected = known(input_ids=ids, labels=ids, output_hidden_states=True)
-    with hidden_state_taps(blocks_of(model.get_decoder()), [1, 2], lambda hidden: hidden) as states:
+    with hidden_state_taps(blocks_of(model.get_decoder()), [1, 2], lambda _, hidden: hidden) as states:
         output = model(input_ids=ids, labels=ids, logits_to_keep=0)
     assert_close(output.logits, expected.logits, **CLOSE)
     assert_close(output.language_loss, expected.loss.float(), **CLOSE)
