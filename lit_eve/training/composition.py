@@ -20,8 +20,8 @@ def print_model(recipe: Recipe) -> None:
 
     The model is built on the meta device, also where ``init_from`` is still to be trained and ``decoder`` is given.
     """
-    import rich
     import torch
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
     from transformers import AutoModelForCausalLM
@@ -48,7 +48,7 @@ def print_model(recipe: Recipe) -> None:
         table.add_row(key, name, escape(arguments), f"{counts[key]:,}" if counts[key] else "")
     if own:
         table.add_row("auxiliary parts", ", ".join(sorted({name.split(".")[0] for name in own})), "", f"{sum(own.values()):,}")
-    rich.print(table)
+    Console().print(table)  # of the width that the terminal has now
     student = {name: size for name, size in sizes.items() if not name.startswith("teacher.")}
     heads = heads_beside(model, student)
     rates = module.stage.rates([name for name in student if name not in heads], [*own, *heads])
