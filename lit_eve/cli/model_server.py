@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_eve.demo.options import add_device_options
 from lit_eve.errors import ConfigError
 from lit_eve.files import path_argument
 
@@ -42,13 +43,7 @@ def add_server_arguments(parser: argparse.ArgumentParser, port: int, images_of: 
         "--host", default="127.0.0.1", help="use 0.0.0.0 to accept connections from other machines (default: %(default)s)"
     )
     parser.add_argument("--port", type=int, default=port, help="port of the server (default: %(default)s)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        help="dtype of the weights (default: %(default)s)",
-    )
+    add_device_options(parser)
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--batch-size",

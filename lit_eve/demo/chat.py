@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from lit_eve.demo.options import add_device_options
 from lit_eve.errors import LitEveError
 from lit_eve.files import local_path, path_argument
 
@@ -45,13 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="maximum answer length in tokens (default: %(default)s)"
     )
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        help="dtype of the weights (default: %(default)s)",
-    )
+    add_device_options(parser)
     parser.add_argument("--stats", action="store_true", help="print the length and speed of each answer, on stderr")
     sampling = parser.add_argument_group("sampling", "without these options, decoding is greedy")
     sampling.add_argument(

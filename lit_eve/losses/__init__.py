@@ -8,7 +8,7 @@ from lit_eve.losses.distillation import LayerwiseHeads, distillation_loss
 from lit_eve.losses.next_patch import next_patch_loss
 from lit_eve.losses.next_token import NextTokenLoss, next_token_loss, target_positions_of
 from lit_eve.losses.teacher import FrozenTeacher, load_teacher
-from lit_eve.losses.terms import Term, weighted_sum
+from lit_eve.losses.terms import Term, mean_of, weighted_sum
 
 __all__ = [
     "ALIGNERS",
@@ -19,6 +19,7 @@ __all__ = [
     "Term",
     "distillation_loss",
     "load_teacher",
+    "mean_of",
     "next_patch_loss",
     "next_token_loss",
     "patch_alignment_loss",

@@ -31,8 +31,13 @@ def weighted_sum(terms: Mapping[str, Term], counts: Mapping[Count, Tensor | int]
         terms: of one batch; at least one has a weight.
         counts: supervised tokens and images of the global batch. A count of 0 counts as 1, as its term is 0.
     """
-    parts = [term.weight * (term.total / _at_least_one(counts[term.per])) for term in terms.values() if term.weight]
+    parts = [term.weight * mean_of(term, counts) for term in terms.values() if term.weight]
     return sum(parts[1:], parts[0])
+
+
+def mean_of(term: Term, counts: Mapping[Count, Tensor | int]) -> Tensor:
+    """A term without its weight, divided by its count as in :func:`weighted_sum`; 0-dim."""
+    return term.total / _at_least_one(counts[term.per])
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

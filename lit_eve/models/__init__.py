@@ -16,6 +16,7 @@ from lit_eve.models.patch_embeddings import (
     ImageTokens,
     LinearPatchEmbedding,
     PatchEmbedding,
+    places_of_tokens,
 )
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.models.supervise import SUPERVISIONS, ImageBatch, Supervision
@@ -47,4 +48,5 @@ __all__ = [
     "Supervision",
     "Tokens",
     "load",
+    "places_of_tokens",
 ]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Cache
 from transformers.utils import ModelOutput
 
 from lit_eve.errors import ConfigError, LitEveError
-from lit_eve.losses import Term, next_token_loss, target_positions_of
+from lit_eve.losses import Term, mean_of, next_token_loss, target_positions_of, weighted_sum
 from lit_eve.models.attention import IMAGE_ATTENTIONS, mask_of_batch, number_images
 from lit_eve.models.checkpoints.skeletons import check_unsaved
 from lit_eve.models.config import EveConfig
@@ -270,14 +270,19 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         if labels is not None:
             if target_positions is None:
                 target_positions = target_positions_of(labels)  # (M,)
-            self._add_language_loss(result, hidden, labels, target_positions, num_targets)
-            result.loss = result.language_loss
-        if supervisor is not None:
-            counts = [
-                len(image_grid_hw) if num_images is None else num_images,
-                len(target_positions) if num_targets is None else num_targets,
-            ]
-            self._add_supervision(result, supervisor.terms(inputs_embeds, hidden), *counts)
+            result.terms = self._language_terms(hidden, labels, target_positions)
+            if supervisor is not None:
+                result.terms |= supervisor.terms(inputs_embeds, hidden)
+            own_images = 0 if image_grid_hw is None else len(image_grid_hw)
+            counts = {
+                "tokens": len(target_positions) if num_targets is None else num_targets,
+                "images": own_images if num_images is None else num_images,
+            }
+            result.loss = weighted_sum(result.terms, counts)
+            result.language_loss = mean_of(result.terms["language_loss"], counts)
+            result.num_correct = result.terms["token_accuracy"].total
+            if "alignment_loss" in result.terms:
+                result.alignment_loss = mean_of(result.terms["alignment_loss"], counts)
         if logits_to_keep is None:
             logits_to_keep = 0 if labels is None else None
         if logits_to_keep is not None:
@@ -303,35 +308,8 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         # Image slots may carry an id outside the vocabulary; their rows are overwritten.
         return embed_tokens(self.language_model, input_ids.masked_fill(input_ids == self.config.image_token_id, 0))
 
-    def _add_language_loss(
-        self,
-        result: EveOutput,
-        hidden: Tensor,
-        labels: Tensor,
-        positions: Tensor,
-        num_targets: Tensor | int | None,
-    ) -> None:
+    def _language_terms(self, hidden: Tensor, labels: Tensor, positions: Tensor) -> dict[str, Term]:
         targets = labels.flatten()[positions + 1]  # (M,)
         states = hidden.flatten(0, 1).index_select(0, positions)  # (M, D)
         loss = next_token_loss(states, targets, self._head, count_correct=True)
-        result.terms = {"language_loss": Term(loss.total, "tokens"), "token_accuracy": Term(loss.num_correct, "tokens", 0.0)}
-        result.language_loss = loss.total / _at_least_one(len(positions) if num_targets is None else num_targets)
-        result.num_correct = loss.num_correct
-
-    def _add_supervision(
-        self,
-        result: EveOutput,
-        terms: dict[str, Term],
-        num_images: Tensor | int,
-        num_targets: Tensor | int,
-    ) -> None:
-        result.terms |= terms
-        for name, term in terms.items():
-            mean = term.total / _at_least_one(num_images if term.per == "images" else num_targets)
-            result.loss = result.loss + term.weight * mean
-            if name == "alignment_loss":
-                result.alignment_loss = mean
-
-
-def _at_least_one(count: Tensor | int) -> Tensor | int:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+        return {"language_loss": Term(loss.total, "tokens"), "token_accuracy": Term(loss.num_correct, "tokens", 0.0)}

@@ -16,14 +16,12 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, PreTrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, not_found
 from lit_eve.files import local_path
 from lit_eve.imports import path_of
-from lit_eve.losses import ALIGNERS, FrozenTeacher, load_teacher
+from lit_eve.losses import FrozenTeacher, load_teacher
 from lit_eve.models import (
-    IMAGE_ATTENTIONS,
     PACKED,
     PACKED_SDPA,
     PACKED_VARLEN,
@@ -41,11 +39,11 @@ from lit_eve.models.checkpoints.loading import read_architecture
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
-from lit_eve.models.own import attention_module, model_class_of
-from lit_eve.models.supervise import build_supervision, check_entries, entries_of, needs_teacher, without_weight
-from lit_eve.processing import GEOMETRIES, EveProcessor, ImageGeometry, TeacherGrid, templates
-from lit_eve.processing.geometries import named_geometry
+from lit_eve.models.own import model_class_of
+from lit_eve.models.supervise import build_supervision, entries_of, without_weight
+from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
 from lit_eve.training.architecture import differences, is_irrelevant
+from lit_eve.training.keys import check_keys
 from lit_eve.training.teachers import check_teacher
 
 PARTS = (
@@ -85,79 +83,7 @@ class Blueprint:
         for key in ("init_from", "decoder", "teacher"):
             if (path := getattr(self, key)) is not None:
                 object.__setattr__(self, key, local_path(path, f"model.{key}"))
-        if self.init_from is None and self.decoder is None:
-            raise ConfigError("give model.decoder (start a new model), model.init_from (go on from a model), or both")
-        if self.model_class is not None and "<locals>" in self.model_class.__qualname__:
-            raise ConfigError(f"model_class {self.model_class.__name__} stands inside a function: it must stand in a module")
-        if self.alignment_weight is not None and self.alignment_weight < 0:
-            raise ConfigError(f"model.alignment_weight must be at least 0, got {self.alignment_weight}")
-        for key in ("image_mean", "image_std"):
-            value = getattr(self, key)
-            if value is not None and (len(value) != 3 or (key == "image_std" and min(value) <= 0)):
-                raise ConfigError(f"model.{key} must be three numbers, one per channel, got {list(value)}")
-        if self.aligner is not None and self.teacher is None:
-            raise ConfigError("model.aligner needs model.teacher: without a teacher there is nothing to align to")
-        self._check_supervision()
-        for key, registry, context in (
-            ("decoder_kind", DECODER_KINDS, ()),
-            ("patch_embedding", PATCH_EMBEDDINGS, ("geometry", "hidden_size")),
-            ("projector", PROJECTORS, ("input_size", "output_size")),
-            ("image_attention", IMAGE_ATTENTIONS, ()),
-            ("aligner", ALIGNERS, ("hidden_size", "num_layers", "teacher_width")),
-        ):
-            if (spec := getattr(self, key)) is not None:
-                try:
-                    registry.check(spec, context)
-                    if not context:
-                        registry.build(spec)  # which looks at its arguments
-                except ConfigError as error:
-                    raise ConfigError(f"model.{key}: {error}") from error
-        self._check_geometry()
-        if self.template is not None:
-            try:
-                templates.build({"name": self.template} if isinstance(self.template, str) else self.template)
-            except ConfigError as error:
-                raise ConfigError(f"model.template: {error}") from error
-        name, known = self.attn_implementation, (*ALL_ATTENTION_FUNCTIONS, "eager")
-        if name is not None and name not in known and "/" not in name:  # with a slash: a kernel of the hub
-            raise ConfigError(f"model.attn_implementation: there is no {name!r}; known: {', '.join(sorted(known))}")
-        if (module := attention_module(name)) is not None:
-            raise ConfigError(
-                f"model.attn_implementation: {name!r} is of your own (`{module}`), and a saved model would be loaded without "
-                "it: let the constructor of a model_class choose it"
-            )
-
-    def _check_supervision(self) -> None:
-        if self.supervision is None:
-            return
-        try:
-            check_entries(self.supervision)
-        except ConfigError as error:
-            raise ConfigError(f"model.supervision: {error}") from error
-        for key in ("aligner", "alignment_weight"):
-            if getattr(self, key) is not None:
-                name = key.removeprefix("alignment_")
-                raise ConfigError(
-                    f"model.{key}: beside model.supervision it stands in the entry patch_alignment there, as {name!r}"
-                )
-        needing = [entry["name"] for entry in self.supervision if needs_teacher(entry["name"])]
-        if self.teacher is None and needing:
-            raise ConfigError(f"model.supervision: {needing[0]!r} needs model.teacher")
-        if self.teacher is not None and not needing:
-            raise ConfigError("model.teacher: nothing in model.supervision looks at it; set it to null")
-
-    def _check_geometry(self) -> None:
-        geometry = dict(self.geometry or {})
-        try:
-            if self.decoder is not None or "name" in geometry:
-                ImageGeometry.from_dict(geometry)
-                return
-            # Single keys of what init_from has, whichever that is.
-            known = {field for name in GEOMETRIES for field in GEOMETRIES[name].__dataclass_fields__}
-            if unknown := named_geometry(geometry).keys() - known - {"name"}:
-                raise ConfigError(f"no geometry has a key {', '.join(sorted(unknown))}")
-        except ConfigError as error:
-            raise ConfigError(f"model.geometry: {error}") from error
+        check_keys(self)
 
     # ---- what is built
 

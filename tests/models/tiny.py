@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from lit_eve.losses import FrozenTeacher, target_positions_of
@@ -115,3 +116,22 @@ def gradients(model: EveForConditionalGeneration, *batches: dict[str, Tensor], *
     outputs = [model(**batch, **kwargs) for batch in batches]
     sum(output.loss for output in outputs).backward()
     return outputs, {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_packed_like_alone(
+    model: EveForConditionalGeneration, rows: list[dict[str, Tensor]], implementation: str, checkpointing: bool
+) -> None:
+    """Losses and gradients of samples in packed rows are those of the same samples, one by one, in eager attention."""
+    images = sum(len(row["image_grid_hw"]) for row in rows)
+    counts = {"num_targets": sum(int((row["labels"] != -100).sum()) for row in rows), "num_images": images}
+    model.language_model.config._attn_implementation = "eager"
+    alone, expected = gradients(model, *[padded([row]) for row in rows], **counts)
+    model.language_model.config._attn_implementation = implementation
+    if checkpointing:
+        model.recompute_blocks()
+    together, got = gradients(model, packed([rows[:2], rows[2:]]), **counts)
+    for loss in ("loss", "language_loss", "alignment_loss"):
+        assert_close(getattr(together[0], loss), sum(getattr(output, loss) for output in alone), rtol=1e-5, atol=1e-6)
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert_close(got[key], value, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")

@@ -7,6 +7,7 @@ from lit_eve.models.patch_embeddings.gemma4_unified import Gemma4UnifiedPatchEmb
 from lit_eve.models.patch_embeddings.linear import LinearPatchEmbedding
 from lit_eve.models.patch_embeddings.mono_internvl import MonoInternVLPatchEmbedding
 from lit_eve.models.patch_embeddings.neo import NeoPatchEmbedding
+from lit_eve.models.patch_embeddings.places import places_of_tokens
 from lit_eve.models.patch_embeddings.vora import VoraPatchEmbedding
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "PatchEmbedding",
     "VoraPatchEmbedding",
     "check_image_tokens",
+    "places_of_tokens",
     "takes_grid",
 ]

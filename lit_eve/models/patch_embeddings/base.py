@@ -45,6 +45,11 @@ class PatchEmbedding(nn.Module):
         self.split_embedding = nn.Parameter(torch.empty(width)) if geometry.split_token else None
         self.reset_parameters()
 
+    def with_embeddings(self, tokens: Tensor, num_images: int) -> ImageTokens:
+        """Tokens (Q, E) beside the class token, the same for all images, and the split token, where the geometry has them."""
+        classes = None if self.class_embedding is None else self.class_embedding.expand(num_images, -1)  # (N, E)
+        return ImageTokens(tokens, classes, self.split_embedding)
+
     def reset_parameters(self) -> None:
         """Standard normal class and split embeddings, as upstream."""
         for embedding in (self.class_embedding, self.split_embedding):

@@ -47,10 +47,10 @@ class EveV1PatchEmbedding(PatchEmbedding):
         """(P, 3 * p * p) patches, the pool x pool patches of a window side by side -> tokens of all images."""
         windows = rearrange(self.patch_projection(patches), "(q w) e -> q w e", w=self.window)
         tokens = self._attend_window(windows)  # (Q, E)
-        classes = None if self.class_embedding is None else self.class_embedding.expand(num_images, -1)  # (N, E)
-        if self.global_attention is not None:
-            classes = self._attend_image(tokens, image_of_token, num_images)
-        return ImageTokens(tokens, classes, self.split_embedding)
+        embedded = self.with_embeddings(tokens, num_images)
+        if self.global_attention is None:
+            return embedded
+        return embedded._replace(classes=self._attend_image(tokens, image_of_token, num_images))  # (N, E)
 
     def _attend_window(self, windows: Tensor) -> Tensor:
         """The mean of each window asks its patches: (Q, window, E) -> (Q, E)."""

@@ -33,5 +33,4 @@ class EveV2PatchEmbedding(PatchEmbedding):
         """(P, 3 * p * p) patches, those of a window side by side -> tokens of all images; they share one class token."""
         embedded = F.gelu(self.patch_projection(patches))  # (P, E)
         tokens = self.window_projection(rearrange(embedded, "(q w) e -> q (w e)", w=self.window))  # (Q, D)
-        classes = None if self.class_embedding is None else self.class_embedding.expand(num_images, -1)  # (N, D)
-        return ImageTokens(tokens, classes, self.split_embedding)
+        return self.with_embeddings(tokens, num_images)

@@ -44,8 +44,7 @@ class Gemma4UnifiedPatchEmbedding(PatchEmbedding):
         embedded = self.patch_norm(self.patch_projection(self.pixel_norm(windows)))  # (Q, E)
         embedded = self.place_norm(embedded + self.places(places_of_tokens(grid_hw, image_of_token)))
         tokens = self.output_projection(F.rms_norm(embedded, embedded.shape[-1:], eps=1e-6))  # (Q, D)
-        classes = None if self.class_embedding is None else self.class_embedding.expand(num_images, -1)  # (N, D)
-        return ImageTokens(tokens, classes, self.split_embedding)
+        return self.with_embeddings(tokens, num_images)
 
 
 class PlaceTables(nn.Module):

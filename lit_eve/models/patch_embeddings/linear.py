@@ -25,5 +25,4 @@ class LinearPatchEmbedding(PatchEmbedding):
     def forward(self, patches: Tensor, image_of_token: Tensor, num_images: int) -> ImageTokens:
         """(P, 3 * p * p) patches, those of a window side by side -> tokens of all images."""
         windows = rearrange(patches, "(q w) d -> q (w d)", w=self.window)  # (Q, window * 3 * p * p)
-        classes = None if self.class_embedding is None else self.class_embedding.expand(num_images, -1)  # (N, E)
-        return ImageTokens(self.projection(windows), classes, self.split_embedding)
+        return self.with_embeddings(self.projection(windows), num_images)

@@ -44,5 +44,4 @@ class MonoInternVLPatchEmbedding(PatchEmbedding):
         sizes = (grid_hw * self.pool_size)[torch.repeat_interleave(image_of_token, self.window)]  # (P, 2)
         embedded = self.patch_projection(patches) + self.positions(places, sizes)  # (P, E)
         tokens = self.mlp(rearrange(embedded, "(q w) e -> q (w e)", w=self.window))  # (Q, D)
-        classes = None if self.class_embedding is None else self.class_embedding.expand(num_images, -1)  # (N, D)
-        return ImageTokens(tokens, classes, self.split_embedding)
+        return self.with_embeddings(tokens, num_images)

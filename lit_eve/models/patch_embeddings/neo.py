@@ -47,8 +47,7 @@ class NeoPatchEmbedding(PatchEmbedding):
         by_column, by_row = embedded.chunk(2, 1)  # (P, E / 2) each
         turned = torch.cat([rotate(by_column, places[:, 1], self.theta), rotate(by_row, places[:, 0], self.theta)], 1)
         tokens = self.window_projection(rearrange(turned, "(q w) e -> q (w e)", w=self.window))  # (Q, D)
-        classes = None if self.class_embedding is None else self.class_embedding.expand(num_images, -1)  # (N, D)
-        return ImageTokens(tokens, classes, self.split_embedding)
+        return self.with_embeddings(tokens, num_images)
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:

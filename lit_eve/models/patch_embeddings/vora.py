@@ -43,8 +43,7 @@ class VoraPatchEmbedding(PatchEmbedding):
         windows = rearrange(patches, "(q w) d -> q (w d)", w=self.window)
         places = places_of_tokens(grid_hw, image_of_token)  # (Q, 2)
         embedded = self.norm(self.patch_projection(windows)) + self.positions(places, grid_hw[image_of_token])  # (Q, E)
-        classes = None if self.class_embedding is None else self.class_embedding.expand(num_images, -1)  # (N, D)
-        return ImageTokens(self.output_projection(embedded), classes, self.split_embedding)
+        return self.with_embeddings(self.output_projection(embedded), num_images)
 
 
 class ZeroPositionGrid(PositionGrid):

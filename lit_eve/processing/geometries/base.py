@@ -49,12 +49,6 @@ class ImageGeometry(ABC):
             if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"geometry.{field.name} must be a positive integer, got {value!r}")
 
-    def _must_be_whole_tokens(self, name: str) -> None:
-        if (value := getattr(self, name)) % self.token_size:
-            raise ConfigError(
-                f"geometry.{name} = {value} must be a multiple of the patch_size * pool_size = {self.token_size} of a token"
-            )
-
     # ---- what a variant says
 
     @abstractmethod

@@ -11,9 +11,43 @@ from lit_eve.errors import ConfigError
 from lit_eve.processing.geometries.base import GEOMETRIES, ImageGeometry, checked_size
 
 
+@dataclass(frozen=True)
+class SquareViews(ImageGeometry):
+    """What geometries have in common whose views are squares of one size.
+
+    Args:
+        image_size: side of a square in pixels.
+
+    Raises:
+        ConfigError: a size is no positive integer, or a square is not made of whole tokens.
+    """
+
+    class_token: bool = False
+    split_token: bool = False
+    image_size: int = 336
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.token_size:
+            raise ConfigError(
+                f"geometry.image_size = {self.image_size} must be a multiple of the patch_size * pool_size = "
+                f"{self.token_size} of a token"
+            )
+
+    @property
+    def longest_side(self) -> int:
+        """Tokens along a side of a square."""
+        return self.image_size // self.token_size
+
+    @property
+    def side_step(self) -> int:
+        """All squares are the same."""
+        return self.longest_side
+
+
 @GEOMETRIES.register("square")
 @dataclass(frozen=True)
-class SquareGeometry(ImageGeometry):
+class SquareGeometry(SquareViews):
     """A fixed number of tokens, whatever the photo.
 
     Args:
@@ -30,9 +64,6 @@ class SquareGeometry(ImageGeometry):
     FITS: ClassVar[tuple[str, ...]] = ("pad", "crop", "stretch")
 
     pool_size: int = 1
-    class_token: bool = False
-    split_token: bool = False
-    image_size: int = 336
     fit: str = "pad"
     background: tuple[int, int, int] = (122, 116, 104)
 
@@ -43,17 +74,6 @@ class SquareGeometry(ImageGeometry):
             raise ConfigError(f"geometry.fit must be one of {', '.join(self.FITS)}, got {self.fit!r}")
         if len(self.background) != 3 or not all(isinstance(part, int) and 0 <= part <= 255 for part in self.background):
             raise ConfigError(f"geometry.background must be three integers of 0 to 255, got {list(self.background)}")
-        self._must_be_whole_tokens("image_size")
-
-    @property
-    def longest_side(self) -> int:
-        """Tokens along a side."""
-        return self.image_size // self.token_size
-
-    @property
-    def side_step(self) -> int:
-        """All sides are the same."""
-        return self.longest_side
 
     def resized(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
         """The square's (width, height)."""

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lit_eve.processing.geometries.base import GEOMETRIES, ImageGeometry, checked_size
+from lit_eve.processing.geometries.base import GEOMETRIES, checked_size
+from lit_eve.processing.geometries.square import SquareViews
 
 
 @GEOMETRIES.register("tiles")
 @dataclass(frozen=True)
-class TilesGeometry(ImageGeometry):
+class TilesGeometry(SquareViews):
     """A photo is stretched to the grid of tiles that is nearest to its aspect ratio, and cut, row by row.
 
     Where there are several tiles, a thumbnail of the whole photo follows them. Each is a view with a token grid of its own.
@@ -26,30 +27,14 @@ class TilesGeometry(ImageGeometry):
         ConfigError: a size is no positive integer, or a tile is not made of whole tokens.
     """
 
-    class_token: bool = False
-    split_token: bool = False
     image_size: int = 448
     max_tiles: int = 6
     thumbnail: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._must_be_whole_tokens("image_size")
 
     @property
     def many_views(self) -> bool:
         """Several tiles."""
         return self.max_tiles > 1
-
-    @property
-    def longest_side(self) -> int:
-        """Tokens along a side of a tile."""
-        return self.image_size // self.token_size
-
-    @property
-    def side_step(self) -> int:
-        """All tiles are the same."""
-        return self.longest_side
 
     def tile_grid(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
         """(rows, columns) of tiles.

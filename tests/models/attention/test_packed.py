@@ -124,19 +124,7 @@ def implementation(request, monkeypatch) -> str:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decoder, implementation, checkpointing):
     model = tiny.model(decoder, with_teacher=True)
-    rows = tiny.samples(model, [1, 0, 2, 1, 0])
-    counts = {"num_targets": sum(int((row["labels"] != -100).sum()) for row in rows), "num_images": 4}
-    model.language_model.config._attn_implementation = "eager"
-    alone, expected = tiny.gradients(model, *[tiny.padded([row]) for row in rows], **counts)
-    model.language_model.config._attn_implementation = implementation
-    if checkpointing:
-        model.recompute_blocks()
-    together, got = tiny.gradients(model, tiny.packed([rows[:2], rows[2:]]), **counts)
-    for loss in ("loss", "language_loss", "alignment_loss"):
-        assert_close(getattr(together[0], loss), sum(getattr(output, loss) for output in alone), rtol=1e-5, atol=1e-6)
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert_close(got[key], value, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+    tiny.assert_packed_like_alone(model, tiny.samples(model, [1, 0, 2, 1, 0]), implementation, checkpointing)
 
 
 def test_mask():

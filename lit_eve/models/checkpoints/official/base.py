@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from lit_eve.errors import CheckpointError, one_line
+from lit_eve.models.checkpoints.folders import read_json
 from lit_eve.models.config import EveConfig
+from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -22,6 +24,9 @@ TEXT_KEYS = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
 )
 """Keys of a decoder's config that every layout writes."""
+
+ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys that the whole model has as well, in its own words."""
 
 _ROPE = ("rope_theta", "rope_scaling")  # as older versions of transformers wrote them
 _NOT_OF_THE_DECODER = (
@@ -46,12 +51,17 @@ class OfficialLayout(ABC):
     teacher_prefixes: ClassVar[tuple[str, ...]] = ()
     """How names of a frozen teacher's weights begin, once for each copy of it."""
     names: ClassVar[NameTable]
+    usual_sizes: ClassVar[Mapping[str, int]]
+    """What the preprocessor config holds besides ``size_key``, in a checkpoint without one."""
+    size_in_name: ClassVar[Sequence[str]]
+    """Regular expressions that find the image size, their first group, in the name of the vision tower."""
+    size_hint: ClassVar[str]
+    """What such a name would look like, and how else the size can be told."""
 
     @abstractmethod
     def matches(self, theirs: Mapping[str, Any]) -> bool:
         """Whether a config.json is one of this code."""
 
-    @abstractmethod
     def read_config(self, folder: Path, image_size: int | None = None) -> EveConfig:
         """The official config.json, and the preprocessor config that it points to, as an :class:`EveConfig`.
 
@@ -62,6 +72,52 @@ class OfficialLayout(ABC):
         Raises:
             CheckpointError: a key is missing or unknown, or the image size cannot be told.
         """
+        path = folder / "config.json"
+        theirs = read_json(path)
+        needed = ("mm_vision_tower", "mm_hidden_size", "num_hidden_layers")
+        require_keys(path, theirs, needed, f", which every official {self.title} checkpoint has")
+        sizes = self._read_sizes(folder, str(theirs["mm_vision_tower"]), image_size)
+        return EveConfig(
+            **self.read_parts(path, theirs, sizes),
+            image_mean=sizes.get("image_mean", CLIP_MEAN),
+            image_std=sizes.get("image_std", CLIP_STD),
+            **{key: theirs.get(key) for key in ENDS},
+        )
+
+    @abstractmethod
+    def read_parts(self, path: Path, theirs: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of :class:`EveConfig` that are not the same in all layouts.
+
+        Args:
+            path: of config.json.
+            theirs: its content.
+            sizes: what the preprocessor config says, or would.
+
+        Raises:
+            CheckpointError: a key is unknown.
+        """
+
+    def _read_sizes(self, folder: Path, tower: str, image_size: int | None) -> dict[str, Any]:
+        wanted = {} if image_size is None else {self.size_key: image_size}
+        path = folder / tower / PREPROCESSOR
+        if path.exists():
+            sizes = read_json(path)
+            require_keys(path, sizes, (self.size_key, *self.usual_sizes), f": it is no preprocessor of {self.title}")
+            self.check_sizes(path, sizes)
+            return sizes | wanted
+        for pattern in self.size_in_name:
+            if match := re.search(pattern, tower):
+                wanted = {self.size_key: int(match[1])} | wanted
+        if not wanted:
+            raise CheckpointError(
+                f"{folder}: the image size cannot be told: config.json names the vision tower {tower!r}, there is no {path}, "
+                f"and {self.size_hint}"
+            )
+        return {**self.usual_sizes, **wanted}
+
+    def check_sizes(self, path: Path, sizes: Mapping[str, Any]) -> None:
+        """Raise CheckpointError for what a preprocessor config says and no model of this code has."""
+        return
 
     @abstractmethod
     def write_config(self, config: EveConfig, dtype: str) -> dict[str, Any]:

@@ -13,16 +13,13 @@ from transformers import LlamaConfig
 from lit_eve.errors import CheckpointError
 from lit_eve.models.checkpoints.folders import read_json
 from lit_eve.models.checkpoints.official.base import (
-    PREPROCESSOR,
     TEXT_KEYS,
     NameTable,
     OfficialLayout,
     is_pixel_kernel,
     read_text_config,
-    require_keys,
 )
 from lit_eve.models.config import EveConfig
-from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
 _LINEAR = "linear"
 _ATTENTION = {"q.0": "q_norm", "q.1": "q_projection", "kv.0": "kv_norm", "kv.1": "kv_projection", "proj": "out_projection"}
@@ -64,6 +61,10 @@ class EveV1Layout(OfficialLayout):
     # Two modules of the official code hold the teacher: torch files have it twice, safetensors files once.
     teacher_prefixes = ("model.vision_clip.backbone.", "model.vision_tower_compressor.clip_layer.backbone.")
     names = _NAMES
+    usual_sizes = {"patch_stride": 14, "conv_stride": 2, "image_size_clip": 336, "patch_stride_clip": 14}
+    # openai/eve-patch14-anypixel-672, checkpoints/.../eve-patch14-anypixel-1344/, eve_anypixel1344, ...
+    size_in_name = (r"anypixel\D{0,2}(\d{3,4})(?!\d)", r"(?<!\d)(672|1344)(?!\d)")
+    size_hint = "the name does not end in anypixel-672 or anypixel-1344; give it: image_size=672, or --image-size 672"
 
     def matches(self, theirs: Mapping[str, Any]) -> bool:
         return theirs.get("model_type") == "eve" and "mm_vision_tower" in theirs
@@ -96,33 +97,25 @@ class EveV1Layout(OfficialLayout):
             notes.append("the official code needs tokenizer.model; name a folder that has it with --tokenizer")
         return notes
 
-    def read_config(self, folder: Path, image_size: int | None = None) -> EveConfig:
-        path = folder / "config.json"
-        theirs = read_json(path)
-        needed = ("mm_vision_tower", "mm_hidden_size", "num_hidden_layers")
-        require_keys(path, theirs, needed, ", which every official EVE v1 checkpoint has")
-        sizes = _read_sizes(folder, str(theirs["mm_vision_tower"]), image_size)
+    def read_parts(self, path: Path, theirs: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
         teacher = theirs.get("mm_vision_tower_clip")
-        return EveConfig(
-            text_config=read_text_config(path, theirs, LlamaConfig, "LLaMA"),
-            patch_embedding={"name": "eve_v1", "width": theirs["mm_hidden_size"]},
-            projector=_read_projector(path, theirs.get("mm_projector_type", _LINEAR)),
-            geometry={
+        if teacher is not None and (path.parent / teacher).exists():
+            teacher = str(path.parent / teacher)
+        return {
+            "text_config": read_text_config(path, theirs, LlamaConfig, "LLaMA"),
+            "patch_embedding": {"name": "eve_v1", "width": theirs["mm_hidden_size"]},
+            "projector": _read_projector(path, theirs.get("mm_projector_type", _LINEAR)),
+            "geometry": {
+                "name": "eve_v1",
                 "image_size": sizes["image_size"],
                 "patch_size": sizes["patch_stride"],
                 "pool_size": sizes["conv_stride"],
-                "name": "eve_v1",
                 "cells": sizes["image_size_clip"] // sizes["patch_stride_clip"],
             },
-            aligner={"name": "layerwise"} if theirs.get("requires_cliploss") else None,
-            teacher=None if teacher is None else str(folder / teacher if (folder / teacher).exists() else teacher),
-            teacher_layer=theirs.get("mm_vision_select_layer", -2),
-            image_mean=sizes.get("image_mean", CLIP_MEAN),
-            image_std=sizes.get("image_std", CLIP_STD),
-            bos_token_id=theirs.get("bos_token_id"),
-            eos_token_id=theirs.get("eos_token_id"),
-            pad_token_id=theirs.get("pad_token_id"),
-        )
+            "aligner": {"name": "layerwise"} if theirs.get("requires_cliploss") else None,
+            "teacher": teacher,
+            "teacher_layer": theirs.get("mm_vision_select_layer", -2),
+        }
 
     def write_config(self, config: EveConfig, dtype: str) -> dict[str, Any]:
         text, geometry = config.text_config, config.image_geometry
@@ -199,25 +192,6 @@ def _teacher_patch(config: EveConfig) -> int:
         return found.get("vision_config", found)["patch_size"]
     cell = config.image_geometry.cell_size
     return cell if cell % 14 else 14
-
-
-def _read_sizes(folder: Path, tower: str, image_size: int | None) -> dict[str, Any]:
-    wanted = {} if image_size is None else {"image_size": image_size}
-    path = folder / tower / PREPROCESSOR
-    if path.exists():
-        sizes = read_json(path)
-        keys = ("image_size", "patch_stride", "conv_stride", "image_size_clip", "patch_stride_clip")
-        require_keys(path, sizes, keys, ": it is no preprocessor of EVE v1")
-        return sizes | wanted
-    # openai/eve-patch14-anypixel-672, checkpoints/.../eve-patch14-anypixel-1344/, eve_anypixel1344, ...
-    if match := re.search(r"anypixel\D{0,2}(\d{3,4})(?!\d)", tower) or re.search(r"(?<!\d)(672|1344)(?!\d)", tower):
-        wanted = {"image_size": int(match[1])} | wanted
-    if not wanted:
-        raise CheckpointError(
-            f"{folder}: the image size cannot be told: config.json names the vision tower {tower!r}, there is no {path}, and "
-            "the name does not end in anypixel-672 or anypixel-1344; give it: image_size=672, or --image-size 672"
-        )
-    return {"patch_stride": 14, "conv_stride": 2, "image_size_clip": 336, "patch_stride_clip": 14} | wanted
 
 
 def _read_projector(path: Path, name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,20 @@ from torch import Tensor
 from transformers import Qwen2Config
 
 from lit_eve.errors import CheckpointError
-from lit_eve.models.checkpoints.folders import read_json
 from lit_eve.models.checkpoints.official.base import (
-    PREPROCESSOR,
+    ENDS,
     TEXT_KEYS,
     NameTable,
     OfficialLayout,
     is_pixel_kernel,
     is_square_kernel,
     read_text_config,
-    require_keys,
 )
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders.experts import PARTS
-from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
 _LAYER, _OUR_LAYER = "model.layers.#.", "language_model.model.layers.#."
 _MOE_PARTS = {"layernorm": "norms", "self_attn": "attention", "mlp": "mlp"}  # theirs: ours, in the official order
-
-_ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the whole model's, where it has its own
 
 _PATCHES, _WINDOWS = "patch_embedding.patch_projection.weight", "patch_embedding.window_projection.weight"
 # Theirs are kernels of convolutions: (E, 3, p, p) over pixels, (D, E, i, j) over the patches of a window.
@@ -50,6 +44,9 @@ class EveV2Layout(OfficialLayout):
     title = "EVE v2"
     patch_embedding = "eve_v2"
     size_key = "max_size"
+    usual_sizes = {"patch_stride": 16, "dense_stride": 2}
+    size_in_name = (r"res(\d{3,4})(?!\d)",)  # openai/eve-anyratio-res1600-patch16
+    size_hint = "the name holds no res800 or res1600; give it: image_size=1600, or --image-size 1600"
     names = NameTable(
         [
             ("model.vision_tower.patch_embedding.0.", "patch_embedding.patch_projection."),
@@ -83,30 +80,28 @@ class EveV2Layout(OfficialLayout):
         return value
 
     def read_config(self, folder: Path, image_size: int | None = None) -> EveConfig:
-        path = folder / "config.json"
-        theirs = read_json(path)
-        needed = ("mm_vision_tower", "mm_hidden_size", "num_hidden_layers")
-        require_keys(path, theirs, needed, ", which every official EVE v2 checkpoint has")
-        sizes = _read_sizes(folder, str(theirs["mm_vision_tower"]), image_size)
-        config = EveConfig(
-            text_config=read_text_config(path, theirs, Qwen2Config, "Qwen2"),
-            decoder_kind=_read_parts(path, theirs),
-            patch_embedding={"name": "eve_v2", "patch_width": theirs["mm_hidden_size"]},
-            projector={"name": "identity"},
-            geometry={
+        config = super().read_config(folder, image_size)
+        self._check(config)  # what the official code would pass over, such as sliding windows
+        return config
+
+    def read_parts(self, path: Path, theirs: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "text_config": read_text_config(path, theirs, Qwen2Config, "Qwen2"),
+            "decoder_kind": _read_decoder_kind(path, theirs),
+            "patch_embedding": {"name": "eve_v2", "patch_width": theirs["mm_hidden_size"]},
+            "projector": {"name": "identity"},
+            "geometry": {
                 "name": "eve_v2",
                 "patch_size": sizes["patch_stride"],
                 "pool_size": sizes["dense_stride"],
                 "max_size": sizes["max_size"],
             },
-            image_mean=sizes.get("image_mean", CLIP_MEAN),
-            image_std=sizes.get("image_std", CLIP_STD),
-            bos_token_id=theirs.get("bos_token_id"),
-            eos_token_id=theirs.get("eos_token_id"),
-            pad_token_id=theirs.get("pad_token_id"),
-        )
-        self._check(config)  # what the official code would pass over, such as sliding windows
-        return config
+        }
+
+    def check_sizes(self, path: Path, sizes: Mapping[str, Any]) -> None:
+        for key, value in _FIXED.items():
+            if sizes.get(key, value) != value:
+                raise CheckpointError(f"{path}: {key} is {sizes[key]!r}, which no EVE v2 has")
 
     def write_config(self, config: EveConfig, dtype: str) -> dict[str, Any]:
         self._check(config)
@@ -116,7 +111,7 @@ class EveV2Layout(OfficialLayout):
             "architectures": ["EVEQwen2ForCausalLM"],
             "model_type": "eve-qwen2",
             **{key: getattr(text, key) for key in TEXT_KEYS},
-            **{key: ids for key in _ENDS if (ids := getattr(config, key, None)) is not None},
+            **{key: ids for key in ENDS if (ids := getattr(config, key, None)) is not None},
             "attention_dropout": text.attention_dropout,
             "rope_theta": text.rope_parameters["rope_theta"],
             "use_sliding_window": False,
@@ -161,7 +156,7 @@ class EveV2Layout(OfficialLayout):
         )
 
 
-def _read_parts(path: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
+def _read_decoder_kind(path: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
     """What ``add_moe`` and ``moe_part`` say of the decoder."""
     if not theirs.get("add_moe"):
         return {"name": "dense"}
@@ -170,23 +165,3 @@ def _read_parts(path: Path, theirs: Mapping[str, Any]) -> dict[str, Any]:
     if not found or not {*found} <= {*_MOE_PARTS} or len({*found}) < len(found):
         raise CheckpointError(f"{path}: moe_part is {written!r}, not some of {', '.join(_MOE_PARTS)} joined by '-'")
     return {"name": "experts", "parts": [ours for part, ours in _MOE_PARTS.items() if part in found]}
-
-
-def _read_sizes(folder: Path, tower: str, image_size: int | None) -> dict[str, Any]:
-    wanted = {} if image_size is None else {"max_size": image_size}
-    path = folder / tower / PREPROCESSOR
-    if path.exists():
-        sizes = read_json(path)
-        require_keys(path, sizes, ("max_size", "patch_stride", "dense_stride"), ": it is no preprocessor of EVE v2")
-        for key, value in _FIXED.items():
-            if sizes.get(key, value) != value:
-                raise CheckpointError(f"{path}: {key} is {sizes[key]!r}, which no EVE v2 has")
-        return sizes | wanted
-    if match := re.search(r"res(\d{3,4})(?!\d)", tower):  # openai/eve-anyratio-res1600-patch16
-        wanted = {"max_size": int(match[1])} | wanted
-    if not wanted:
-        raise CheckpointError(
-            f"{folder}: the image size cannot be told: config.json names the vision tower {tower!r}, there is no {path}, and "
-            "the name holds no res800 or res1600; give it: image_size=1600, or --image-size 1600"
-        )
-    return {"patch_stride": 16, "dense_stride": 2} | wanted
