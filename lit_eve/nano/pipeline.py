@@ -65,26 +65,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what is not done yet, and print the result."""
-    config, output = args.config and Path(args.config), args.output or RUN
+    config, output, shared_with = args.config and Path(args.config), args.output or RUN, None
     if args.model is not None:
         if config is not None:
             raise ConfigError("give either --model or --config")
-        config, output = model_config(args.model), args.output or f"{RUN}_{args.model}"
+        config, output, shared_with = model_config(args.model), args.output or f"{RUN}_{args.model}", Path(RUN)
     output_folder(output, "--output")
     try:
-        run_pipeline(Path(output), config, args.redo)
+        run_pipeline(Path(output), config, args.redo, shared_with)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from here")
         raise
 
 
-def run_pipeline(output: Path, config: Path | None = None, redo: str | None = None) -> dict[str, Any]:
+def run_pipeline(
+    output: Path, config: Path | None = None, redo: str | None = None, shared_with: Path | None = None
+) -> dict[str, Any]:
     """Make every step that is not done.
 
     Args:
         output: folder of the run.
         config: folder of YAML files; paths in them that are in the folder of the run, such as ``runs/nano``, mean ``output``.
         redo: first forget this step and those that depend on it.
+        shared_with: another run, from which steps before the stages are taken that were made in the very same way.
 
     Returns:
         What is in ``output/metrics.json``.
@@ -103,13 +106,15 @@ def run_pipeline(output: Path, config: Path | None = None, redo: str | None = No
     journal = Journal(output / "steps")
     config = _default_config() if config is None else config
     steps = make_steps(output, config, journal)
-    for name in borrow(steps, journal, Path(RUN), config):
-        console.print(f"{name.replace('_', ' ')}: the same as that of {RUN}, taken from there", style="dim")
+    if shared_with is not None:
+        for name in borrow(steps, journal, shared_with, config):
+            console.print(f"{name.replace('_', ' ')}: the same as that of {shared_with}, taken from there", style="dim")
     if redo is not None:
         journal.forget(dependents(steps, redo))
     done = {step.name for step in steps if journal.is_done(step)}
+    stages = stages_of(config)
     for step in steps:
-        if step.name in stages_of(config) and step.name not in done:
+        if step.name in stages and step.name not in done:
             check_stage(step.name, step.settings)
     for number, step in enumerate(steps, 1):
         title = rf"\[{number}/{len(steps)}] {step.title}"
@@ -242,13 +247,16 @@ def borrow(steps: Sequence[Step], journal: Journal, other: Path, config: Path) -
     source, taken = Journal(other / "steps"), []
     theirs = {step.name: step for step in make_steps(other, config, source)}
     for step in steps:
-        if step.name in (*SHARED, "benchmarks") and not journal.knows(step):
+        if step.name in (*SHARED, "benchmarks") and not journal.knows(step) and not step.output.exists():
             try:
                 if not source.is_done(theirs[step.name]):
                     continue
             except ConfigError:  # made with other settings
                 continue
-            shutil.copytree(theirs[step.name].output, step.output, copy_function=_link, dirs_exist_ok=True)
+            part = step.output.with_name(f".{step.output.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(theirs[step.name].output, part, copy_function=_link)
+            os.replace(part, step.output)
             journal.take(step, source)
             taken.append(step.name)
     return taken

@@ -90,19 +90,14 @@ class Blueprint:
     @cached_property
     def config(self) -> EveConfig:
         """The architecture, as found in ``init_from`` or at the decoder."""
-        if self.decoder is None:
-            config = self._overridden(self._source[0])
-            self._check_same_kind(config)
-            return config
-        config = self._around(self._decoder_config)
-        if self._source is not None:
-            self._check_same_decoder(self._source[0].text_config)
-            self._check_same_kind(config)
-            config.image_token_id = self._source[0].image_token_id
-            if self.teacher is not None:  # an aligner that goes on being trained
-                config.aligner = self._source[0].aligner
-        else:
+        if self._source is None:
+            config = self._around(self._decoder_config)
             config.image_token_id = EveProcessor(self._tokenizer, geometry=config.image_geometry).image_token_id
+            return config
+        if self.decoder is not None:
+            self._check_same_decoder(self._source[0].text_config)
+        config = self._overridden(self._source[0])
+        self._check_same_kind(config)
         return config
 
     @cached_property

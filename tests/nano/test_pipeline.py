@@ -20,8 +20,9 @@ from PIL import Image
 
 from lit_eve.cli import main
 from lit_eve.errors import ConfigError
-from lit_eve.nano.pipeline import CONFIG, read_stage
+from lit_eve.nano.pipeline import CONFIG, borrow, make_steps, read_stage
 from lit_eve.nano.report import draw_learning
+from lit_eve.nano.steps import Journal
 from lit_eve.nano.world.questions import TYPES
 
 STEPS = ["world", "benchmarks", "language_model", "teacher", "1_prealign", "2_pretrain", "3_finetune"]
@@ -206,6 +207,32 @@ def test_redo_after_a_change(run: tuple[Path, Path], tmp_path: Path) -> None:
     assert nano(output, config, "--redo", "3_finetune") == 0
     assert (output / "2_pretrain" / "model" / "model.safetensors").stat().st_mtime_ns == kept
     assert (output / "model" / "model.safetensors").read_bytes() != before
+
+
+def test_another_run_lends_what_was_made_in_the_same_way(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    def borrowed(config: Path) -> list[str]:
+        journal = Journal(tmp_path / "own" / "steps")
+        return borrow(make_steps(tmp_path / "own", config, journal), journal, finished[0], config)
+
+    (tmp_path / "own" / ".data.part").mkdir(parents=True)  # of a kill
+    (tmp_path / "own" / ".data.part" / "half.tar").touch()
+    other = write_config(tmp_path / "other", **{"0_language_model": {"seed": 1}})
+    assert borrowed(other) == ["world", "benchmarks", "teacher"]
+    shards = [path.relative_to(finished[0]) for path in (finished[0] / "data").rglob("*.tar")]
+    assert shards and not list((tmp_path / "own").rglob("half.tar"))
+    assert all((tmp_path / "own" / shard).samefile(finished[0] / shard) for shard in shards)
+    assert borrowed(other) == []
+    journal = Journal(tmp_path / "own" / "steps")
+    steps = {step.name: step for step in make_steps(tmp_path / "own", other, journal)}
+    assert journal.is_done(steps["world"]) and not journal.is_done(steps["language_model"])
+
+
+def test_what_lies_in_the_way_is_not_touched(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.txt").write_text("mine")
+    journal = Journal(tmp_path / "steps")
+    assert "world" not in borrow(make_steps(tmp_path, finished[1], journal), journal, finished[0], finished[1])
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine.txt"]
 
 
 def test_files_that_are_missing_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

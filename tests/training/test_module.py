@@ -290,6 +290,20 @@ def test_folders_that_are_not_there(world, settings, message):
         module.configure_model()
 
 
+@pytest.mark.parametrize("beside_the_decoder", [False, True])
+def test_what_no_key_says_is_as_in_init_from(world, tmp_path, beside_the_decoder):
+    keys = {"teacher": None, "aligner": None, "image_mean": [0.5] * 3, "image_std": [0.4] * 3}
+    first = micro.make_module(world, **keys, image_attention={"name": "bidirectional"}, decoder_kind={"name": "experts"})
+    first.configure_model()
+    first.model.save_pretrained(tmp_path)
+    first.processor.save_pretrained(tmp_path)
+    later = LitEve(init_from=str(tmp_path), decoder=str(world / "decoder") if beside_the_decoder else None)
+    before, now = first.blueprint.config.to_dict(), later.blueprint.config.to_dict()
+    parts = ("geometry", "patch_embedding", "projector", "decoder_kind", "image_attention", "image_mean", "image_std")
+    assert {key: now[key] for key in (*parts, "image_token_id")} == {key: before[key] for key in (*parts, "image_token_id")}
+    assert later.processor.image_mean == (0.5, 0.5, 0.5)
+
+
 def test_a_model_of_the_hub_is_looked_for_there(world, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     module = micro.make_module(world, decoder=None, init_from="BAAI/EVE-7B-v1.0")

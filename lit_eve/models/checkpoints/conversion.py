@@ -26,7 +26,7 @@ from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.files import local_path, output_folder
 from lit_eve.losses import ALIGNERS
 from lit_eve.models.checkpoints.folders import check_replaceable, find_model_folder, read_json, replace_folder
-from lit_eve.models.checkpoints.heads import ALIGNER_FILE
+from lit_eve.models.checkpoints.heads import ALIGNER_FILE, heads_in
 from lit_eve.models.checkpoints.loading import load_processor
 from lit_eve.models.checkpoints.official import PREPROCESSOR, OfficialLayout, layout_for, layout_of, titles
 from lit_eve.models.checkpoints.weights import (
@@ -249,6 +249,8 @@ def _to_official(
         result.notes.append(f"the official code looks for the folder {tower.parent} (it is in the output) where it is started")
     write_shards(exported, part, max_shard_size, progress)
     result.notes += layout.notes(part.name, [file.name for file in part.iterdir()])  # the name is .<output>.part
+    if heads := [part for part in heads_in(config.supervision) if part != "aligner"]:
+        result.notes.append(f"left out are the heads of {', '.join(heads)}, for which the official {layout.title} has no place")
     if theirs.get("requires_cliploss") and teacher is None:
         result.notes.append(f"the teacher is not in it: the official code reads it from {theirs.get('mm_vision_tower_clip')}")
     return result

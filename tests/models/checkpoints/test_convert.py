@@ -297,12 +297,22 @@ def test_sources_that_are_refused(official_folder, tmp_path, break_it, arguments
         ({"image_attention": {"name": "bidirectional"}}, "image_attention.name = 'bidirectional'"),
         ({"decoder_kind": {"name": "experts"}}, "decoder_kind.name = 'experts'"),
         ({"patch_embedding": {"name": "eve_v1", "width": 16, "num_heads": 4}}, "patch_embedding.num_heads = 4, only 8"),
+        *(
+            ({"patch_embedding": {"name": "eve_v1", "width": 16, key: False}}, f"patch_embedding.{key} = False, only True")
+            for key in ("attend_windows", "attend_images")
+        ),
         ({"geometry": tiny.GEOMETRY | {"class_token": False}}, "geometry.class_token = False"),
     ],
 )
 def test_models_that_the_official_code_does_not_know(tmp_path, arguments, message):
     with pytest.raises(CheckpointError, match=message):
         convert(ours_of_nothing(tmp_path, **arguments), tmp_path / "out")
+
+
+def test_heads_that_official_code_has_no_place_for_are_named(tmp_path):
+    ours = ours_of_nothing(tmp_path, supervision=[{"name": "next_patch"}])
+    (note,) = (note for note in convert(ours, tmp_path / "EVE-mine").notes if "left out" in note)
+    assert note == "left out are the heads of next_patch, for which the official EVE v1 has no place"
 
 
 def test_another_teacher_is_refused(official_folder, tmp_path):

@@ -131,6 +131,8 @@ class EveV1Layout(OfficialLayout):
                 ("text_config.rope_parameters.rope_type", rope.get("rope_type"), ("default", "linear", "dynamic")),
                 ("decoder_kind.name", config.decoder_kind["name"], ("dense",)),
                 ("patch_embedding.name", config.patch_embedding["name"], ("eve_v1",)),
+                ("patch_embedding.attend_windows", config.patch_embedding.get("attend_windows", True), (True,)),
+                ("patch_embedding.attend_images", config.patch_embedding.get("attend_images", True), (True,)),
                 ("patch_embedding.num_heads", config.patch_embedding.get("num_heads", 8), (8,)),
                 ("image_attention.name", config.image_attention["name"], ("causal",)),
                 ("projector.name", config.projector["name"], ("mlp_gelu", "identity")),
