@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
 from transformers import AutoConfig
@@ -13,7 +15,9 @@ from lit_eve.processing import EveProcessor
 from tests.models.tiny import GEOMETRY
 
 
-def make_tiny(decoder: str = "llama", seed: int = 0, kind: str = "dense") -> tuple[EveForConditionalGeneration, EveProcessor]:
+def make_tiny(
+    decoder: str = "llama", seed: int = 0, kind: str = "dense", geometry: dict[str, Any] = GEOMETRY
+) -> tuple[EveForConditionalGeneration, EveProcessor]:
     """Model (in eval mode) and processor; weights large enough for answers that depend on the image."""
     tokenizer = make_tokenizer()
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -30,12 +34,12 @@ def make_tiny(decoder: str = "llama", seed: int = 0, kind: str = "dense") -> tup
         initializer_range=0.4,
         **ids,
     )
-    processor = EveProcessor(tokenizer, geometry=GEOMETRY, template="chat")
+    processor = EveProcessor(tokenizer, geometry=geometry, template="chat")
     config = EveConfig(
         text_config=text_config,
         decoder_kind={"name": kind},
         patch_embedding={"name": "eve_v1", "width": 32},
-        geometry=GEOMETRY,
+        geometry=geometry,
         image_token_id=processor.image_token_id,
         **ids,
     )

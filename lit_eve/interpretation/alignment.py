@@ -21,11 +21,11 @@ from lit_eve.errors import LitEveError, SampleError
 from lit_eve.interpretation.maps import on_grids
 from lit_eve.interpretation.overlay import picture_below
 from lit_eve.interpretation.recording.intercept import indices
-from lit_eve.interpretation.samples import check_eval, check_images, each_usable
+from lit_eve.interpretation.samples import check_eval, check_images, check_whole, each_usable
 from lit_eve.models.decoders import blocks_of
 from lit_eve.models.splice import ImageLayout, TeacherCells
 from lit_eve.plotting import SOFT, drawing, shades
-from lit_eve.processing import Sample
+from lit_eve.processing import Sample, load_image
 from lit_eve.processing.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -63,9 +63,12 @@ def teacher_cosine(model: EveForConditionalGeneration, processor: EveProcessor, 
         N maps (rows, columns) float32 of teacher patches. 1 minus its mean is the image's alignment loss.
 
     Raises:
-        LitEveError: there is no image, or the model has no teacher or is in training mode.
+        LitEveError: there is no image, the geometry does not show a photo whole, or the model has no teacher or is in training
+            mode.
     """
     check_images("teacher_cosine", images)
+    images = [load_image(image) for image in images]
+    check_whole(model.geometry, images)
     sample = Sample("images", [{"role": "user", "content": [{"type": "image"}] * len(images)}], images)
     inputs = _encode(model, processor, sample)
     seen = _beside_the_teacher(model, inputs)

@@ -17,7 +17,7 @@ from lit_eve.errors import LitEveError
 from lit_eve.interpretation.maps import maps_of
 from lit_eve.interpretation.recording import AttentionRecorder
 from lit_eve.interpretation.recording.intercept import indices
-from lit_eve.interpretation.samples import check_eval, check_images
+from lit_eve.interpretation.samples import check_eval, check_images, check_whole
 from lit_eve.models.generation.answer_ends import stop_arguments, without_end
 from lit_eve.processing.images import load_image
 from lit_eve.processing.sources import ImageSource
@@ -103,7 +103,8 @@ def attend(
         max_new_tokens: the longest answer.
 
     Raises:
-        LitEveError: there is no image, one in place of a list, or no such layer or head; or the model is in training mode.
+        LitEveError: there is no image, one in place of a list, or no such layer or head; the geometry does not show a photo
+            whole; or the model is in training mode.
     """
     check_images("attend", images)
     inputs = question_inputs(model, processor, images, question)
@@ -124,7 +125,8 @@ def attend_prompts(
     """As `attend`, of prompts that the processor has made.
 
     Args:
-        inputs: of B prompts, left-padded, on the model's device. A prompt without images has no maps.
+        inputs: of B prompts, left-padded, on the model's device. A prompt without images has no maps; one with tiles has a
+            map over each of them.
         template: how the prompts were written, and so with what answers end; None: the processor's own.
 
     Returns:
@@ -203,6 +205,12 @@ def _without_padding(written: Tensor, stop: Mapping[str, Any], model: EveForCond
 def question_inputs(
     model: EveForConditionalGeneration, processor: EveProcessor, images: Sequence[ImageSource], question: str
 ) -> dict[str, Tensor]:
-    """What the model is given for a question about images, on its device."""
-    content = [*({"type": "image", "image": load_image(image)} for image in images), {"type": "text", "text": question}]
+    """What the model is given for a question about images, on its device.
+
+    Raises:
+        LitEveError: the geometry does not show a photo whole.
+    """
+    opened = [load_image(image) for image in images]
+    check_whole(model.geometry, opened)
+    content = [*({"type": "image", "image": image} for image in opened), {"type": "text", "text": question}]
     return processor(conversation=[{"role": "user", "content": content}]).to(model.device)

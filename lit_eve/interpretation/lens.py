@@ -67,8 +67,8 @@ def logit_lens(
         top: how many words.
 
     Raises:
-        LitEveError: there is no image or no such hidden state, the model is in training mode, or the decoder does more
-            behind its blocks than its modules.
+        LitEveError: there is no image or no such hidden state, the geometry does not show a photo whole, the model is in
+            training mode, or the decoder does more behind its blocks than its modules.
     """
     check_images("logit_lens", images)
     check_eval(model)

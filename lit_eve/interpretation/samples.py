@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from PIL import Image
 from rich.progress import track
 from torch import nn
 
 from lit_eve.errors import LitEveError, SampleError
-from lit_eve.processing import Sample
+from lit_eve.processing import ImageGeometry, Sample
 from lit_eve.processing.sources import ImageSource
 
 T = TypeVar("T")
@@ -21,6 +22,15 @@ def check_images(caller: str, images: Sequence[ImageSource]) -> None:
         raise LitEveError(f"{caller}: images is a list of images, not a {type(images).__name__}: put one image into a list")
     if not images:
         raise LitEveError(f"{caller}: there is no image to look at")
+
+
+def check_whole(geometry: ImageGeometry, images: Sequence[Image.Image]) -> None:
+    """Raise LitEveError where a model does not see a photo as it is: maps lie on what it sees, not on the photo."""
+    for number, image in enumerate(images, 1):
+        if not geometry.shows_whole(image, len(images)):
+            name, views = geometry.to_dict()["name"], len(geometry.view_sizes(*image.size, len(images)))
+            seen = "padded or cropped: look at geometry.frame(photo)" if views == 1 else f"in {views} views"
+            raise LitEveError(f"there is no map over image {number}: the geometry {name!r} shows it {seen}")
 
 
 def check_eval(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from lit_eve.interpretation import AttentionRecorder, attend, attend_prompts, im
 from tests.tiny_model import make_tiny, scene_image
 
 QUESTION = "where is the red circle?"
+LOOKS = [logit_lens, teacher_cosine, lambda *given: attend(*given, QUESTION)]
 
 
 def test_maps_are_the_attention_at_the_slots_of_each_image() -> None:
@@ -53,7 +54,31 @@ def test_attention_of_an_answer(decoder: str) -> None:
     torch.testing.assert_close(result.maps[0][0], expected, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("look", [logit_lens, teacher_cosine, lambda *given: attend(*given, QUESTION)])
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize(
+    ("geometry", "seen"),
+    [
+        ({"name": "square", "image_size": 32, "fit": "pad"}, r"padded or cropped: look at geometry.frame\(photo\)"),
+        ({"name": "square", "image_size": 32, "fit": "crop"}, "padded or cropped"),
+        ({"name": "tiles", "image_size": 16}, "in 3 views"),
+    ],
+)
+def test_there_is_no_map_over_a_photo_that_is_not_seen_whole(look: Callable, geometry: dict, seen: str) -> None:
+    model, processor = make_tiny(geometry={"patch_size": 4, "pool_size": 2, **geometry})
+    square, wide = scene_image(0).resize((16, 16)), scene_image(0).resize((32, 16))
+    with pytest.raises(LitEveError, match=f"there is no map over image 2: the geometry '{geometry['name']}' shows it {seen}"):
+        look(model, processor, [square, wide])
+
+
+def test_a_map_lies_on_the_frame_that_is_seen() -> None:
+    model, processor = make_tiny(geometry={"name": "square", "patch_size": 4, "pool_size": 2, "image_size": 32})
+    photo = scene_image(0).resize((48, 24))
+    seen = attend(model, processor, [model.geometry.frame(photo)], QUESTION)
+    torch.testing.assert_close(seen.inputs["pixel_values"], processor(images=[photo])["pixel_values"])
+    assert seen.maps[0].shape[1:] == (4, 4)
+
+
+@pytest.mark.parametrize("look", LOOKS)
 def test_images_are_a_list_with_an_image_at_least(look: Callable) -> None:
     with pytest.raises(LitEveError, match="no image"):
         look(*make_tiny(), [])

@@ -200,6 +200,19 @@ def test_views_have_the_sizes_that_were_counted(geometry):
             assert [view.tobytes() for view in geometry.views(kept, images)] == [view.tobytes() for view in views]
 
 
+@pytest.mark.parametrize("fit", SquareGeometry.FITS)
+@pytest.mark.parametrize("geometry", SMALL.values(), ids=SMALL)
+def test_a_photo_is_shown_whole_where_its_only_view_is_the_photo_resized(geometry, fit):
+    geometry = replace(geometry, fit=fit) if isinstance(geometry, SquareGeometry) else geometry
+    for size in ((100, 30), (30, 100), (64, 64), (7, 5), (300, 2)):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+        for images in (1, 3):
+            views = geometry.views(image, images)
+            resized = image.resize(views[0].size, Image.Resampling.BICUBIC)
+            whole = len(views) == 1 and views[0].tobytes() == resized.tobytes()
+            assert geometry.shows_whole(image, images) is whole
+
+
 def test_what_is_kept_of_a_photo_is_small():
     assert NANO.settled(Image.new("RGB", (4000, 3000))).size == (64, 48)
 

@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lit_eve.data import FinetuneDataModule
 from lit_eve.errors import LitEveError
+from lit_eve.interpretation import overlay
+from lit_eve.processing import ImageGeometry, load_image
 from lit_eve.training.callbacks import SampleAnswers
 from lit_eve.training.cli.loggers import run_loggers
 from lit_eve.training.record import MetricsFile, environment, forget_after, last_values
@@ -148,6 +150,36 @@ def test_answers_do_not_depend_on_word_maps(world, tmp_path, monkeypatch, record
         assert pictures == ([f"step00000001_{index}.png" for index in range(3)] if maps and recordable else [])
         written.append((run / "answers.jsonl").read_text())
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_word_maps_lie_on_the_frame_that_the_model_sees(world, tmp_path, monkeypatch, fit):
+    drawn = []
+    draw = lambda picture, *args, **kwargs: drawn.append(picture) or overlay(picture, *args, **kwargs)  # noqa: E731
+    monkeypatch.setattr("lit_eve.interpretation.strips.overlay", draw)
+    geometry = {"name": "square", "patch_size": 4, "pool_size": 2, "image_size": 32, "fit": fit}
+    photos = [load_image(image) for image in answer_one(world, tmp_path, geometry)]
+    assert (tmp_path / "word_maps" / "step00000001_0.png").exists()
+    assert photos and all(photo.width != photo.height for photo in photos)
+    frames = [ImageGeometry.from_dict(geometry).frame(photo).tobytes() for photo in photos]
+    assert drawn and {picture.tobytes() for picture in drawn} == set(frames)
+
+
+def answer_one(world, run, geometry):
+    """The photos of the validation sample that is answered after a step of training."""
+    shards = {"train": str(world / "train"), "validation": str(world / "validation")}
+    data = FinetuneDataModule(**shards, max_tokens=512, num_workers=0, template="vicuna_v1")
+    module = micro.make_module(world, geometry=geometry, teacher=None, aligner=None)
+    callbacks = [SampleAnswers(num_samples=1, max_new_tokens=6)]
+    micro.trainer(run, logger=Texts(), callbacks=callbacks, limit_val_batches=1, max_steps=1).fit(module, datamodule=data)
+    return data.samples("validation", 1)[0].images
+
+
+def test_tiles_have_no_word_maps(world, tmp_path):
+    geometry = {"name": "tiles", "patch_size": 4, "pool_size": 2, "image_size": 16, "max_tiles": 4}
+    with pytest.warns(UserWarning, match="without word maps: there is no map over image 1: the geometry 'tiles' shows it in"):
+        answer_one(world, tmp_path, geometry)
+    assert (tmp_path / "answers.jsonl").exists() and not (tmp_path / "word_maps").exists()
 
 
 def refuse(*args, **kwargs):

@@ -18,7 +18,9 @@ from torch import Tensor
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation import AttentionRecorder, WrittenAnswer, blank_patches
 from lit_eve.interpretation.maps import maps_of
+from lit_eve.interpretation.samples import check_whole
 from lit_eve.interpretation.teacher_forcing import ForcedAnswer
+from lit_eve.processing.inputs import images_of
 
 if TYPE_CHECKING:
     from lit_eve.models import EveForConditionalGeneration
@@ -75,13 +77,14 @@ def written_word(
         steps: which of them the word is made of.
 
     Raises:
-        LitEveError: there is no image, or there are no such tokens.
+        LitEveError: there is no image, the geometry does not show one whole, or there are no such tokens.
     """
     if not steps or not all(0 <= step < len(ids) for step in steps):
         raise LitEveError("this word was not generated")
     inputs = processor(conversation=messages).to(model.device)
     if not len(inputs["image_grid_hw"]):
         raise LitEveError("there is no image to look at in this conversation")
+    check_whole(model.geometry, images_of(messages))
     tokens = [processor.tokenizer.decode(ids[step]) for step in steps]
     return WrittenAnswer(tokens, dict(inputs), torch.tensor(ids, device=model.device), sorted(steps))
 

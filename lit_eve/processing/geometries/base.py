@@ -25,8 +25,8 @@ class ImageGeometry(ABC):
     """Sizes that everything about an image follows from. A variant says how a photo is resized.
 
     A variant is a frozen dataclass, registered by name. It has :meth:`resized`, and says with ``side_step`` and
-    ``longest_side`` what holds for all its token grids. One that cuts a photo into several views replaces
-    :meth:`view_sizes` and :meth:`views` as well.
+    ``longest_side`` what holds for all its token grids. One that pads or crops replaces :meth:`frame`; one that cuts a photo
+    into several views, :meth:`view_sizes` and :meth:`views`.
 
     Args:
         patch_size: side of a patch in pixels: kernel and stride of the patch embedding's first convolution.
@@ -103,6 +103,10 @@ class ImageGeometry(ABC):
     def views(self, image: Image.Image, images: int = 1) -> list[Image.Image]:
         """What the student sees of an RGB photo, in the order of its slots; Pillow's bicubic on the whole frame."""
         return [self.frame(image).resize(self.resized(*image.size, images), Image.Resampling.BICUBIC)]
+
+    def shows_whole(self, image: Image.Image, images: int = 1) -> bool:
+        """Whether the only view is all of an RGB photo, and nothing else: a map over the view is one over the photo."""
+        return self.frame(image).size == image.size and len(self.view_sizes(*image.size, images)) == 1
 
     def patch_grids(self, width: int, height: int, images: int = 1) -> list[tuple[int, int]]:
         """(rows, columns) of patches of each view, before pooling: what ``image_grid_hw`` holds."""

@@ -40,8 +40,8 @@ class SampleAnswers(Callback):
         num_samples: how many samples, the same ones each time; 0 turns this off.
         max_new_tokens: length of the longest answer.
         word_maps: record where the model looks (mean attention over layers and heads). That holds 4 B L h T bytes per token of
-            the answers: 16 MB for four samples, EVE-7B and 1000 tokens. A decoder whose attention cannot be recorded answers
-            without, after a warning.
+            the answers: 16 MB for four samples, EVE-7B and 1000 tokens. Where attention cannot be recorded, or a photo has
+            several views, they are answered without, after a warning.
     """
 
     def __init__(self, num_samples: int = 4, max_new_tokens: int = 48, word_maps: bool = True) -> None:
@@ -91,16 +91,23 @@ class SampleAnswers(Callback):
         model, processor = module.model, module.processor
         if self.word_maps:
             from lit_eve.interpretation import attend_prompts
+            from lit_eve.interpretation.samples import check_whole
 
+            frames = {
+                index: [processor.geometry.frame(image) for image in _pictures(question)]
+                for index, question in enumerate(questions)
+                if question.images and not question.fault
+            }
             try:
+                for images in frames.values():
+                    check_whole(processor.geometry, images)
                 inputs = on_device(model, prompts)
                 seen = attend_prompts(model, processor, inputs, max_new_tokens=self.max_new_tokens, template=template)
             except LitEveError as error:
                 rank_zero_warn(f"answers are logged without word maps: {error}")
                 self.word_maps = False
             else:
-                asked = [index for index, question in enumerate(questions) if question.images and not question.fault]
-                strips = {index: _strip(questions[index], seen[index], processor) for index in asked}
+                strips = {index: _strip(images, seen[index], processor) for index, images in frames.items()}
                 return [one.answer for one in seen], strips
         return generate_answers(model, processor, prompts, self.max_new_tokens, template), {}
 
@@ -135,13 +142,13 @@ def _thumbnails(question: Question) -> dict[str, Image.Image]:
     return {f"image_{number}": image for number, image in enumerate(images)}
 
 
-def _strip(question: Question, seen: AnswerAttention, processor: EveProcessor) -> Image.Image:
-    """A strip for each image of a question, one below the other."""
+def _strip(images: Sequence[Image.Image], seen: AnswerAttention, processor: EveProcessor) -> Image.Image:
+    """A strip for each image of a question, as the model sees it, one below the other."""
     from lit_eve.interpretation import word_maps
     from lit_eve.interpretation.strips import stacked, word_strip
 
     words = word_maps(seen, processor)
-    return stacked([("", word_strip(image, words, number)) for number, image in enumerate(_pictures(question))])
+    return stacked([("", word_strip(image, words, number)) for number, image in enumerate(images)])
 
 
 def _log(logger: Logger, name: str, words: Mapping[str, str], images: Mapping[str, Image.Image], step: int) -> None:

@@ -48,6 +48,9 @@ def test_what_does_not_exist_is_refused() -> None:
             written_word(model, processor, asked, [5, 6], steps)
     with pytest.raises(LitEveError, match="there is no image to look at"):
         written_word(model, processor, messages(QUESTIONS[0]), [5, 6], [1])
+    model, processor = make_tiny(geometry={"name": "tiles", "patch_size": 4, "pool_size": 2, "image_size": 16})
+    with pytest.raises(LitEveError, match="there is no map over image 1: the geometry 'tiles' shows it in"):
+        written_word(model, processor, asked, [5, 6], [1])
 
 
 def test_what_a_word_rests_on_is_the_sum_over_its_tokens() -> None:
