@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file
 
 from lit_eve.errors import ConfigError
 from lit_eve.processing import GEOMETRIES, EveV1Geometry, EveV2Geometry, ImageGeometry, TeacherGrid, load_image
-from lit_eve.processing.geometries import NativeGeometry, SquareGeometry, TilesGeometry, TokenBudgetGeometry
+from lit_eve.processing.geometries import NativeGeometry, PaddedGeometry, SquareGeometry, TilesGeometry, TokenBudgetGeometry
 
 DATA = Path(__file__).parents[1] / "data"
 NANO = EveV1Geometry(image_size=64, patch_size=4, pool_size=2, cells=8)
@@ -30,6 +31,8 @@ SMALL = {
     "eve_v2 inference": EveV2Geometry(patch_size=4, pool_size=2, max_size=64, rule="inference"),
     "native": NativeGeometry(patch_size=4, pool_size=2, min_pixels=256, max_pixels=4096),
     "native shared": NativeGeometry(patch_size=4, pool_size=2, min_pixels=256, max_pixels=4096, shared=True),
+    "padded": PaddedGeometry(patch_size=8, max_width=128, max_height=64),
+    "padded windows": PaddedGeometry(patch_size=4, pool_size=2, class_token=True, max_width=64, max_height=64),
     "square": SquareGeometry(patch_size=8, image_size=64),
     "square crop": SquareGeometry(patch_size=8, image_size=64, fit="crop", class_token=True),
     "square stretch": SquareGeometry(patch_size=4, pool_size=2, image_size=64, fit="stretch"),
@@ -103,6 +106,34 @@ def test_sizes_of_gemma_4(tokens):
         for width, height in np.random.default_rng(0).integers(1, 3000, (500, 2)).tolist():
             expected = get_aspect_ratio_preserving_size(height, width, 16, 9 * tokens, 3)
             assert geometry.resized(width, height) == expected[::-1]
+
+
+def test_sizes_of_fuyu(monkeypatch):
+    from transformers.models.fuyu import image_processing_pil_fuyu as fuyu
+
+    monkeypatch.setattr(fuyu.PilBackend, "resize", lambda self, image, size, **_: np.empty((3, size.height, size.width)))
+    processor, geometry = fuyu.FuyuImageProcessorPil(), PaddedGeometry()
+    for width, height in [(1920, 1080), (1921, 1080), (30, 30), *np.random.default_rng(0).integers(1, 4000, (500, 2)).tolist()]:
+        if max(width, height) < 200 * min(width, height):
+            fitted = processor.resize(np.broadcast_to(0, (3, height, width)), processor.size).shape[:0:-1]
+            expected = [math.ceil(side / 30) * 30 for side in fitted]  # as in FuyuProcessor._process_images
+            assert list(geometry.resized(width, height)) == expected
+            assert geometry.shows_whole(Image.new("RGB", (width, height))) is (list(fitted) == expected)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (21, 30), (96, 54), (97, 20), (300, 200), (50, 290), (20, 55)])
+def test_pixels_of_fuyu(size):
+    from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
+
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    largest = {"height": 54, "width": 96}
+    theirs = FuyuImageProcessorPil(size=largest, patch_size={"height": 6, "width": 6}, do_normalize=False, do_rescale=False)
+    geometry = PaddedGeometry(patch_size=6, max_width=96, max_height=54)
+    (view,) = geometry.views(photo)
+    expected = np.asarray(theirs(photo, return_tensors="np")["images"][0]).squeeze(0)[:, : view.height, : view.width]
+    assert np.array_equal(np.asarray(view), expected.transpose(1, 2, 0))
+    frame = geometry.frame(photo)
+    assert geometry.shows_whole(frame) and geometry.views(frame)[0].tobytes() == view.tobytes()
 
 
 @pytest.mark.parametrize("most", [4, 6, 12])
@@ -235,6 +266,9 @@ def test_what_is_kept_of_a_photo_is_small():
         ({"name": "square", "fit": "fill"}, "geometry.fit must be one of pad, crop, stretch, got 'fill'"),
         ({"name": "square", "image_size": 337}, "image_size = 337 must be a multiple of the patch_size . pool_size = 14"),
         ({"name": "square", "background": [300, 0, 0]}, "background must be three integers of 0 to 255, got .300, 0, 0."),
+        ({"name": "padded", "max_width": 1921}, "max_width = 1921 must be a multiple of the patch_size . pool_size = 30"),
+        ({"name": "padded", "max_height": 31}, "geometry.max_height = 31 must be a multiple"),
+        ({"name": "padded", "background": [1, 1]}, "background must be three integers of 0 to 255, got .1, 1."),
         ({"name": "tiles", "image_size": 450}, "image_size = 450 must be a multiple of the patch_size . pool_size = 28"),
         ({"name": "token_budget", "tokens": 0}, "geometry.tokens must be a positive integer, got 0"),
         ({"name": "eve_v2", "image_size": 672}, "geometry 'eve_v2' has no key 'image_size'"),

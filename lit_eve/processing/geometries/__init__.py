@@ -4,6 +4,7 @@ from lit_eve.processing.geometries.base import GEOMETRIES, Grid, ImageGeometry, 
 from lit_eve.processing.geometries.eve_v1 import EveV1Geometry
 from lit_eve.processing.geometries.eve_v2 import EveV2Geometry
 from lit_eve.processing.geometries.native import NativeGeometry
+from lit_eve.processing.geometries.padded import PaddedGeometry
 from lit_eve.processing.geometries.square import SquareGeometry
 from lit_eve.processing.geometries.tiles import TilesGeometry
 from lit_eve.processing.geometries.token_budget import TokenBudgetGeometry
@@ -15,6 +16,7 @@ __all__ = [
     "Grid",
     "ImageGeometry",
     "NativeGeometry",
+    "PaddedGeometry",
     "SquareGeometry",
     "TilesGeometry",
     "TokenBudgetGeometry",

@@ -8,7 +8,7 @@ Widths come first in pixels (as in Pillow), rows come first in grids (as in tens
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -97,7 +97,7 @@ class ImageGeometry(ABC):
         return [self.resized(width, height, images)]
 
     def frame(self, image: Image.Image) -> Image.Image:
-        """The part of an RGB photo that is seen, or the canvas that it is put on, before anything is resized."""
+        """The part of an RGB photo that is seen, or the canvas that it is put on; its view is the same as the photo's."""
         return image
 
     def views(self, image: Image.Image, images: int = 1) -> list[Image.Image]:
@@ -182,6 +182,17 @@ def named_geometry(values: Mapping[str, Any]) -> dict[str, Any]:
             )
         values["cells"] = sizes[0] // sizes[1]
     return values
+
+
+def check_colour(background: Sequence[int]) -> tuple[int, int, int]:
+    """The colour of ``geometry.background``, a list in YAML and JSON.
+
+    Raises:
+        ConfigError: it is no colour of three integers in 0..255.
+    """
+    if len(background) != 3 or not all(isinstance(part, int) and 0 <= part <= 255 for part in background):
+        raise ConfigError(f"geometry.background must be three integers of 0 to 255, got {list(background)}")
+    return tuple(background)
 
 
 def checked_size(width: int, height: int) -> tuple[int, int]:

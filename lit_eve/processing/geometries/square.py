@@ -8,7 +8,7 @@ from typing import ClassVar
 from PIL import Image
 
 from lit_eve.errors import ConfigError
-from lit_eve.processing.geometries.base import GEOMETRIES, ImageGeometry, checked_size
+from lit_eve.processing.geometries.base import GEOMETRIES, ImageGeometry, check_colour, checked_size
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,9 @@ class SquareGeometry(SquareViews):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "background", tuple(self.background))  # a list in YAML and JSON
+        object.__setattr__(self, "background", check_colour(self.background))
         if self.fit not in self.FITS:
             raise ConfigError(f"geometry.fit must be one of {', '.join(self.FITS)}, got {self.fit!r}")
-        if len(self.background) != 3 or not all(isinstance(part, int) and 0 <= part <= 255 for part in self.background):
-            raise ConfigError(f"geometry.background must be three integers of 0 to 255, got {list(self.background)}")
 
     def resized(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
         """The square's (width, height)."""
