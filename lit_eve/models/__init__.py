@@ -19,7 +19,7 @@ from lit_eve.models.patch_embeddings import (
     places_of_tokens,
 )
 from lit_eve.models.projector import PROJECTORS
-from lit_eve.models.supervise import SUPERVISIONS, ImageBatch, Supervision
+from lit_eve.models.supervision import SUPERVISIONS, ImageBatch, Supervision
 from lit_eve.processing import EveProcessor
 
 AutoConfig.register(EveConfig.model_type, EveConfig)

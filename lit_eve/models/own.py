@@ -13,7 +13,7 @@ from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import DECODER_KINDS
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
 from lit_eve.models.projector import PROJECTORS
-from lit_eve.models.supervise import SUPERVISIONS
+from lit_eve.models.supervision import SUPERVISIONS
 from lit_eve.processing.geometries import GEOMETRIES
 from lit_eve.registry import Registry
 

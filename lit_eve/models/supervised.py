@@ -20,7 +20,7 @@ from lit_eve.models.checkpoints.skeletons import check_unsaved
 from lit_eve.models.own import note_import, note_supervisions
 from lit_eve.models.pretrained import EvePreTrainedModel
 from lit_eve.models.splice import ImageLayout
-from lit_eve.models.supervise import ImageBatch, Supervision, Supervisor, build_supervision, check_entries, entries_of
+from lit_eve.models.supervision import ImageBatch, Supervision, Supervisor, build_supervision, check_entries, entries_of
 from lit_eve.processing import ImageGeometry
 from lit_eve.processing.images import normalize_pixels
 

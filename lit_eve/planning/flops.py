@@ -32,7 +32,7 @@ from lit_eve.models.decoders import blocks_of, modules_by_tokens
 from lit_eve.models.own import model_class_of
 from lit_eve.models.patch_embeddings import takes_grid
 from lit_eve.models.splice import ImageLayout
-from lit_eve.models.supervise import ImageBatch
+from lit_eve.models.supervision import ImageBatch
 from lit_eve.training.stages import Stage, get_stage
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def meta_model(config: EveConfig, teacher: CLIPVisionConfig | None = None) -> Ev
 
     from lit_eve.losses import FrozenTeacher
     from lit_eve.models import EveForConditionalGeneration
-    from lit_eve.models.supervise import needs_teacher
+    from lit_eve.models.supervision import needs_teacher
 
     config = copy.deepcopy(config)
     with torch.device("meta"):

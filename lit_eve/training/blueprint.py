@@ -40,7 +40,7 @@ from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
-from lit_eve.models.supervise import build_supervision, entries_of, without_weight
+from lit_eve.models.supervision import build_supervision, entries_of, without_weight
 from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
 from lit_eve.training.architecture import differences, is_irrelevant
 from lit_eve.training.keys import check_keys

@@ -57,7 +57,7 @@ def print_model(recipe: Recipe) -> None:
 
 def rows_of(config: EveConfig, decoder: str | None) -> list[tuple[str, str, str]]:
     """Key, name and arguments of each part, in the order of the data's way."""
-    from lit_eve.models.supervise import needs_teacher
+    from lit_eve.models.supervision import needs_teacher
 
     rows = []
     for key in PARTS:

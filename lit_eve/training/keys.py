@@ -11,7 +11,7 @@ from lit_eve.losses import ALIGNERS
 from lit_eve.models import IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, PROJECTORS
 from lit_eve.models.decoders import DECODER_KINDS
 from lit_eve.models.own import attention_module
-from lit_eve.models.supervise import check_entries, needs_teacher
+from lit_eve.models.supervision import check_entries, needs_teacher
 from lit_eve.processing import GEOMETRIES, ImageGeometry, templates
 from lit_eve.processing.geometries import named_geometry
 

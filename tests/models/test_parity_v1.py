@@ -92,7 +92,7 @@ def test_logits_and_hidden_states(model, name, attention):
 @pytest.mark.parametrize("name", ["b1_image", "b4_mixed", "b4_plain"])
 def test_teacher_targets_and_predictions(model, name, monkeypatch):
     seen = {}
-    import lit_eve.models.supervise as eve
+    from lit_eve.models.supervision import patch_alignment as eve
 
     original = eve.patch_alignment_loss
     monkeypatch.setattr(

@@ -15,7 +15,7 @@ from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.losses import LayerwiseHeads, patch_alignment_loss
 from lit_eve.losses.distillation import distillation_loss
 from lit_eve.models import SUPERVISIONS, EveForConditionalGeneration, Supervision
-from lit_eve.models.supervise import check_entries
+from lit_eve.models.supervision import check_entries
 from tests.models import tiny
 
 VORA = Path(__file__).parents[1] / "data" / "vora"

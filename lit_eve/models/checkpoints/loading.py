@@ -23,7 +23,7 @@ from lit_eve.models.config import EveConfig
 from lit_eve.models.eve import EveForConditionalGeneration
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
-from lit_eve.models.supervise import needs_teacher
+from lit_eve.models.supervision import needs_teacher
 
 if TYPE_CHECKING:
     from lit_eve.processing import EveProcessor

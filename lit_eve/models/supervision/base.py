@@ -1,0 +1,96 @@
+"""What a supervision is: a loss at image tokens beside the next-token loss, with a head of its own, in training alone.
+
+Notation: B rows, T tokens per row, D decoder width, L decoder layers, N images, P patches, p side of a patch, Q image tokens,
+M places whose hidden states are read, K teacher width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lit_eve.losses.terms import Count
+from lit_eve.models.splice import ImageLayout, TeacherCells
+from lit_eve.processing.geometries import ImageGeometry
+from lit_eve.processing.teacher_grid import TeacherGrid
+from lit_eve.registry import Registry
+
+CONTEXT = ("hidden_size", "num_layers", "geometry", "teacher_width", "teacher_depth")
+"""Arguments of supervisions that come from the model."""
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """The images of a batch, for supervisions; what is derived is computed once, on first use."""
+
+    layout: ImageLayout
+    image_grid_hw: Tensor  # (N, 2) int64, rows and columns in patches
+    geometry: ImageGeometry
+    teacher_grid: TeacherGrid | None
+    normalized_patches: Callable[[], Tensor]  # -> (P, 3 * p * p) float32
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.image_grid_hw)
+
+    @cached_property
+    def windows(self) -> Tensor:
+        """The pixels of each image token, normalised with the model's mean and deviation: (Q, pool * pool * 3 * p * p)."""
+        return self.normalized_patches().unflatten(0, (-1, self.geometry.pool_size**2)).flatten(1)
+
+    @cached_property
+    def cells(self) -> TeacherCells:
+        """The teacher's patches inside the images, and the image tokens that each of them covers."""
+        return TeacherCells.of(self.layout, self.image_grid_hw, self.geometry, self.teacher_grid)
+
+
+class Supervision(ABC):
+    """One loss at image tokens. It is built with those of ``CONTEXT`` that its constructor asks for.
+
+    ``head`` is what it trains; the model owns it, under the supervision's name, and saves it in a file of its own.
+    """
+
+    term: ClassVar[str]
+    """What the loss is called in logs and in ``output.terms``."""
+    per: ClassVar[Count] = "images"
+    """What its sum is averaged over: images or supervised tokens of the global batch."""
+    taps: tuple[int, ...]
+    """Hidden states of the decoder that it reads: 0 is the embeddings, L what is behind the final norm."""
+    teacher_states: tuple[int, ...] = ()
+    """Hidden states of the teacher that it reads, at most ``teacher_depth``; empty: it needs no teacher."""
+    head: nn.Module
+
+    @classmethod
+    def check_arguments(cls, **arguments: Any) -> None:
+        """Raise ConfigError for what can be known to be wrong before there is a model."""
+        return
+
+    @abstractmethod
+    def positions(self, images: ImageBatch) -> Tensor:
+        """Which hidden states are read: (M,) int64 into the flattened B * T tokens, or (M, k) for means over k tokens."""
+
+    @abstractmethod
+    def loss(self, images: ImageBatch, hidden: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The loss, summed over the batch.
+
+        It is called without images too, and must then return a 0 that all of ``head`` has a part in: under FSDP2 all processes
+        do the same.
+
+        Args:
+            images: of the batch.
+            hidden: (M, D) for each of ``taps``.
+            teacher: (N, patches of the teacher, K) for each of ``teacher_states``.
+
+        Returns:
+            0-dim float32.
+        """
+
+
+SUPERVISIONS: Registry[Supervision] = Registry("supervision")
+"""Losses at image tokens, for entries of ``supervision``."""
