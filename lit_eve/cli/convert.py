@@ -1,9 +1,10 @@
-"""``lit-eve convert``: between official EVE checkpoints and transformers folders of lit_eve."""
+"""``lit-eve convert``: between official EVE checkpoints and transformers folders of lit_eve; adapters into weights."""
 
 from __future__ import annotations
 
 import argparse
 
+from lit_eve.errors import ConfigError
 from lit_eve.files import path_argument
 
 
@@ -31,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the tokenizer, if SOURCE has none; to official EVE v1: a folder with tokenizer.model, which that code reads",
     )
     parser.add_argument("--teacher", type=path_argument, metavar="FOLDER", help="to official: include the weights of this CLIP")
+    parser.add_argument(
+        "--merge", action="store_true", help="add the adapters of a lit_eve model to its weights, in place of a conversion"
+    )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file to write (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is the folder of a model")
 
@@ -38,18 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert, and say what was done."""
     from lit_eve.models.checkpoints.conversion import convert
+    from lit_eve.models.checkpoints.export_merged import export_merged
 
-    result = convert(
-        args.source,
-        args.output,
-        to=args.to,
-        image_size=args.image_size,
-        tokenizer=args.tokenizer,
-        teacher=args.teacher,
-        max_shard_size=args.max_shard_size,
-        overwrite=args.overwrite,
-        progress=True,
-    )
+    common = {"tokenizer": args.tokenizer, "max_shard_size": args.max_shard_size, "overwrite": args.overwrite}
+    official = {"to": args.to, "image_size": args.image_size, "teacher": args.teacher}
+    if args.merge:
+        if unused := [key.replace("_", "-") for key, value in official.items() if value is not None]:
+            raise ConfigError(f"--{unused[0]} has no meaning beside --merge")
+        result = export_merged(args.source, args.output, **common)
+    else:
+        result = convert(args.source, args.output, **common, **official, progress=True)
     print(f"{result.num_weights} weights, {result.num_bytes / 1e9:.2f} GB, in the layout {result.layout!r}: {args.output}")
     if result.dropped:
         print(f"left out: {len(result.dropped)} weights of the frozen CLIP teacher, which is read from its own folder")

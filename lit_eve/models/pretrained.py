@@ -90,11 +90,10 @@ class EvePreTrainedModel(PreTrainedModel):
         """As in transformers, which replaces forwards of modules by kernels of the hub.
 
         Raises:
-            ConfigError: modules of the decoder have weights of their own for images, which a kernel would pass over.
+            ConfigError: modules of the decoder have more weights than their own, which a kernel would pass over.
         """
-        if use_kernels and self.decoder_kind.needs_image_slots:
-            kind = self.config.decoder_kind["name"]
-            raise ConfigError(f"use_kernels: kernels would pass over the weights for images of a decoder of the kind {kind!r}")
+        if use_kernels and (kind := self.config.decoder_kind["name"]) != "dense":
+            raise ConfigError(f"use_kernels: kernels would pass over what a decoder of the kind {kind!r} adds to its modules")
         super().set_use_kernels(use_kernels, *args, **kwargs)
 
     def recompute_blocks(self, on: bool = True) -> None:

@@ -36,6 +36,7 @@ from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
 from lit_eve.models.checkpoints.heads import heads_in
 from lit_eve.models.checkpoints.loading import read_architecture
+from lit_eve.models.checkpoints.merging import has_adapters, iterate_merged, merges_of
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
@@ -314,17 +315,27 @@ class Blueprint:
             )
 
     def _check_same_kind(self, config: EveConfig) -> None:
-        """A dense decoder may become any other; those of other kinds stay what they are."""
+        """A dense decoder may become any other; adapters may be merged; other kinds stay what they are."""
         source = self._source[0]
         found, wanted = source.decoder_kind, config.decoder_kind
         if found["name"] == "dense" or found == wanted:
             return
         DECODER_KINDS.require(found["name"], source.imports.get("decoder_kind"))
-        if DECODER_KINDS.build(found) != DECODER_KINDS.build(wanted):
+        if DECODER_KINDS.build(found) == DECODER_KINDS.build(wanted):
+            return
+        try:
+            merges_of(source)
+            if wanted["name"] != "dense":
+                raise ConfigError("merge it in a stage of its own first (decoder_kind: {name: dense})")
+        except ConfigError as error:
             raise ConfigError(
-                f"model.decoder_kind: {self.init_from!r} has the weights of {found}, and this asks for {wanted}: only a dense "
-                "decoder can become one of another kind"
-            )
+                f"model.decoder_kind: {self.init_from!r} has the weights of {found}, and this asks for {wanted}: {error}"
+            ) from error
+
+    @property
+    def _is_merged(self) -> bool:
+        """Whether adapters of ``init_from`` are added to its weights."""
+        return has_adapters(self._source[0]) and not has_adapters(self.config)
 
     # ---- weights
 
@@ -377,7 +388,11 @@ class Blueprint:
         if source.aligner is None:
             wanted.discard("aligner")
         unwanted = tuple(f"{part}." for part in heads_in(source.supervision) if part not in wanted)
-        for name, tensor in iterate_weights(self.init_from, shapes_only):
+        if self._is_merged:
+            weights = iterate_merged(self.init_from, source, shapes_only)
+        else:
+            weights = iterate_weights(self.init_from, shapes_only)
+        for name, tensor in weights:
             if not name.startswith(unwanted):
                 yield name, tensor
 

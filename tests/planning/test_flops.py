@@ -20,6 +20,7 @@ from tests.models.attention.images import both_ways, numbers, samples
 
 HALF = Stage("half", 1e-3, [Rule(r"language_model\.model\.layers\.[23]"), Rule("language_model.lm_head")])
 ALIGNER = Stage("aligner", 1e-3, [Rule("aligner")])
+ADAPTERS = Stage("adapters", 1e-3, [Rule("patch_embedding|projector|aligner"), Rule(r"language_model.*\.lora_")])
 UPPER = Stage("upper", 1e-3, [Rule("projector"), Rule(r"language_model\.model\.layers\.3")])
 
 
@@ -84,7 +85,17 @@ def seen_by_torch(model, batch, monkeypatch) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize(("decoder", "kind"), [("llama", "dense"), ("qwen3", "dense"), ("qwen3", "experts")])
 @pytest.mark.parametrize("patch_embedding", [{"name": "eve_v1", "width": 16, "num_heads": 4}, {"name": "linear", "width": 16}])
 def test_every_part_is_what_torch_counts(stage, decoder, kind, patch_embedding, monkeypatch):
-    variant = {"decoder_kind": {"name": kind}, "patch_embedding": patch_embedding, "geometry": tiny.HD_GEOMETRY}
+    parts_are_what_torch_counts(monkeypatch, stage, decoder, decoder_kind={"name": kind}, patch_embedding=patch_embedding)
+
+
+@pytest.mark.parametrize("stage", [STAGES["prealign"], STAGES["pretrain"], ADAPTERS], ids=lambda stage: stage.name)
+def test_adapters_are_what_torch_counts(stage, monkeypatch):
+    kind = {"name": "image_adapter", "rank": 4, "layers": 3}
+    parts_are_what_torch_counts(monkeypatch, stage, "qwen3", decoder_kind=kind, patch_embedding={"name": "linear", "width": 16})
+
+
+def parts_are_what_torch_counts(monkeypatch, stage, decoder, **variant):
+    variant["geometry"] = tiny.HD_GEOMETRY
     model = tiny.model(decoder, with_teacher=True, **variant)
     names = [name for name, _ in model.named_parameters() if not name.startswith("teacher.")]
     rates = stage.rates(names)

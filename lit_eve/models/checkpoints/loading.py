@@ -16,6 +16,7 @@ from lit_eve.errors import CheckpointError, ConfigError, LitEveError, one_line
 from lit_eve.files import local_path
 from lit_eve.models.checkpoints.folders import find_model_folder, read_json
 from lit_eve.models.checkpoints.heads import heads_in, split_heads
+from lit_eve.models.checkpoints.merging import has_adapters, iterate_merged, merged_config
 from lit_eve.models.checkpoints.official import layout_of, titles
 from lit_eve.models.checkpoints.sharded import read_checkpoint
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
@@ -38,6 +39,7 @@ def load(
     teacher: bool | str | Path = False,
     tokenizer: str | Path | None = None,
     image_size: int | None = None,
+    merge: bool = False,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
     **kwargs: Any,
@@ -51,19 +53,24 @@ def load(
             names; or its folder), and the trained aligner or other heads. There is a warning where such a head was not saved.
         tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
         image_size: 672 or 1344 (EVE v2: 800 or 1600), for an official checkpoint that does not tell it; others know theirs.
+        merge: add adapters of the decoder to the weights that they adapt; nothing is done where there are none.
         dtype: floating type of the weights; "auto": as saved.
         device: where the model goes.
         **kwargs: for ``from_pretrained``, for example ``attn_implementation``.
 
     Raises:
         CheckpointError: ``path`` is none of these, its weights do not fit its config, or it has no tokenizer.
+        ConfigError: ``merge``, and the decoder is of a kind that cannot be merged.
     """
     path = local_path(path)
     path = Path(path) if is_checkpoint(path) else find_model_folder(path)
     config, processor = read_architecture(path, tokenizer, image_size)
     by_transformers = not is_checkpoint(path) and layout_of(read_json(path / "config.json")) is None
     stored = [] if is_checkpoint(path) else stored_ends(path)
-    weights = None if by_transformers else dict(iterate_weights(path))
+    if merge and has_adapters(config):
+        weights, config = dict(iterate_merged(path, config)), merged_config(config)
+    else:
+        weights = None if by_transformers else dict(iterate_weights(path))
     model, heads = _build(path, config, weights, dtype=dtype, **kwargs)
     if teacher:
         if teacher is True and config.teacher is None and not config.supervision:

@@ -11,7 +11,8 @@ from lit_eve.models.decoders.families import (
     reads_longer_samples,
 )
 from lit_eve.models.decoders.head import FamilyHead
-from lit_eve.models.decoders.kinds import DECODER_KINDS, DecoderKind, Dense
+from lit_eve.models.decoders.image_adapter import ImageAdapter
+from lit_eve.models.decoders.kinds import DECODER_KINDS, DecoderKind, Dense, Merge
 from lit_eve.models.decoders.routing import ImageSlots, modules_by_tokens
 from lit_eve.models.decoders.side_by_side import SideBySide, packed_inputs, usual_attention
 from lit_eve.models.decoders.structure import blocks_of, decoder_of
@@ -22,7 +23,9 @@ __all__ = [
     "Dense",
     "Experts",
     "FamilyHead",
+    "ImageAdapter",
     "ImageSlots",
+    "Merge",
     "SideBySide",
     "blocks_of",
     "check_decoder",

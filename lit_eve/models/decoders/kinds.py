@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_eve.errors import ConfigError
 from lit_eve.registry import Registry
+
+
+class Merge(NamedTuple):
+    """How one weight of a dense decoder is made."""
+
+    sources: tuple[str, ...]  # names of the weights that it is made of
+    compute: Callable[..., Tensor]  # of these, in this order
 
 
 class DecoderKind:
@@ -47,6 +55,17 @@ class DecoderKind:
         """
         return ()
 
+    def merges(self, names: Iterable[str]) -> dict[str, Merge]:
+        """How a dense decoder is made that computes the same: its weights by name; those that are not here stay as they are.
+
+        Args:
+            names: of all weights of the extended language model.
+
+        Raises:
+            ConfigError: there is no such decoder.
+        """
+        raise ConfigError("only a dense decoder can become one of another kind")
+
 
 DECODER_KINDS: Registry[DecoderKind] = Registry("kind of decoder")
 
@@ -54,3 +73,7 @@ DECODER_KINDS: Registry[DecoderKind] = Registry("kind of decoder")
 @DECODER_KINDS.register("dense")
 class Dense(DecoderKind):
     """The language model as it is: all tokens are computed by the same weights."""
+
+    def merges(self, names: Iterable[str]) -> dict[str, Merge]:
+        """There is nothing to do."""
+        return {}

@@ -15,7 +15,6 @@ import copy
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from lit_eve.errors import LitEveError
+from lit_eve.models.decoders.swapped import Swapped, swap
 from lit_eve.models.splice import check
 
 
@@ -126,18 +126,7 @@ class _Permuted(torch.autograd.Function):
 _thread = threading.local()  # torch.compile follows it, which it does not with a ContextVar
 
 
-class _Swapped:
-    """A module whose class was made by :func:`_subclass`; copies and pickles make that class again."""
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _remake, (_Swapped._parents(type(self)), self.__dict__)
-
-    @staticmethod
-    def _parents(kind: type) -> tuple[type, type]:
-        return next(base.__dict__["parents"] for base in kind.__mro__ if "parents" in base.__dict__)
-
-
-class Routed(_Swapped):
+class Routed(Swapped):
     """Mixed into a module of (B, T, ...) tokens: image slots are computed by its child ``image``, the others by itself."""
 
     heads_first = False
@@ -155,7 +144,7 @@ class Routed(_Swapped):
         return merged.transpose(1, 2) if self.heads_first else merged
 
 
-class RoutedBlock(_Swapped):
+class RoutedBlock(Swapped):
     """Mixed into a block of the decoder: tells the modules inside where images stand."""
 
     def forward(self, *args: Any, image_slots: ImageSlots | None = None, **kwargs: Any) -> Any:
@@ -173,14 +162,14 @@ def route(module: nn.Module, heads_first: bool = False) -> None:
     configs = {id(value): value for part in module.modules() for value in vars(part).values()}
     shared = {key: value for key, value in configs.items() if isinstance(value, PreTrainedConfig)}
     module.image = copy.deepcopy(module, shared)
-    module.__class__ = _subclass(Routed, type(module))
+    swap(module, Routed)
     if heads_first:
         module.heads_first = True
 
 
 def route_block(block: nn.Module) -> None:
     """Let a block take ``image_slots``, in place."""
-    block.__class__ = _subclass(RoutedBlock, type(block))
+    swap(block, RoutedBlock, keeps_name=True)
 
 
 def image_copies(model: nn.Module) -> dict[str, str]:
@@ -200,17 +189,3 @@ def modules_by_tokens(module: nn.Module, of_images: bool | None = None) -> Itera
     yield module, of_images
     for name, child in module.named_children():
         yield from modules_by_tokens(child, True if isinstance(module, Routed) and name == "image" else of_images)
-
-
-@cache
-def _subclass(mixin: type, kind: type) -> type:
-    # A block keeps its name, by which libraries that share models out to devices find blocks.
-    name = kind.__name__ if mixin is RoutedBlock else f"Routed{kind.__name__}"
-    return type(name, (mixin, kind), {"parents": (mixin, kind), "__module__": __name__})
-
-
-def _remake(parents: tuple[type, type], state: dict[str, Any]) -> nn.Module:
-    kind = _subclass(*parents)
-    module = kind.__new__(kind)
-    module.__dict__.update(state)
-    return module

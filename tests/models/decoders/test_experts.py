@@ -279,7 +279,7 @@ def test_copies_and_pickles_are_the_same(model):
 
 def test_kernels_that_would_pass_over_the_copies_are_refused(model, tmp_path):
     model.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="use_kernels: kernels would pass over the weights for images"):
+    with pytest.raises(ConfigError, match="use_kernels: kernels would pass over what a decoder of the kind 'experts' adds"):
         EveForConditionalGeneration.from_pretrained(tmp_path, use_kernels=True)
 
 
