@@ -75,7 +75,7 @@ class SampleTable:
 
 
 def fingerprint(processor: EveProcessor, template: TemplateName | None = None) -> str:
-    """Changes whenever lengths may: the tokenizer, the template with its code, the geometry and the limits on images."""
+    """Changes whenever lengths may: tokenizer, template with its code, geometry, what is around images, limits on images."""
     written = processor.template_of(template)
     tokenizer = processor.tokenizer
     facts = [
@@ -86,6 +86,7 @@ def fingerprint(processor: EveProcessor, template: TemplateName | None = None) -
         processor.max_aspect_ratio,
         getattr(tokenizer, "chat_template", None),
         tokenizer.backend_tokenizer.to_str(),
+        *([processor.around_images.to_dict()] if processor.around_images else []),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=dict).encode()).hexdigest()[:16]
 

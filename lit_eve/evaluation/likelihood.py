@@ -83,9 +83,9 @@ def _encode(processor: EveProcessor, sample: Sample, template: TemplateName | No
     """A sample whose last token is the last one of its answer, and the only answer that is labelled."""
     row = processor.encode_sample(sample, template)
     ids, labels = row["input_ids"], row["labels"]  # (T,) each
-    end = int((labels != IGNORE).nonzero()[-1])
-    added = processor.tokenizer.added_tokens_decoder.get(int(ids[end]))
-    end += added is None or not added.special  # the template "plain" ends a caption with a newline: no token of its own
+    supervised = (labels != IGNORE).nonzero()[:, 0]
+    ends = supervised[ids[supervised] == processor.answer_end(template).token]  # none: "plain" ends a caption with a newline
+    end = int(ends[-1]) if len(ends) else int(supervised[-1]) + 1
     start = int((labels[:end] == IGNORE).nonzero()[-1]) + 1
     return {**row, "input_ids": ids[:end], "labels": torch.where(torch.arange(end) < start, IGNORE, labels[:end])}
 

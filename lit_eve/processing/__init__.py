@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lit_eve.processing.around_images import AroundImages
+from lit_eve.processing.chatml import ChatML
 from lit_eve.processing.geometries import GEOMETRIES, EveV1Geometry, EveV2Geometry, ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, image_size, load_image, patchify
 from lit_eve.processing.processor import EveProcessor
@@ -15,6 +17,8 @@ __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
     "GEOMETRIES",
+    "AroundImages",
+    "ChatML",
     "Dialogue",
     "EveProcessor",
     "EveV1Geometry",

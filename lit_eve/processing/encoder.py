@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from lit_eve.errors import ConfigError, SampleError
+from lit_eve.processing.around_images import AroundImages
 from lit_eve.processing.geometries import ImageGeometry
 from lit_eve.processing.images import check_size, image_size, load_image, patchify
 from lit_eve.processing.inputs import image_names
@@ -42,6 +44,7 @@ class SampleEncoder:
     geometry: ImageGeometry
     template: TemplateName
     image_token_id: int
+    around_images: AroundImages
     image_mean: Sequence[float]
     max_image_pixels: int
     max_aspect_ratio: float
@@ -153,7 +156,7 @@ class SampleEncoder:
     @cached_property
     def encoder(self) -> TextEncoder:
         """The tokenizer's rules for plain text, made on first use."""
-        return TextEncoder(self.tokenizer, self.image_token_id)
+        return TextEncoder(self.tokenizer, self.image_token_id, self.around_images)
 
     def template_of(self, template: TemplateName | None = None) -> Template:
         """The template behind a name (or dict), the processor's own by default."""
@@ -204,10 +207,9 @@ class SampleEncoder:
             check_answers(messages)
         segments = self.template_of(template).render(messages, self.tokenizer, generation_prompt and not open_end)
         if open_end:
-            if messages[-1].role != "assistant":
+            if not messages[-1].is_learned:
                 raise SampleError("only an answer can be continued, but the last message is none")
-            while segments and not (segments[-1].kind == "text" and segments[-1].supervised):
-                segments.pop()
+            segments = _without_end(segments, self.answer_end(template))
         if not segments:
             raise SampleError(f"the template {template or self.template!r} leaves nothing of the conversation to ask")
         if with_labels and not any(segment.supervised for segment in segments):
@@ -238,3 +240,17 @@ class SampleEncoder:
             }
         patches, grids = zip(*made, strict=True)
         return {"pixel_values": torch.cat(patches), "image_grid_hw": torch.tensor(list(chain.from_iterable(grids)))}
+
+
+def _without_end(segments: Sequence[Segment], end: AnswerEnd) -> list[Segment]:
+    """A conversation up to where the end of its last answer is written."""
+    left = list(segments)
+    if end.token is not None:
+        while left and not (left[-1].kind == "special" and left[-1].supervised):
+            left.pop()
+        return left[:-1]
+    while left and not (left[-1].kind == "text" and left[-1].supervised):
+        left.pop()
+    if left and end.text:
+        left[-1] = replace(left[-1], text=left[-1].text.removesuffix(end.text))
+    return left

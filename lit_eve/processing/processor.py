@@ -14,6 +14,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
+from lit_eve.processing.around_images import AroundImages
 from lit_eve.processing.encoder import Conversation, SampleEncoder, TemplateName
 from lit_eve.processing.geometries import GEOMETRIES, ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, MAX_ASPECT_RATIO, MAX_PIXELS
@@ -50,9 +51,11 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         chat_template: what transformers found beside the tokenizer; the template ``chat`` asks the tokenizer itself.
         template_module, geometry_module: the module that brings ``template`` or ``geometry``, where a saved processor says that
             it is not lit_eve's.
+        around_images: tokens before and after the slots of each image, as in ``{"before": "<img>", "after": "</img>"}``
+            (:class:`~lit_eve.processing.around_images.AroundImages`); None: nothing.
 
     Raises:
-        ConfigError: unknown template, unusable geometry, or a tokenizer that is not fast.
+        ConfigError: unknown template, unusable geometry, or a tokenizer that is not fast or lacks a token of ``around_images``.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         chat_template: str | dict[str, str] | None = None,
         template_module: str | None = None,
         geometry_module: str | None = None,
+        around_images: Mapping[str, Any] | None = None,
     ) -> None:
         ProcessorMixin.__init__(self, tokenizer, chat_template=chat_template)
         tokenizer.padding_side = "left"
@@ -88,6 +92,8 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         self.template = template
         self.image_token = image_token
         self.image_token_id = image_token_id
+        self.around_images = AroundImages.of(around_images)
+        self.around_images.segments(tokenizer, image_token_id)  # says whether the tokenizer has them
         self.image_mean = tuple(image_mean)
         self.image_std = tuple(image_std)
         self.max_image_pixels = max_image_pixels
@@ -118,7 +124,8 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         Args:
             images: one image, a list of them (dealt out to the prompts in order), or a list of lists, one per prompt; each
                 is anything that :func:`~lit_eve.processing.sources.fetch` takes. Those inside a conversation need not be given.
-            text: finished prompts, with ``<image>`` at the place of each image; special tokens in them count as such.
+            text: finished prompts, with ``<image>`` at the place of each image (and of what stands around it); special tokens
+                in them count as such.
             conversation: one conversation or a list of them, in the format of LLaVA or of transformers; instead of ``text``.
             template: how conversations are written, instead of the processor's own.
             add_generation_prompt: end with what makes the model answer ("ASSISTANT:").
@@ -277,6 +284,7 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
             **({"template_module": module} if (module := templates.module_of(_name_of(self.template))) else {}),
             "image_token": self.image_token,
             "image_token_id": self.image_token_id,
+            **({"around_images": self.around_images.to_dict()} if self.around_images else {}),
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
             "max_image_pixels": self.max_image_pixels,

@@ -32,7 +32,8 @@ class Sample:
         key: its name in error messages and logs.
         conversation: messages, ``{"from": "human" | "gpt" | "system", "value": text}`` as in LLaVA or
             ``{"role": "user" | "assistant" | "system", "content": text or parts}`` as in transformers. ``<image>`` in a
-            text marks the place of an image; where the content is a list of parts, only parts of type ``image`` do.
+            text marks the place of an image; where the content is a list of parts, only parts of type ``image`` do. An answer
+            with ``"is_input": True`` is read, not learned.
         images: in the order of their places: file contents, paths or PIL images.
         metadata: anything else that is known about the sample.
     """
@@ -58,6 +59,12 @@ class Message:
 
     role: Role
     parts: tuple[Part, ...]
+    is_input: bool = False
+    """Of an answer: the model reads it, and does not learn to write it."""
+
+    @property
+    def is_learned(self) -> bool:
+        return self.role == "assistant" and not self.is_input
 
     @property
     def is_empty(self) -> bool:
@@ -91,8 +98,8 @@ def check_answers(messages: Sequence[Message]) -> None:
         SampleError: there is no answer, or an empty one.
     """
     answers = [message for message in messages if message.role == "assistant"]
-    if not answers:
-        raise SampleError("the conversation has no answer")
+    if not any(answer.is_learned for answer in answers):
+        raise SampleError("the conversation has no answer" + (" that is learned: all of them are is_input" if answers else ""))
     if any(answer.is_empty for answer in answers):
         raise SampleError("the conversation has an empty answer")
 
@@ -136,10 +143,12 @@ def _parse_message(message: Mapping[str, Any]) -> Message:
         raise SampleError("a message needs the keys 'from' and 'value', or 'role' and 'content'")
     if not isinstance(role, str) or role not in _ROLES:
         raise SampleError(f"unknown role {role!r}; known: {', '.join(_ROLES)}")
+    if not isinstance(is_input := message.get("is_input") or False, bool):  # a table has null where there is none
+        raise SampleError(f"is_input of a message must be true or false, got {is_input!r}")
     if isinstance(content, str):
-        return Message(_ROLES[role], split_placeholders(content))
+        return Message(_ROLES[role], split_placeholders(content), is_input)
     if isinstance(content, Sequence):
-        return Message(_ROLES[role], _join_parts([_parse_part(part) for part in content]))
+        return Message(_ROLES[role], _join_parts([_parse_part(part) for part in content]), is_input)
     raise SampleError(f"the content of a message must be a text or a list of parts, got {type(content).__name__}")
 
 

@@ -66,10 +66,10 @@ def segments_of(parts: Sequence[Part], supervised: bool = False) -> list[Segment
     return [image_segment() if part is Slot.IMAGE else Segment(part, supervised) for part in parts]
 
 
-def eos_segment(tokenizer: PreTrainedTokenizerBase) -> Segment:
+def eos_segment(tokenizer: PreTrainedTokenizerBase, supervised: bool = True) -> Segment:
     if tokenizer.eos_token is None:
         raise ConfigError("the tokenizer has no eos_token, so that an answer could never end")
-    return Segment(tokenizer.eos_token, supervised=True, kind="special")
+    return Segment(tokenizer.eos_token, supervised, kind="special")
 
 
 @templates.register("plain")
@@ -90,7 +90,7 @@ class Plain:
         segments: list[Segment] = []
         for message in messages:
             if message.role == "assistant":
-                segments += [*segments_of(message.parts, supervised=True), Segment(self.end, supervised=True)]
+                segments += [*segments_of(message.parts, message.is_learned), Segment(self.end, message.is_learned)]
             else:
                 segments += [image_segment() for part in message.parts if part is Slot.IMAGE]
         return segments
@@ -130,7 +130,9 @@ class Dialogue:
                 expected = "assistant"
             else:
                 # The space belongs to what the model writes: its prompt ends with the colon.
-                segments += [Segment("ASSISTANT:"), Segment(" ", True), *segments_of(parts, True), eos_segment(tokenizer)]
+                learned = message.is_learned
+                segments += [Segment("ASSISTANT:"), Segment(" ", learned), *segments_of(parts, learned)]
+                segments.append(eos_segment(tokenizer, learned))
                 expected = "user"
         if generation_prompt:
             segments.append(Segment("ASSISTANT:"))
@@ -220,13 +222,12 @@ class Chat:
         segments: list[Segment] = []
         after_answer = False
         for message, before in zip(messages, pieces[0::2], strict=False):
-            is_answer = message.role == "assistant"
-            start = before.rfind(prompt) if is_answer and prompt else -1
+            start = before.rfind(prompt) if message.is_learned and prompt else -1
             opening = before[start + len(prompt) :] if start >= 0 else ""
             segments += _written(before.removesuffix(opening), specials, after_answer)
             segments += [Segment(segment.text, True, segment.kind) for segment in split_specials(opening, specials)]
-            segments += segments_of(_trim(message.parts) if habits.trims else message.parts, is_answer)
-            after_answer = is_answer
+            segments += segments_of(trimmed(message.parts) if habits.trims else message.parts, message.is_learned)
+            after_answer = message.is_learned
         return segments + _written(pieces[-1], specials, after_answer)
 
     def _habits_of(self, tokenizer: PreTrainedTokenizerBase) -> Habits:
@@ -264,13 +265,14 @@ def _written(text: str, specials: Mapping[str, tuple[bool, bool]], after_answer:
     return [Segment(segment.text, i <= end, segment.kind) for i, segment in enumerate(segments)]
 
 
-def _trim(parts: Sequence[Part]) -> tuple[Part, ...]:
-    trimmed = list(parts)
-    if trimmed and isinstance(trimmed[0], str):
-        trimmed[0] = trimmed[0].lstrip()
-    if trimmed and isinstance(trimmed[-1], str):
-        trimmed[-1] = trimmed[-1].rstrip()
-    return tuple(part for part in trimmed if part)
+def trimmed(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts of a message without blanks at its beginning and its end."""
+    left = list(parts)
+    if left and isinstance(left[0], str):
+        left[0] = left[0].lstrip()
+    if left and isinstance(left[-1], str):
+        left[-1] = left[-1].rstrip()
+    return tuple(part for part in left if part)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[bool, bool]]:
@@ -282,7 +284,7 @@ def split_specials(text: str, specials: Mapping[str, tuple[bool, bool]]) -> list
     """Text that was written by a template or by hand as a prompt: its special tokens are meant as such."""
     if not specials:
         return [Segment(text)] if text else []
-    pieces = _one_of(tuple(specials)).split(text)
+    pieces = one_of(tuple(specials)).split(text)
     for index in range(1, len(pieces), 2):
         left, right = specials[pieces[index]]
         pieces[index - 1] = pieces[index - 1].rstrip() if left else pieces[index - 1]
@@ -291,8 +293,8 @@ def split_specials(text: str, specials: Mapping[str, tuple[bool, bool]]) -> list
 
 
 @lru_cache
-def _one_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches each token, the longest that fits."""
+def one_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches each token, the longest that fits; it splits a text so that every second piece is a token."""
     return re.compile(f"({'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))})")
 
 

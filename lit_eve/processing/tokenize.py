@@ -20,6 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lit_eve.errors import ConfigError, SampleError
+from lit_eve.processing.around_images import AroundImages
 from lit_eve.processing.templates import Segment
 
 if TYPE_CHECKING:
@@ -98,12 +99,15 @@ class TextEncoder:
     Args:
         tokenizer: any fast tokenizer of transformers. It is copied, never changed.
         image_token_id: what fills the slots of images; no text can contain it.
+        around_images: what stands before and after the slots of each image; no text can contain its tokens.
 
     Raises:
-        ConfigError: the tokenizer is not backed by the ``tokenizers`` library.
+        ConfigError: the tokenizer is not backed by the ``tokenizers`` library, or lacks a token of ``around_images``.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, image_token_id: int, around_images: AroundImages | None = None
+    ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ConfigError(f"a fast tokenizer is needed, got {type(tokenizer).__name__}")
@@ -114,14 +118,20 @@ class TextEncoder:
         self._prefix = scheme is not None
         if scheme is not None:
             state["pre_tokenizer"]["prepend_scheme"] = "never"
+        self._around = (around_images or AroundImages()).segments(tokenizer, image_token_id)
+        reserved = {segment.text for part in self._around for segment in part if segment.kind == "special"}
         for token in state["added_tokens"]:
-            token["special"] |= token["id"] == image_token_id
+            token["special"] |= token["id"] == image_token_id or token["content"] in reserved
         self._tokenizer = Tokenizer.from_str(json.dumps(state))
         self._tokenizer.encode_special_tokens = True
         self.image_token_id = image_token_id
         self._special_ids = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
         self.begin = _begin(tokenizer)
         self._unknown_id = _unknown_id(state, self._tokenizer)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenizer.encode_special_tokens = True  # which its pickles and copies forget
 
     def encode(self, segments: Iterable[Segment], image_lengths: Sequence[int], bos: bool) -> Tokens:
         """Ids and labels of a prompt.
@@ -134,7 +144,7 @@ class TextEncoder:
         Raises:
             SampleError: there are more or fewer places than images.
         """
-        chunks = _chunks(segments)
+        chunks = self._chunks(segments)
         lengths = iter(_matched(chunks, image_lengths))
         input_ids: list[int] = list(self.begin) if bos else []
         labels = [IGNORE] * len(input_ids)
@@ -171,7 +181,7 @@ class TextEncoder:
         texts: list[str] = []
         owners: list[int] = []
         for index, (segments, lengths) in enumerate(zip(prompts, image_lengths, strict=True)):
-            chunks = _chunks(segments)
+            chunks = self._chunks(segments)
             try:
                 total = sum(_matched(chunks, lengths)) + (len(self.begin) if bos else 0)
             except SampleError as error:
@@ -193,6 +203,19 @@ class TextEncoder:
                 if self._unknown_id is not None and self._unknown_id in encoding.ids:
                     self._note_unknown(text, unknown)
         return totals
+
+    def _chunks(self, segments: Iterable[Segment]) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        before, after = self._around
+        for segment in segments:
+            for piece in (*before, segment, *after) if segment.kind == "image" else (segment,):
+                if not piece.text:
+                    continue
+                if piece.kind != "text" or not chunks or chunks[-1].kind != "text":
+                    chunks.append(Chunk(piece.kind))
+                chunks[-1].text += piece.text
+                chunks[-1].spans.append((len(piece.text), piece.supervised))
+        return chunks
 
     def _note_unknown(self, text: str, unknown: UnknownWords) -> None:
         encoding = self._tokenizer.encode(text)
@@ -242,18 +265,6 @@ def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     encoding = tokenizer("a", return_special_tokens_mask=True)
     text = next((i for i, special in enumerate(encoding["special_tokens_mask"]) if not special), None)
     return encoding["input_ids"][:text]
-
-
-def _chunks(segments: Iterable[Segment]) -> list[Chunk]:
-    chunks: list[Chunk] = []
-    for segment in segments:
-        if not segment.text:
-            continue
-        if segment.kind != "text" or not chunks or chunks[-1].kind != "text":
-            chunks.append(Chunk(segment.kind))
-        chunks[-1].text += segment.text
-        chunks[-1].spans.append((len(segment.text), segment.supervised))
-    return chunks
 
 
 def _matched(chunks: Sequence[Chunk], image_lengths: Sequence[int]) -> Sequence[int]:

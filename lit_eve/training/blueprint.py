@@ -77,6 +77,7 @@ class Blueprint:
     alignment_weight: float | None = None
     supervision: Sequence[Mapping[str, Any]] | None = None
     template: str | Mapping[str, Any] | None = None
+    around_images: Mapping[str, Any] | None = None
     attn_implementation: str | None = None
     model_class: type[EveForConditionalGeneration] | None = None
 
@@ -113,13 +114,16 @@ class Blueprint:
     def processor(self) -> EveProcessor:
         """The processor of that architecture, with the tokenizer of ``init_from`` or the decoder."""
         config, source = self.config, None if self._source is None else self._source[1]
-        template = self.template or (source and source.template)
+        template, around = self.template or (source and source.template), self.around_images
+        if around is None and source is not None:
+            around = source.around_images.to_dict()
         return EveProcessor(
             self._tokenizer if source is None else source.tokenizer,
             geometry=config.image_geometry,
             image_token_id=config.image_token_id,
             image_mean=config.image_mean,
             image_std=config.image_std,
+            around_images=around,
             **({"template": template} if template else {}),
         )
 

@@ -13,6 +13,7 @@ from lit_eve.models.decoders import DECODER_KINDS
 from lit_eve.models.own import attention_module
 from lit_eve.models.supervision import check_entries, needs_teacher
 from lit_eve.processing import GEOMETRIES, ImageGeometry, templates
+from lit_eve.processing.around_images import AroundImages
 from lit_eve.processing.geometries import named_geometry
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ def check_keys(keys: Blueprint) -> None:
             templates.build({"name": keys.template} if isinstance(keys.template, str) else keys.template)
         except ConfigError as error:
             raise ConfigError(f"model.template: {error}") from error
+    try:
+        AroundImages.of(keys.around_images)
+    except ConfigError as error:
+        raise ConfigError(f"model.{error}") from error
     name, known = keys.attn_implementation, (*ALL_ATTENTION_FUNCTIONS, "eager")
     if name is not None and name not in known and "/" not in name:  # with a slash: a kernel of the hub
         raise ConfigError(f"model.attn_implementation: there is no {name!r}; known: {', '.join(sorted(known))}")

@@ -65,6 +65,8 @@ class LitEve(LightningModule):
         supervision: losses at image tokens by name, each with its factor in the total loss and its arguments, as in
             [{name: next_patch, weight: 0.5}]; null: patch_alignment with a teacher, none without.
         template: how the model is talked to (vicuna_v1, chat, ...); null: vicuna_v1, or that of init_from.
+        around_images: tokens before and after each image, as in {before: "<img>", after: "</img>"}, or ordinary text with
+            allow_text: true; null: none, or those of init_from.
         stage: what trains, at which rate: prealign, pretrain, finetune, or a stage of your own: its name, if a module of
             yours adds it to STAGES, or all of it (see `--model.stage.help`).
         lr: peak learning rate; null takes the stage's.
@@ -107,6 +109,7 @@ class LitEve(LightningModule):
         alignment_weight: float | None = None,
         supervision: list[dict[str, Any]] | None = None,
         template: str | dict[str, Any] | None = None,
+        around_images: dict[str, Any] | None = None,
         stage: Literal[*STAGES] | Stage = "pretrain",
         lr: float | None = None,
         warmup: float | None = None,
@@ -139,6 +142,7 @@ class LitEve(LightningModule):
             alignment_weight=alignment_weight,
             supervision=supervision,
             template=template,
+            around_images=around_images,
             attn_implementation=attn_implementation,
             model_class=self.model_class,
         )

@@ -6,6 +6,7 @@ import torch
 from lit_eve.errors import SampleError
 from lit_eve.evaluation import Query, answer_all
 from lit_eve.evaluation.likelihood import AnswerScore, score_answers
+from lit_eve.processing.templates import Chat, Segment, templates
 from tests.tiny_model import make_tiny, scene_image
 
 ANSWERS = ["yes", "the red circle", "2", "above the cross", "no", "a large blue square", "left"]
@@ -33,9 +34,19 @@ def score_alone(model, processor, query: Query, answer: str) -> AnswerScore:
     return AnswerScore(total, bool((before.argmax(-1) == written).all()))
 
 
-@pytest.mark.parametrize("decoder", ["llama", "qwen3"])
-def test_equals_one_row_at_a_time(decoder: str) -> None:
+@templates.register("likelihood_newline")
+class EndsWithALearnedNewline(Chat):
+    """As ChatML of NEO: behind the token that ends an answer, a newline is learned."""
+
+    def render(self, messages, tokenizer, generation_prompt=False):
+        segments = super().render(messages, tokenizer, generation_prompt)
+        return segments if generation_prompt else [*segments, Segment("\n", supervised=True)]
+
+
+@pytest.mark.parametrize(("decoder", "template"), [("llama", "chat"), ("qwen3", "chat"), ("llama", "likelihood_newline")])
+def test_equals_one_row_at_a_time(decoder: str, template: str) -> None:
     model, processor = make_tiny(decoder, seed=3)
+    processor.template = template
     queries, answers = make_pairs()
     expected = [score_alone(model, processor, *pair) for pair in zip(queries, answers, strict=True)]
     assert len({round(score.log_prob, 1) for score in expected}) > 4  # so an exchange would be seen

@@ -292,7 +292,10 @@ def test_the_last_answer_can_be_continued(processor):
     for template in ("vicuna_v1", "eve_v1"):
         assert processor.apply_chat_template(talk, continue_final_message=True, template=template).endswith("ASSISTANT: I am")
     chat = EveProcessor(make_byte_level(CHATML), template="chat")
-    assert chat.apply_chat_template(talk, continue_final_message=True).endswith("<|im_start|>assistant\nI am")
+    for template in ("chat", "chatml", {"name": "chatml", "learn_after_turn": True}, {"name": "chatml", "after_turn": ""}):
+        written = chat.apply_chat_template(talk, continue_final_message=True, template=template)
+        assert written.endswith("<|im_start|>assistant\nI am")
+    assert chat.apply_chat_template(talk, continue_final_message=True, template="plain") == "I am"
     with pytest.raises(SampleError, match="only an answer can be continued"):
         processor.apply_chat_template(talk[:1], continue_final_message=True)
 
@@ -389,7 +392,10 @@ def test_auto_processor(tmp_path, processor):
 
 
 def test_pickled_for_the_workers_of_a_loader(processor):
-    sample = Sample("s", TALK, [picture(30, 20)])
+    """What looks like a special token stays text there too."""
+    sample = Sample(
+        "s", [*TALK, {"from": "human", "value": "</s>?"}, {"from": "gpt", "value": "It is </s>."}], [picture(30, 20)]
+    )
     expected = processor.encode_sample(sample)
     copy = pickle.loads(pickle.dumps(processor))
     assert torch.equal(copy.encode_sample(sample)["labels"], expected["labels"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from lit_eve.errors import ConfigError, SampleError
@@ -289,3 +290,26 @@ def test_a_template_of_ones_own(processor):
 def test_unknown_templates(tokenizer, template, words):
     with pytest.raises(ConfigError, match=words):
         EveProcessor(tokenizer, template=template)
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "plain", "chat", "chatml"])
+def test_an_answer_that_is_input_is_read_and_not_learned(template):
+    processor = EveProcessor(make_byte_level(CHATML), geometry=SMALL, template=template)
+    given = [TALK[0], {**TALK[1], "is_input": True}, *TALK[2:]]
+    read, learned = (processor.encode_sample(Sample("s", talk)) for talk in (given, TALK))
+    assert torch.equal(read["input_ids"], learned["input_ids"])
+    end = {"vicuna_v1": "<|im_end|>", "plain": "\n"}.get(template, "<|im_end|>")
+    assert supervised(processor, given).strip(" ") == "In the middle 中." + end
+    with pytest.raises(SampleError, match="s: the conversation has no answer that is learned: all of them are is_input"):
+        processor.encode_sample(Sample("s", given[:2]))
+    with pytest.raises(SampleError, match="is_input of a message must be true or false, got 'yes'"):
+        processor.encode_sample(Sample("s", [TALK[0], {**TALK[1], "is_input": "yes"}]))
+    tables = [TALK[0], {**TALK[1], "is_input": None}]  # a table has a column for all messages
+    assert torch.equal(
+        processor.encode_sample(Sample("s", tables))["labels"], processor.encode_sample(Sample("s", TALK[:2]))["labels"]
+    )
+
+
+def test_chatml_needs_its_tokens(tokenizer):
+    with pytest.raises(ConfigError, match="the template 'chatml' needs a tokenizer with the token <.im_start.>"):
+        EveProcessor(tokenizer, template="chatml").answer_end()

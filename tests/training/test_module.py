@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from lit_eve.data import model_inputs
 from lit_eve.errors import CheckpointError, ConfigError
+from lit_eve.processing import AroundImages
 from lit_eve.training import LitEve, Rule, Stage
 from lit_eve.training.callbacks import NonFiniteError, NonFiniteGuard
 from tests.models import tiny
@@ -268,6 +269,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(world, tmp_path):
         ({"geometry": {"image_size": 60}}, "geometry.image_size = 60 must be a multiple"),
         ({"teacher": None}, "model.aligner needs model.teacher"),
         ({"stage": "prelign"}, "unknown stage 'prelign'"),
+        ({"around_images": {"start": "<img>"}}, "model.around_images has no key 'start'"),
         ({"attn_implementation": "packt"}, "model.attn_implementation: there is no 'packt'; known: .*packed"),
     ],
 )
@@ -293,6 +295,7 @@ def test_folders_that_are_not_there(world, settings, message):
 @pytest.mark.parametrize("beside_the_decoder", [False, True])
 def test_what_no_key_says_is_as_in_init_from(world, tmp_path, beside_the_decoder):
     keys = {"teacher": None, "aligner": None, "image_mean": [0.5] * 3, "image_std": [0.4] * 3}
+    keys["around_images"] = {"before": "<s>", "after": "</s>"}
     first = micro.make_module(world, **keys, image_attention={"name": "bidirectional"}, decoder_kind={"name": "experts"})
     first.configure_model()
     first.model.save_pretrained(tmp_path)
@@ -302,6 +305,9 @@ def test_what_no_key_says_is_as_in_init_from(world, tmp_path, beside_the_decoder
     parts = ("geometry", "patch_embedding", "projector", "decoder_kind", "image_attention", "image_mean", "image_std")
     assert {key: now[key] for key in (*parts, "image_token_id")} == {key: before[key] for key in (*parts, "image_token_id")}
     assert later.processor.image_mean == (0.5, 0.5, 0.5)
+    assert later.processor.around_images == first.processor.around_images != AroundImages()
+    without = LitEve(init_from=str(tmp_path), around_images={})
+    assert without.processor.around_images == AroundImages()
 
 
 def test_a_model_of_the_hub_is_looked_for_there(world, monkeypatch):
