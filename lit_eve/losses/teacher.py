@@ -1,4 +1,4 @@
-"""The frozen CLIP whose patch features supervise the decoder's hidden states (training only)."""
+"""The frozen vision encoder whose patch features supervise the decoder's hidden states (training only)."""
 
 from __future__ import annotations
 
@@ -8,36 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_eve.errors import CheckpointError, ConfigError, not_found
-from lit_eve.processing.images import CLIP_STD
 from lit_eve.processing.teacher_grid import TeacherGrid
+from lit_eve.vision_towers import Normalization, cut_tower, depth_of, family_of, load_tower, patch_states, read_tower
 
 
 class FrozenTeacher(nn.Module):
-    """A CLIP vision transformer that only ever answers: no gradients, always in eval mode, never in a state dict.
+    """A vision transformer that only ever answers: no gradients, always in eval mode, never in a state dict.
 
     The layers behind the one that is read out are dropped, so that they cost neither memory nor time.
 
     Args:
-        vision_model: a transformers ``CLIPVisionModel``.
+        vision_model: vision half of a family of :mod:`lit_eve.vision_towers`, of transformers. It is cut in place.
         select_layer: which hidden state to return, as in LLaVA and EVE (-2: the output of the last layer but one). ``depth``
-            is its number, counted from 0.
+            is its number, counted from 0. The norm behind the last layer belongs to none.
+        image_size: side of the squares that it sees; default: its config's. Positions are interpolated as in transformers.
+        pixels: normalisation of its pixels; default: its family's.
     """
 
-    def __init__(self, vision_model: nn.Module, select_layer: int = -2) -> None:
+    def __init__(
+        self,
+        vision_model: nn.Module,
+        select_layer: int = -2,
+        image_size: int | None = None,
+        pixels: Normalization | None = None,
+    ) -> None:
         super().__init__()
         config = vision_model.config
-        depth = config.num_hidden_layers + 1 + select_layer if select_layer < 0 else select_layer
-        if not 0 <= depth <= config.num_hidden_layers:
-            raise ConfigError(
-                f"teacher_layer = {select_layer} does not exist: the teacher has {config.num_hidden_layers} layers"
-            )
+        self.depth: int = depth_of(config, select_layer, "teacher_layer")
         self.width: int = config.hidden_size
-        self.depth: int = depth
-        self.grid = TeacherGrid(config.image_size, config.patch_size)
-        self.std = CLIP_STD
-        vision_model.encoder.layers = vision_model.encoder.layers[:depth]
-        self.backbone = vision_model
+        pixels = pixels or family_of(config).pixels
+        self.grid = TeacherGrid(image_size or config.image_size, config.patch_size, pixels.mean)
+        self.std = pixels.std
+        self.backbone = cut_tower(vision_model, self.depth)
         self.requires_grad_(False)
         super().train(False)
         self.register_load_state_dict_post_hook(_forget_missing_keys)
@@ -60,14 +62,15 @@ class FrozenTeacher(nn.Module):
         """Patch features of normalised square images.
 
         Args:
-            pixels: (N, 3, C, C) float, normalised with CLIP's mean and deviation.
-            every: return all hidden states from 0 (behind the first norm) to ``select_layer``, not this last one alone.
+            pixels: (N, 3, C, C) float, normalised with the teacher's mean and deviation.
+            every: return all hidden states from 0 (what the first layer reads) to ``select_layer``, not this last one alone.
 
         Returns:
-            (N, (C / patch)^2, width): row-major patches, without the class token; of each hidden state with ``every``.
+            (N, (C / patch)^2, width): row-major patches, without class and register tokens; of each hidden state with
+            ``every``.
         """
-        output = self.backbone(pixels, output_hidden_states=every)
-        return tuple(state[:, 1:] for state in output.hidden_states) if every else output.last_hidden_state[:, 1:]
+        states = patch_states(self.backbone, pixels, every)
+        return states if every else states[-1]
 
 
 def _forget_missing_keys(teacher: FrozenTeacher, incompatible: Any) -> None:
@@ -76,23 +79,20 @@ def _forget_missing_keys(teacher: FrozenTeacher, incompatible: Any) -> None:
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(own)]
 
 
-def load_teacher(path: str | Path, select_layer: int = -2, **kwargs: Any) -> FrozenTeacher:
-    """Load the vision half of a CLIP from a folder or hub name.
+def load_teacher(
+    path: str | Path, select_layer: int = -2, image_size: int | None = None, key: str = "teacher", **kwargs: Any
+) -> FrozenTeacher:
+    """Load the vision half of a CLIP, SigLIP, DINOv2 or DINOv3 from a folder or hub name.
+
+    Args:
+        path: folder or hub name.
+        select_layer, image_size: as in :class:`FrozenTeacher`.
+        key: the setting that holds ``path``, for messages.
+        **kwargs: for ``from_pretrained``.
 
     Raises:
-        CheckpointError: the folder or hub entry cannot be read as a CLIP, or lacks weights of its vision half.
+        CheckpointError: there is none, or it lacks weights.
+        ConfigError: there is no such layer, or images of that size are not made of whole patches.
     """
-    from transformers import CLIPVisionModel
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a whole CLIP has a text half, which would be reported weight by weight
-    try:
-        vision_model, info = CLIPVisionModel.from_pretrained(path, output_loading_info=True, **kwargs)
-    except (OSError, ValueError) as error:
-        raise not_found("teacher", path, "CLIP that can be loaded", error) from error
-    finally:
-        logging.set_verbosity(verbosity)
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(f"teacher {str(path)!r} is no CLIP: it lacks {missing[0]} and {len(missing) - 1} other weights")
-    return FrozenTeacher(vision_model, select_layer)
+    config, pixels = read_tower(path, key)
+    return FrozenTeacher(load_tower(path, config, key, **kwargs), select_layer, image_size, pixels)

@@ -24,6 +24,7 @@ class EveConfig(PreTrainedConfig):
         aligner: ``{"name": ..., **arguments}`` of a registered aligner that the model was trained with; None without one.
         teacher: folder or hub name of the teacher that the aligner predicts; None without one.
         teacher_layer: hidden state of the teacher that is predicted.
+        teacher_image_size: side of the squares that the teacher sees; None: what its config says.
         alignment_weight: factor of the alignment loss in the total loss, where ``supervision`` does not say.
         supervision: losses at image tokens that the model was trained with, each ``{"name": ..., "weight": 1.0, **arguments}``
             of a registered supervision; None: patch alignment if it had a teacher.
@@ -51,6 +52,7 @@ class EveConfig(PreTrainedConfig):
     aligner: dict[str, Any] | None = None
     teacher: str | None = None
     teacher_layer: int = -2
+    teacher_image_size: int | None = None
     alignment_weight: float = 1.0
     supervision: list[dict[str, Any]] | None = None
     image_token_id: int | None = None

@@ -50,16 +50,18 @@ class SupervisedModel(EvePreTrainedModel):
         """Add the heads of ``config.supervision`` and the frozen teacher; the next forward returns their losses.
 
         Args:
-            teacher: the teacher, or the folder or hub name of a CLIP. Without ``config.supervision``, it means patch alignment.
+            teacher: the teacher, or the folder or hub name of a vision encoder. Without ``config.supervision``, it means patch
+                alignment.
             aligner: ``{"name": ..., **arguments}`` of patch alignment; default: the config's, else ``layerwise``.
 
         Raises:
             ConfigError: the teacher's grid does not lie on the geometry's, or a supervision is unknown or lacks its teacher.
-            CheckpointError: there is no CLIP at that place.
+            CheckpointError: there is no vision encoder at that place.
         """
         if teacher is not None and not isinstance(teacher, FrozenTeacher):
             self.config.teacher = str(teacher)
-            teacher = load_teacher(teacher, self.config.teacher_layer, dtype=self.dtype)
+            sizes = self.config.teacher_layer, self.config.teacher_image_size
+            teacher = load_teacher(teacher, *sizes, dtype=self.dtype)
         if teacher is not None:
             teacher.grid.tokens_per_patch(self.geometry)  # says whether it lies on the student's
         if aligner is not None:

@@ -34,9 +34,10 @@ from lit_eve.models.patch_embeddings import takes_grid
 from lit_eve.models.splice import ImageLayout
 from lit_eve.models.supervision import ImageBatch
 from lit_eve.training.stages import Stage, get_stage
+from lit_eve.vision_towers import blocks_of_tower, build_tower, prefix_tokens
 
 if TYPE_CHECKING:
-    from transformers import CLIPVisionConfig
+    from transformers import PreTrainedConfig
 
     from lit_eve.models import EveConfig, EveForConditionalGeneration
 
@@ -111,7 +112,7 @@ def training_flops(
     config: EveConfig,
     workload: Workload,
     stage: str | Stage | Mapping[str, Any],
-    teacher: CLIPVisionConfig | None = None,
+    teacher: PreTrainedConfig | None = None,
     auxiliaries: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Flops]:
     """Count a training step; needs no weights, and a fraction of a second for a model of 7B.
@@ -120,7 +121,8 @@ def training_flops(
         config: the architecture.
         workload: the samples of the step, of all ranks and accumulated batches or of one: the result is for these.
         stage: what trains.
-        teacher: the config of the CLIP that is aligned to (of a model: ``model.teacher.backbone.config``), if there is one.
+        teacher: the config of the vision encoder that is aligned to, if there is one (of a model:
+            ``model.teacher.backbone.config``).
         auxiliaries: modules of a subclass of LitEve, which the stage may name; their own arithmetic is not counted.
 
     Returns:
@@ -145,15 +147,13 @@ def total_flops(flops: Mapping[str, Flops]) -> float:
     return sum(part.total for part in flops.values())
 
 
-def meta_model(config: EveConfig, teacher: CLIPVisionConfig | None = None) -> EveForConditionalGeneration:
+def meta_model(config: EveConfig, teacher: PreTrainedConfig | None = None) -> EveForConditionalGeneration:
     """The model without weights: all that follows from its shapes, in no memory.
 
     Args:
         config: the architecture; it is copied.
         teacher: attach a teacher of this config; the heads of the supervisions are attached without it too.
     """
-    from transformers import CLIPVisionModel
-
     from lit_eve.losses import FrozenTeacher
     from lit_eve.models import EveForConditionalGeneration
     from lit_eve.models.supervision import needs_teacher
@@ -162,7 +162,8 @@ def meta_model(config: EveConfig, teacher: CLIPVisionConfig | None = None) -> Ev
     with torch.device("meta"):
         model = (model_class_of(config) or EveForConditionalGeneration)(config)
         if teacher is not None:
-            model.attach_teacher(FrozenTeacher(CLIPVisionModel(copy.deepcopy(teacher)), config.teacher_layer))
+            tower = build_tower(copy.deepcopy(teacher))
+            model.attach_teacher(FrozenTeacher(tower, config.teacher_layer, config.teacher_image_size))
         elif not any(needs_teacher(entry["name"]) for entry in config.supervision or ()):
             model.attach_supervision()
     return model
@@ -238,12 +239,12 @@ def _supervision(model: EveForConditionalGeneration, workload: Workload) -> dict
 
 
 def _teacher(model: EveForConditionalGeneration, workload: Workload) -> float:
-    """A CLIP vision transformer over whole squares: forward pass only."""
+    """A vision transformer over whole squares: forward pass only."""
     teacher = model.teacher
     patches = teacher.grid.side**2
-    tokens = patches + 1  # with the class token
+    tokens = patches + prefix_tokens(teacher.backbone.config)
     flops = 2 * patches * teacher.width * 3 * teacher.grid.patch_size**2
-    for layer in teacher.backbone.encoder.layers:
+    for layer in blocks_of_tower(teacher.backbone):
         flops += sum(_linear(module, tokens).forward for module in layer.modules() if isinstance(module, nn.Linear))
         flops += 4 * teacher.width * tokens**2
     return flops * workload.num_images

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, not_found
 from lit_eve.files import local_path
@@ -31,12 +31,13 @@ from lit_eve.models import (
     EveForConditionalGeneration,
 )
 from lit_eve.models.attention import check_takes_masks
-from lit_eve.models.checkpoints.catalog import known_decoder, known_teacher
+from lit_eve.models.checkpoints.catalog import known_decoder, known_tower
 from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
 from lit_eve.models.checkpoints.heads import heads_in
 from lit_eve.models.checkpoints.loading import read_architecture
 from lit_eve.models.checkpoints.merging import has_adapters, iterate_merged, merges_of
+from lit_eve.models.checkpoints.towers import check_tower, empty_tower
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
@@ -45,11 +46,11 @@ from lit_eve.models.supervision import build_supervision, entries_of, without_we
 from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
 from lit_eve.training.architecture import differences, is_irrelevant
 from lit_eve.training.keys import check_keys
-from lit_eve.training.teachers import check_teacher
+from lit_eve.vision_towers import Normalization, family_of, read_tower
 
 PARTS = (
     *("decoder_kind", "patch_embedding", "projector", "image_attention", "geometry"),
-    *("image_mean", "image_std", "teacher_layer", "alignment_weight"),
+    *("image_mean", "image_std", "teacher_layer", "teacher_image_size", "alignment_weight"),
 )
 """Keys that stand in the model's config under the same name."""
 
@@ -74,6 +75,7 @@ class Blueprint:
     teacher: str | None = None
     aligner: Mapping[str, Any] | None = None
     teacher_layer: int | None = None
+    teacher_image_size: int | None = None
     alignment_weight: float | None = None
     supervision: Sequence[Mapping[str, Any]] | None = None
     template: str | Mapping[str, Any] | None = None
@@ -107,8 +109,8 @@ class Blueprint:
         """The patches that the teacher's image is made of; None without a teacher."""
         if self.teacher is None:
             return None
-        config = self._teacher_config()
-        return TeacherGrid(config.image_size, config.patch_size)
+        config, pixels = self._teacher()
+        return TeacherGrid(self.config.teacher_image_size or config.image_size, config.patch_size, pixels.mean)
 
     @cached_property
     def processor(self) -> EveProcessor:
@@ -144,7 +146,7 @@ class Blueprint:
         except ConfigError as error:
             raise ConfigError(f"model.template: {error}") from error
         if self.teacher is not None:
-            check_teacher(self.teacher)
+            check_tower(self.teacher, "model.teacher")
         self._stored_ends()
         model = self.skeleton()
         model.teacher = None  # whose weights were looked at above
@@ -179,7 +181,9 @@ class Blueprint:
             teacher = None
             if self.teacher is not None:
                 config.teacher = self.teacher
-                teacher = FrozenTeacher(CLIPVisionModel(self._teacher_config(planned)), config.teacher_layer)
+                tower, pixels = self._teacher(planned)
+                tower = empty_tower(tower, self.teacher, "model.teacher")
+                teacher = FrozenTeacher(tower, config.teacher_layer, config.teacher_image_size, pixels)
             try:
                 model.attach_supervision(teacher, self.aligner)
             except ConfigError as error:
@@ -218,7 +222,8 @@ class Blueprint:
         fill(model, self._stored(), parts, self._may_be_new, device, source, *self._grown(model))
         if self.teacher is not None:
             dtype = teacher_dtype or model.dtype
-            model.teacher = load_teacher(self.teacher, model.config.teacher_layer, dtype=dtype).to(device)
+            sizes = model.config.teacher_layer, model.config.teacher_image_size
+            model.teacher = load_teacher(self.teacher, *sizes, key="model.teacher", dtype=dtype).to(device)
         end_answers(model, self.processor, self._stored_ends())
         return model
 
@@ -278,10 +283,10 @@ class Blueprint:
             raise CheckpointError(f"model.init_from: there is no {self.init_from!r} yet, and no model.decoder tells its shape")
         return self.config
 
-    def _teacher_config(self, planned: bool = False) -> CLIPVisionConfig:
-        if planned and (known := known_teacher(self.teacher)):
-            return known
-        return self._read(CLIPVisionConfig, "teacher", "CLIP that can be loaded")
+    def _teacher(self, planned: bool = False) -> tuple[PreTrainedConfig, Normalization]:
+        if planned and (known := known_tower(self.teacher)):
+            return known, family_of(known).pixels
+        return read_tower(self.teacher, "model.teacher")
 
     # ---- going on from a model
 

@@ -58,9 +58,12 @@ class LitEve(LightningModule):
         geometry: how large images become, by name, with its arguments, as in {name: eve_v1, image_size: 672, patch_size: 14}.
         image_mean: what is subtracted from pixels in 0..1, per channel; null: CLIP's, or that of init_from.
         image_std: what they are divided by then; null: CLIP's, or that of init_from.
-        teacher: folder or hub name of the CLIP whose patch features are aligned to; null trains without alignment loss.
+        teacher: folder or hub name of the vision encoder (CLIP, SigLIP, DINOv2, DINOv3) whose patch features are aligned to;
+            null trains without alignment loss.
         aligner: the aligner by name, with its arguments, as in {name: layerwise, layer_interval: 4}.
         teacher_layer: hidden state of the teacher that is aligned to; null: -2, or that of init_from.
+        teacher_image_size: side in pixels of the squares that the teacher sees; null: what its config says, or that of
+            init_from.
         alignment_weight: factor of the alignment loss in the total loss; null: 1, or that of init_from.
         supervision: losses at image tokens by name, each with its factor in the total loss and its arguments, as in
             [{name: next_patch, weight: 0.5}]; null: patch_alignment with a teacher, none without.
@@ -106,6 +109,7 @@ class LitEve(LightningModule):
         teacher: str | None = None,
         aligner: dict[str, Any] | None = None,
         teacher_layer: int | None = None,
+        teacher_image_size: int | None = None,
         alignment_weight: float | None = None,
         supervision: list[dict[str, Any]] | None = None,
         template: str | dict[str, Any] | None = None,
@@ -139,6 +143,7 @@ class LitEve(LightningModule):
             teacher=teacher,
             aligner=aligner,
             teacher_layer=teacher_layer,
+            teacher_image_size=teacher_image_size,
             alignment_weight=alignment_weight,
             supervision=supervision,
             template=template,

@@ -11,10 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, MixtralConfig
 
 from lit_eve.errors import ConfigError
+from lit_eve.losses import FrozenTeacher
 from lit_eve.models import EveConfig
 from lit_eve.planning.flops import Flops, Workload, meta_model, total_flops, training_flops
 from lit_eve.training import Rule, Stage
 from lit_eve.training.stages import STAGES, get_stage
+from tests import towers
 from tests.models import tiny
 from tests.models.attention.images import both_ways, numbers, samples
 
@@ -209,3 +211,16 @@ def test_experts_are_refused():
     config = EveConfig(text_config=text.to_dict(), geometry=tiny.GEOMETRY)
     with pytest.raises(ConfigError, match="MixtralModel are not known: layers.0.mlp"):
         training_flops(config, Workload(np.array([8]), np.zeros((0, 2), int), 4), get_stage("pretrain"))
+
+
+@pytest.mark.parametrize("kind", towers.CONFIGS)
+def test_teachers_of_all_families_are_what_torch_counts(kind):
+    tower = towers.make(kind)
+    config = tiny.config()
+    teacher = FrozenTeacher(tower)
+    tower.config._attn_implementation = "eager"
+    with FlopCounterMode(display=False) as counter:
+        teacher(torch.zeros(2, 3, 64, 64))
+    workload = Workload(np.array([200]), np.array([[16, 16], [8, 16]]), 20)
+    counted = training_flops(config, workload, "pretrain", towers.make(kind).config)["teacher"]
+    assert counted.forward == counter.get_total_flops() and counted.backward == 0

@@ -1,4 +1,4 @@
-"""Teachers that are no CLIP, and files that are damaged or not there, are named in one sentence before data is read."""
+"""Teachers: those of all families train; damaged and foreign ones are named in one sentence before data is read."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoModel,
-    CLIPConfig,
-    CLIPModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    Dinov2Config,
-    SiglipConfig,
-    SiglipVisionConfig,
-)
+from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, Siglip2Config
 
+import lit_eve
 from lit_eve.errors import CheckpointError
 from lit_eve.training.cli import main
+from tests import towers
 from tests.training import world as micro
 
 VISION = {
@@ -49,15 +42,13 @@ def refused(world: Path, **overrides) -> str:
 
 def teacher(folder: Path, kind: str) -> Path:
     torch.manual_seed(0)
-    if kind == "siglip":
-        AutoModel.from_config(SiglipVisionConfig(**VISION)).save_pretrained(folder)
-    elif kind == "whole siglip":
-        AutoModel.from_config(SiglipConfig(text_config=TEXT, vision_config=VISION)).save_pretrained(folder)
-    elif kind == "dinov2":
-        sizes = {
-            key: VISION[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-        }
-        AutoModel.from_config(Dinov2Config(**sizes)).save_pretrained(folder)
+    if kind == "naflex":
+        vision = {key: value for key, value in VISION.items() if key != "image_size"}
+        AutoModel.from_config(Siglip2Config(text_config=TEXT, vision_config=vision)).save_pretrained(folder)
+    elif kind == "decoder":
+        micro.make_decoder(folder)
+    elif kind == "cells":
+        towers.make("dinov3", image_size=80).save_pretrained(folder)
     elif kind == "empty":
         folder.mkdir()
     elif kind == "other sizes":
@@ -90,16 +81,16 @@ def teacher(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("siglip", "is of the type 'siglip_vision_model'; a teacher must be a CLIP"),
-        ("whole siglip", "is of the type 'siglip'; a teacher must be a CLIP"),
-        ("dinov2", "is of the type 'dinov2'; a teacher must be a CLIP"),
-        ("empty", "holds no config.json: it is no CLIP"),
+        ("naflex", "is of the type 'siglip2' (NaFlex), whose images have no fixed size"),
+        ("decoder", "is of the type 'llama'; a vision encoder must be a CLIP"),
+        ("cells", "the teacher's grid of 10 x 10 patches does not lie on the student's"),
+        ("empty", "holds no config.json: it is no vision encoder"),
         ("cut", "cannot be read, it may be truncated"),
         ("no weights", "has a config.json but no weights"),
         ("config of another", "where its config.json says"),
         ("deeper config", "lacks "),
         ("other sizes", "the teacher's grid of 4 x 4 patches does not lie on the student's"),
-        ("broken config", "is no valid JSON"),
+        ("broken config", "is not a valid JSON file"),
         ("heads", "its config.json describes no CLIP"),
         ("pointer", "is a pointer of Git LFS and not the file itself: git lfs pull"),
         ("file", "is a file; give the folder that it lies in"),
@@ -109,7 +100,7 @@ def test_what_is_no_teacher(world, tmp_path, kind, message):
     folder = teacher(tmp_path / "a teacher", kind)
     said = refused(world, **{"model.teacher": folder})
     assert message in said
-    assert kind == "other sizes" or str(folder) in said
+    assert kind in ("other sizes", "cells") or str(folder) in said
 
 
 @pytest.fixture
@@ -131,7 +122,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("siglip", "someone/a-teacher is of the type 'siglip_vision_model'; a teacher must be a CLIP"),
+        ("decoder", "someone/a-teacher is of the type 'llama'; a vision encoder must be a CLIP"),
         ("cut", "cannot be read, it may be truncated"),
         ("no weights", "abc has a config.json but no weights"),
         ("deeper config", "someone/a-teacher lacks "),
@@ -180,6 +171,32 @@ def test_teachers_of_all_forms_are_taken(world, tmp_path, form):
         next(tmp_path.glob("model-00002*")).unlink()
         with pytest.raises(CheckpointError, match="which is not there"):
             micro.make_module(world, teacher=str(tmp_path)).blueprint.check()
+
+
+@pytest.mark.parametrize("kind", towers.CONFIGS)
+def test_models_train_beside_teachers_of_all_families(world, tmp_path, kind):
+    towers.make(kind).save_pretrained(tmp_path / "teacher")
+    more = {"trainer.max_steps": 2, "model.teacher": tmp_path / "teacher", "data.validation": "null"}
+    assert main(micro.arguments(world, tmp_path / "run", **more)) is None
+    losses = micro.scalars(tmp_path / "run", "train/alignment_loss")
+    assert list(losses) == [1, 2] and all(0.1 < loss < 1.9 for loss in losses.values())
+    model, _ = lit_eve.load(tmp_path / "run", teacher=True)
+    assert model.teacher.backbone.config.model_type == towers.CONFIGS[kind]["model_type"]
+
+
+def test_a_teacher_sees_images_of_the_size_that_is_asked_for(world, tmp_path):
+    """One with patches of 14 pixels whose own images are no multiple of the student's cells."""
+    towers.make("dinov2", image_size=70, patch_size=14).save_pretrained(tmp_path / "teacher")
+    said = refused(world, **{"model.teacher": tmp_path / "teacher"})
+    assert "the teacher's grid of 5 x 5 patches does not lie on the student's" in said
+    said = refused(world, **{"model.teacher": tmp_path / "teacher", "model.teacher_image_size": 60})
+    assert "60 pixels has no whole patches of 14" in said
+    said = refused(world, **{"model.teacher": tmp_path / "teacher", "model.teacher_image_size": 0})
+    assert "model.teacher_image_size must be a number of pixels, got 0" in said
+    more = {"trainer.max_steps": 1, "model.teacher": tmp_path / "teacher", "model.teacher_image_size": 112}
+    main(micro.arguments(world, tmp_path / "run", **more))
+    model, _ = lit_eve.load(tmp_path / "run", teacher=True)
+    assert model.config.teacher_image_size == 112 and model.teacher.grid.side == 8
 
 
 @pytest.mark.parametrize("key", ["model.decoder", "model.init_from"])

@@ -1,4 +1,4 @@
-"""Shapes of the language models and teachers that the recipes name, so that a plan can be made without a network.
+"""Shapes of the language models and vision encoders that recipes name, so that a plan can be made without a network.
 
 Numbers from the models' published ``config.json``. Training never uses them: it reads the config that comes with the weights.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 _DECODERS: dict[str, dict[str, Any]] = {
     "lmsys/vicuna-7b-v1.5": {
@@ -76,15 +76,35 @@ _DECODERS: dict[str, dict[str, Any]] = {
     },
 }
 
-_TEACHERS: dict[str, dict[str, Any]] = {
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+_SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+
+_TOWERS: dict[str, dict[str, Any]] = {
     "openai/clip-vit-large-patch14-336": {
-        "hidden_size": 1024,
+        "model_type": "clip_vision_model",
+        **_LARGE,
         "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
         "image_size": 336,
         "patch_size": 14,
         "projection_dim": 768,
+    },
+    "google/siglip-so400m-patch14-384": {"model_type": "siglip_vision_model", **_SO400M, "image_size": 384, "patch_size": 14},
+    "google/siglip2-so400m-patch16-384": {"model_type": "siglip_vision_model", **_SO400M, "image_size": 384, "patch_size": 16},
+    "facebook/dinov2-large": {"model_type": "dinov2", **_LARGE, "image_size": 518, "patch_size": 14},
+    "facebook/dinov2-with-registers-large": {
+        "model_type": "dinov2_with_registers",
+        **_LARGE,
+        "image_size": 518,
+        "patch_size": 14,
+        "num_register_tokens": 4,
+    },
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": {
+        "model_type": "dinov3_vit",
+        **_LARGE,
+        "intermediate_size": 4096,
+        "image_size": 224,
+        "patch_size": 16,
+        "num_register_tokens": 4,
     },
 }
 
@@ -100,7 +120,7 @@ def known_decoder(name: str) -> PreTrainedConfig | None:
     return None if fields is None else AutoConfig.for_model(**fields)
 
 
-def known_teacher(name: str) -> CLIPVisionConfig | None:
-    """The shape of a teacher's vision half by its hub name; None for one that is not listed."""
-    fields = _TEACHERS.get(name)
-    return None if fields is None else CLIPVisionConfig(**fields)
+def known_tower(name: str) -> PreTrainedConfig | None:
+    """The shape of a vision encoder's vision half by its hub name; None for one that is not listed."""
+    fields = _TOWERS.get(name)
+    return None if fields is None else AutoConfig.for_model(**fields)
