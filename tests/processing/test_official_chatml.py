@@ -7,17 +7,18 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from transformers import AddedToken, AutoTokenizer, LlamaTokenizer
+from transformers import AutoTokenizer
 
 from lit_eve.errors import SampleError
 from lit_eve.processing import EveProcessor, Sample
+from tests.models import reference_mono
 
 DATA = Path(__file__).parents[1] / "data"
 AROUND = {"before": "<img>", "after": "</img>"}
 TEMPLATES = {
     "neo": {"name": "chatml", "learn_after_turn": True},
     "vora": {"name": "chatml", "system": "You are a helpful assistant."},
-    "mono_internvl": {"name": "chatml", "system": "Be short.", "after_turn": "", "trim": True},
+    "mono_internvl": reference_mono.TEMPLATE,
 }
 VORA_SLOT = -200  # one id, expanded inside the model
 
@@ -35,14 +36,9 @@ def cases_of(design: str) -> dict[str, dict]:
 
 @cache
 def processor_of(design: str) -> EveProcessor:
-    folder = DATA / design / "text" / "tokenizer"
     if design == "mono_internvl":
-        tokenizer = LlamaTokenizer.from_pretrained(folder, add_prefix_space=False, add_bos_token=True)
-        added = sorted(record(design)["added_tokens"].items(), key=lambda item: item[1])
-        tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token, _ in added], special_tokens=True)
-        assert {token: tokenizer.convert_tokens_to_ids(token) for token, _ in added} == dict(added)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return reference_mono.processor(template=TEMPLATES[design])
+    tokenizer = AutoTokenizer.from_pretrained(DATA / design / "text" / "tokenizer")
     around, slot = (None, "<image>") if design == "vora" else (AROUND, "<IMG_CONTEXT>")
     return EveProcessor(tokenizer, template=TEMPLATES[design], image_token=slot, around_images=around)
 
