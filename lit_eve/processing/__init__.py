@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lit_eve.processing.around_images import AroundImages
 from lit_eve.processing.chatml import ChatML
+from lit_eve.processing.fuyu import Fuyu
 from lit_eve.processing.geometries import GEOMETRIES, EveV1Geometry, EveV2Geometry, ImageGeometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD, image_size, load_image, patchify
 from lit_eve.processing.processor import EveProcessor
@@ -23,6 +24,7 @@ __all__ = [
     "EveProcessor",
     "EveV1Geometry",
     "EveV2Geometry",
+    "Fuyu",
     "ImageGeometry",
     "ImageSource",
     "Message",

@@ -28,7 +28,15 @@ from lit_eve.losses import ALIGNERS
 from lit_eve.models.checkpoints.folders import check_replaceable, find_model_folder, read_json, replace_folder
 from lit_eve.models.checkpoints.heads import ALIGNER_FILE, heads_in
 from lit_eve.models.checkpoints.loading import load_processor
-from lit_eve.models.checkpoints.official import PREPROCESSOR, OfficialLayout, layout_for, layout_of, titles
+from lit_eve.models.checkpoints.official import (
+    PREPROCESSOR,
+    EveLayout,
+    OfficialLayout,
+    layout_for,
+    layout_in,
+    layout_of,
+    titles,
+)
 from lit_eve.models.checkpoints.weights import (
     StoredWeight,
     check_shard_size,
@@ -104,7 +112,7 @@ def convert(
     check_replaceable(output, overwrite)  # now, before a source is downloaded
     folder = find_model_folder(source)
     config = read_json(folder / "config.json")
-    source_layout = layout_of(config)
+    source_layout = layout_in(folder)
     layout = config.get("model_type") if source_layout is None else "official"
     if layout not in LAYOUTS:
         raise CheckpointError(
@@ -150,7 +158,7 @@ def _to_ours(
             for name, converted in layout.import_weight(key, value.to("meta")):
                 weights[name] = _stored(file, key, converted, partial(layout.import_value, name))
     model = _check(folder, config, weights, lambda name: layout.export_name(name, theirs))
-    processor = load_processor(folder, config, tokenizer)
+    processor = load_processor(folder, config, tokenizer, layout)
     result = _conversion("lit_eve", weights)
     result.dropped = [key for key in files if layout.is_teacher(key) and not layout.is_table(key)]
     _check_space(part, result)
@@ -159,14 +167,15 @@ def _to_ours(
     config.save_pretrained(part)
     model.generation_config.save_pretrained(part)
     processor.save_pretrained(part)
-    _keep(layout, folder, part / KEPT, files, result.dropped)
+    if isinstance(layout, EveLayout):  # there is a way back
+        _keep(layout, folder, part / KEPT, files, result.dropped)
     if aligner := _aligner_of(weights):
         save_file(read_stored(aligner), part / ALIGNER_FILE)
     write_shards({k: v for k, v in weights.items() if not k.startswith("aligner.")}, part, max_shard_size, progress)
     return result
 
 
-def _keep(layout: OfficialLayout, folder: Path, kept: Path, files: Mapping[str, Path], dropped: list[str]) -> None:
+def _keep(layout: EveLayout, folder: Path, kept: Path, files: Mapping[str, Path], dropped: list[str]) -> None:
     """Copy the small files of an official checkpoint, and what its vision tower's folder says."""
     kept.mkdir()
     tower = Path(read_json(folder / "config.json")["mm_vision_tower"], PREPROCESSOR)
@@ -261,11 +270,11 @@ def _is_inside(path: Path) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def _is_of(layout: OfficialLayout, path: Path) -> bool:
+def _is_of(layout: EveLayout, path: Path) -> bool:
     return path.is_file() and layout_of(read_json(path)) is layout
 
 
-def _kept_config(layout: OfficialLayout, config: EveConfig, kept: Path) -> EveConfig:
+def _kept_config(layout: EveLayout, config: EveConfig, kept: Path) -> EveConfig:
     """What the kept official files were read as."""
     try:
         before = layout.read_config(kept)
@@ -280,7 +289,7 @@ def _carry_over(stored: dict[str, Any], then: dict[str, Any], fresh: dict[str, A
     return stored | {key: value for key, value in fresh.items() if value != then.get(key)}
 
 
-def _teacher(layout: OfficialLayout, folder: Path, dtype: torch.dtype, kept: Path | None) -> dict[str, StoredWeight]:
+def _teacher(layout: EveLayout, folder: Path, dtype: torch.dtype, kept: Path | None) -> dict[str, StoredWeight]:
     """The vision half of a CLIP under its official names, in the type of the model: bf16 training writes it so."""
     with torch.device("meta"):
         vision = CLIPVisionModel(CLIPVisionConfig.from_pretrained(folder))

@@ -17,7 +17,7 @@ from lit_eve.files import local_path
 from lit_eve.models.checkpoints.folders import find_model_folder, read_json
 from lit_eve.models.checkpoints.heads import heads_in, split_heads
 from lit_eve.models.checkpoints.merging import has_adapters, iterate_merged, merged_config
-from lit_eve.models.checkpoints.official import layout_of, titles
+from lit_eve.models.checkpoints.official import OfficialLayout, layout_of, titles
 from lit_eve.models.checkpoints.sharded import read_checkpoint
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.config import EveConfig
@@ -48,7 +48,8 @@ def load(
 
     Args:
         path: a folder saved by ``save_pretrained``; a run folder, whose ``model/`` is taken; an official checkpoint of EVE
-            v1 or v2; or a Lightning checkpoint (``*.ckpt``). Folders may also be names on the hub, such as BAAI/EVE-7B-HD-v1.0.
+            v1, EVE v2 or Fuyu; or a Lightning checkpoint (``*.ckpt``). Folders may also be names on the hub, such as
+            BAAI/EVE-7B-HD-v1.0 or adept/fuyu-8b.
         teacher: attach what the model was supervised with: the frozen teacher, if there was one (True: the one that the config
             names; or its folder), and the trained aligner or other heads. There is a warning where such a head was not saved.
         tokenizer: folder or hub name, for a checkpoint that holds no tokenizer.
@@ -104,7 +105,7 @@ def read_architecture(
         config, processor = _read_entry(path)
     elif (layout := layout_of(written := read_json(path / "config.json"))) is not None:
         config, image_size = layout.read_config(path, image_size), None
-        processor = load_processor(path, config, tokenizer)
+        processor = load_processor(path, config, tokenizer, layout)
     elif written.get("model_type") != EveConfig.model_type:
         raise CheckpointError(
             f"{path} is neither an EVE of lit_eve nor an official {titles()}: config.json says {written.get('model_type')!r}"
@@ -153,7 +154,8 @@ def _build(
         source = {"pretrained_model_name_or_path": None, "state_dict": rest}
     try:
         model_class = model_class_of(config) or EveForConditionalGeneration
-        model, info = model_class.from_pretrained(**source, config=config, output_loading_info=True, **kwargs)
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # those are refused below, by name
+        model, info = model_class.from_pretrained(**source, config=config, **told, **kwargs)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -162,24 +164,31 @@ def _build(
     return model, heads
 
 
-def load_processor(folder: Path, config: EveConfig, tokenizer: str | Path | None) -> EveProcessor:
+def load_processor(
+    folder: Path, config: EveConfig, tokenizer: str | Path | None, layout: OfficialLayout | None = None
+) -> EveProcessor:
     """The processor saved in ``folder``, or one around the tokenizer in there or in ``tokenizer``.
+
+    Args:
+        layout: of an official checkpoint, whose own processor is not ours.
 
     Raises:
         CheckpointError: there is no tokenizer.
     """
     from lit_eve.processing import EveProcessor
 
-    if tokenizer is None and (folder / "processor_config.json").is_file():
+    if layout is None and tokenizer is None and (folder / "processor_config.json").is_file():
         return EveProcessor.from_pretrained(folder)
     try:
         source = folder if tokenizer is None else local_path(tokenizer, "tokenizer")
-        loaded = AutoTokenizer.from_pretrained(source, config=config.text_config)  # not of the type that config.json says
+        special = {} if layout is None else dict(layout.special_tokens)
+        loaded = AutoTokenizer.from_pretrained(source, config=config.text_config, **special)  # not of config.json's type
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{tokenizer or folder} holds no tokenizer; name one with tokenizer=...: {error}") from error
     return EveProcessor(
         loaded,
         geometry=config.image_geometry,
+        **({} if layout is None else {"template": layout.template}),
         image_token_id=config.image_token_id,
         image_mean=config.image_mean,
         image_std=config.image_std,

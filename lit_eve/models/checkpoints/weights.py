@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, one_line
 from lit_eve.models.checkpoints.folders import find_model_folder, read_json
 from lit_eve.models.checkpoints.heads import head_file, heads_in
-from lit_eve.models.checkpoints.official import OfficialLayout, layout_of
+from lit_eve.models.checkpoints.official import OfficialLayout, layout_in
 from lit_eve.models.checkpoints.renaming import as_in_memory
 from lit_eve.models.checkpoints.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
 from lit_eve.models.config import EveConfig
@@ -78,7 +78,7 @@ def iterate_weights(path: str | Path, shapes_only: bool = False) -> Iterator[tup
     config = read_json(folder / "config.json")
     files = weight_files(folder)
     file_of = file_of_each_weight(files)
-    if (layout := layout_of(config)) is not None:
+    if (layout := layout_in(folder)) is not None:
         for name in file_of:
             layout.import_name(name)
         return _iterate_official(layout, files, shapes_only)

@@ -267,7 +267,7 @@ def test_weights_that_do_not_fit(official_folder, tmp_path, change, message):
         (
             lambda f: edit(f / "config.json", model_type="llama"),
             {},
-            "neither an official EVE v1 or EVE v2 checkpoint .*'llama'",
+            "neither an official EVE v1, EVE v2.* checkpoint .*'llama'",
         ),
         (lambda f: edit(f / "config.json", hidden_size="wide"), {}, r"config\.json describes no LLaMA: .*hidden_size"),
         (lambda f: edit(f / "config.json", mm_hidden_size=None), {}, "has no 'mm_hidden_size'"),

@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import lit_eve
 from lit_eve.errors import CheckpointError, ConfigError
+from lit_eve.models.checkpoints.official import titles
 from tests.models import reference, tiny
 from tests.tiny_model import make_tiny
 
@@ -99,8 +100,9 @@ def test_no_folder(tmp_path):
 
 def test_a_model_of_another_kind_is_named(tmp_path):
     tiny.model().language_model.save_pretrained(tmp_path)
+    assert titles().startswith("EVE v1, EVE v2")
     with pytest.raises(
-        CheckpointError, match="neither an EVE of lit_eve nor an official EVE v1 or EVE v2: config.json says 'llama'"
+        CheckpointError, match=f"neither an EVE of lit_eve nor an official {titles()}: config.json says 'llama'"
     ):
         lit_eve.load(tmp_path)
 

@@ -16,6 +16,7 @@ import lit_eve
 from lit_eve.cli import main
 from lit_eve.errors import CheckpointError, LitEveError
 from lit_eve.models.checkpoints.conversion import convert
+from lit_eve.models.checkpoints.official import titles
 from lit_eve.models.checkpoints.weights import iterate_weights
 from lit_eve.processing import EveProcessor
 from tests.models import reference, tiny
@@ -252,7 +253,7 @@ PREPROCESSOR = "vision_tokenizer/preprocessor_config.json"
         ("config.json", {"use_sliding_window": True}, "EVE v2 .* text_config.use_sliding_window = True, only False"),
         ("config.json", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear', only 'default'"),
         ("config.json", {"hidden_size": "wide"}, "describes no Qwen2: .*hidden_size"),
-        ("config.json", {"model_type": "eve-llama3"}, "nor an official EVE v1 or EVE v2: .*'eve-llama3'"),
+        ("config.json", {"model_type": "eve-llama3"}, f"nor an official {titles()}: .*'eve-llama3'"),
         (PREPROCESSOR, {"max_size": None}, "has no 'max_size': it is no preprocessor of EVE v2"),
         (PREPROCESSOR, {"dense_stride": None}, "has no 'dense_stride'"),
         (PREPROCESSOR, {"do_resize": True}, "do_resize is True, which no EVE v2 has"),

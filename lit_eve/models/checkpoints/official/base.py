@@ -6,64 +6,41 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import PreTrainedConfig
 
-from lit_eve.errors import CheckpointError, one_line
-from lit_eve.models.checkpoints.folders import read_json
+from lit_eve.errors import CheckpointError
 from lit_eve.models.config import EveConfig
-from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
-
-PREPROCESSOR = "preprocessor_config.json"
-
-TEXT_KEYS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
-)
-"""Keys of a decoder's config that every layout writes."""
 
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Keys that the whole model has as well, in its own words."""
+"""Keys of a decoder's config that the whole model has as well, in its own words."""
 
-_ROPE = ("rope_theta", "rope_scaling")  # as older versions of transformers wrote them
-_NOT_OF_THE_DECODER = (
-    *("mm_", "tune_mm_", "use_mm_", "image_aspect_ratio", "requires_cliploss"),
-    *("architectures", "model_type", "transformers_version", "torch_dtype", "freeze_", "_"),
-)
-_TABLE = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$|model\.vision_.*\.position_ids$")
+_TABLE = re.compile(r"(language_model\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$|model\.vision_.*\.position_ids$")
 
 
 class OfficialLayout(ABC):
-    """The layout of a code base's checkpoints: config.json, preprocessor config, names and shapes of weights.
+    """The layout of a code base's checkpoints: config.json, names and shapes of weights.
 
     "Theirs" is the official config.json; names of ours are those of :class:`~lit_eve.models.EveForConditionalGeneration`.
     """
 
     title: ClassVar[str]
     """What its models are called in messages."""
-    patch_embedding: ClassVar[str]
-    """Name of the patch embedding that its models have here."""
-    size_key: ClassVar[str]
-    """The argument of the geometry that ``image_size`` stands for."""
-    teacher_prefixes: ClassVar[tuple[str, ...]] = ()
-    """How names of a frozen teacher's weights begin, once for each copy of it."""
     names: ClassVar[NameTable]
-    usual_sizes: ClassVar[Mapping[str, int]]
-    """What the preprocessor config holds besides ``size_key``, in a checkpoint without one."""
-    size_in_name: ClassVar[Sequence[str]]
-    """Regular expressions that find the image size, their first group, in the name of the vision tower."""
-    size_hint: ClassVar[str]
-    """What such a name would look like, and how else the size can be told."""
+    template: ClassVar[str] = "vicuna_v1"
+    """How its models were trained to converse."""
+    special_tokens: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """What its models take the tokenizer's special tokens to be (``eos_token``, ...), where its own files do not say so."""
 
     @abstractmethod
     def matches(self, theirs: Mapping[str, Any]) -> bool:
         """Whether a config.json is one of this code."""
 
+    @abstractmethod
     def read_config(self, folder: Path, image_size: int | None = None) -> EveConfig:
-        """The official config.json, and the preprocessor config that it points to, as an :class:`EveConfig`.
+        """The official config.json, and what it points to, as an :class:`EveConfig`.
 
         Args:
             folder: holds config.json.
@@ -72,68 +49,14 @@ class OfficialLayout(ABC):
         Raises:
             CheckpointError: a key is missing or unknown, or the image size cannot be told.
         """
-        path = folder / "config.json"
-        theirs = read_json(path)
-        needed = ("mm_vision_tower", "mm_hidden_size", "num_hidden_layers")
-        require_keys(path, theirs, needed, f", which every official {self.title} checkpoint has")
-        sizes = self._read_sizes(folder, str(theirs["mm_vision_tower"]), image_size)
-        return EveConfig(
-            **self.read_parts(path, theirs, sizes),
-            image_mean=sizes.get("image_mean", CLIP_MEAN),
-            image_std=sizes.get("image_std", CLIP_STD),
-            **{key: theirs.get(key) for key in ENDS},
-        )
 
-    @abstractmethod
-    def read_parts(self, path: Path, theirs: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of :class:`EveConfig` that are not the same in all layouts.
-
-        Args:
-            path: of config.json.
-            theirs: its content.
-            sizes: what the preprocessor config says, or would.
+    def bound_to(self, folder: Path) -> OfficialLayout:
+        """The layout of the weights in a folder, where other files in there tell more of it than config.json.
 
         Raises:
-            CheckpointError: a key is unknown.
+            CheckpointError: they do not.
         """
-
-    def _read_sizes(self, folder: Path, tower: str, image_size: int | None) -> dict[str, Any]:
-        wanted = {} if image_size is None else {self.size_key: image_size}
-        path = folder / tower / PREPROCESSOR
-        if path.exists():
-            sizes = read_json(path)
-            require_keys(path, sizes, (self.size_key, *self.usual_sizes), f": it is no preprocessor of {self.title}")
-            self.check_sizes(path, sizes)
-            return sizes | wanted
-        for pattern in self.size_in_name:
-            if match := re.search(pattern, tower):
-                wanted = {self.size_key: int(match[1])} | wanted
-        if not wanted:
-            raise CheckpointError(
-                f"{folder}: the image size cannot be told: config.json names the vision tower {tower!r}, there is no {path}, "
-                f"and {self.size_hint}"
-            )
-        return {**self.usual_sizes, **wanted}
-
-    def check_sizes(self, path: Path, sizes: Mapping[str, Any]) -> None:
-        """Raise CheckpointError for what a preprocessor config says and no model of this code has."""
-        return
-
-    @abstractmethod
-    def write_config(self, config: EveConfig, dtype: str) -> dict[str, Any]:
-        """The official config.json of an architecture, with every key that the official code reads.
-
-        Args:
-            config: the architecture.
-            dtype: of the weights, as in "bfloat16".
-
-        Raises:
-            CheckpointError: the official code cannot express it; the message names the key.
-        """
-
-    @abstractmethod
-    def write_preprocessor(self, config: EveConfig) -> dict[str, Any]:
-        """The preprocessor config that ``mm_vision_tower`` stands for."""
+        return self
 
     def import_name(self, key: str) -> str | None:
         """Our name of an official weight; None for a frozen teacher's, which is read from its own folder, and for tables of
@@ -162,10 +85,6 @@ class OfficialLayout(ABC):
     def import_value(self, name: str, value: Tensor) -> Tensor:
         """An official weight, by our name, in our shape; one that is no such kernel as it should be stays as it is."""
 
-    @abstractmethod
-    def export_value(self, name: str, value: Tensor, config: EveConfig) -> Tensor:
-        """One of our weights in the official shape; the inverse of :meth:`import_value`."""
-
     def import_weight(self, key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
         """An official weight under our name and in our shape; nothing for those that we do not keep."""
         if (name := self.import_name(key)) is not None:
@@ -178,24 +97,6 @@ class OfficialLayout(ABC):
     def is_table(self, key: str) -> bool:
         """Whether it is a constant that old versions of transformers saved: rotary frequencies, position numbers."""
         return bool(_TABLE.match(key))
-
-    def notes(self, folder_name: str, files: Iterable[str]) -> list[str]:
-        """What the official code asks of a written folder and is not so, a sentence each."""
-        return []
-
-    def check(self, possible: Iterable[tuple[str, Any, Sequence[Any]]]) -> None:
-        """Compare what the official code can be told.
-
-        Args:
-            possible: (key, value that is asked for, values that there are).
-
-        Raises:
-            CheckpointError: a value is none of these.
-        """
-        for key, found, known in possible:
-            if found not in known:
-                choices = " or ".join(map(repr, known))
-                raise CheckpointError(f"the official {self.title} code has no model with {key} = {found!r}, only {choices}")
 
 
 class NameTable:
@@ -221,20 +122,6 @@ class NameTable:
     def outward(self, name: str) -> str | None:
         """Their name; None where no beginning fits."""
         return _translate(name, self._outward)
-
-
-def read_text_config(path: Path, theirs: Mapping[str, Any], kind: type[PreTrainedConfig], family: str) -> PreTrainedConfig:
-    """The decoder's part of an official config.json, which has it among the other keys.
-
-    Raises:
-        CheckpointError: it describes no such decoder.
-    """
-    # Of the decoder's own keys only: official trainings add others, such as vision_tower_lr.
-    known = {key for key in (*kind().to_dict(), *TEXT_KEYS, *_ROPE) if not key.startswith(_NOT_OF_THE_DECODER)}
-    try:
-        return kind(**{key: value for key, value in theirs.items() if key in known and value is not None})
-    except Exception as error:  # transformers has several of its own for values of the wrong kind
-        raise CheckpointError(f"{path} describes no {family}: {one_line(error)}") from error
 
 
 def is_square_kernel(value: Tensor) -> bool:

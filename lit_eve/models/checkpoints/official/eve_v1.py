@@ -12,13 +12,8 @@ from transformers import LlamaConfig
 
 from lit_eve.errors import CheckpointError
 from lit_eve.models.checkpoints.folders import read_json
-from lit_eve.models.checkpoints.official.base import (
-    TEXT_KEYS,
-    NameTable,
-    OfficialLayout,
-    is_pixel_kernel,
-    read_text_config,
-)
+from lit_eve.models.checkpoints.official.base import NameTable, is_pixel_kernel
+from lit_eve.models.checkpoints.official.eve import TEXT_KEYS, EveLayout, read_text_config
 from lit_eve.models.config import EveConfig
 
 _LINEAR = "linear"
@@ -48,7 +43,7 @@ _TEACHER = re.compile(r"model\.vision_clip\.|model\.vision_tower_compressor\.cli
 _KERNEL = "patch_embedding.patch_projection.weight"  # theirs is the kernel of a convolution: (E, 3, p, p)
 
 
-class EveV1Layout(OfficialLayout):
+class EveV1Layout(EveLayout):
     """Checkpoints of EVE v1: a LLaMA, a patch embedding with attention, an aligner, and copies of a frozen CLIP.
 
     A ``mm_vision_tower`` that is a folder in the checkpoint is read; the ones that the released checkpoints name lie nowhere on

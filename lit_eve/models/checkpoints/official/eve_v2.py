@@ -11,15 +11,8 @@ from torch import Tensor
 from transformers import Qwen2Config
 
 from lit_eve.errors import CheckpointError
-from lit_eve.models.checkpoints.official.base import (
-    ENDS,
-    TEXT_KEYS,
-    NameTable,
-    OfficialLayout,
-    is_pixel_kernel,
-    is_square_kernel,
-    read_text_config,
-)
+from lit_eve.models.checkpoints.official.base import ENDS, NameTable, is_pixel_kernel, is_square_kernel
+from lit_eve.models.checkpoints.official.eve import TEXT_KEYS, EveLayout, read_text_config
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders.experts import PARTS
 
@@ -34,7 +27,7 @@ _FIXED = {"do_resize": False, "do_center_crop": False, "do_normalize": True}
 """What the official code, which resizes images itself, asks of its preprocessor."""
 
 
-class EveV2Layout(OfficialLayout):
+class EveV2Layout(EveLayout):
     """Checkpoints of EVE v2: a Qwen2, dense or with experts per modality (``moe_*`` weights), and two convolutions.
 
     ``mm_vision_tower`` is a folder of one file, its preprocessor config. Where it is not in the checkpoint, the image size is
