@@ -102,6 +102,32 @@ def test_eve_v2_trains_what_the_official_stages_train():
         assert len(trained(number)) == 681
 
 
+def test_vora_has_the_published_sizes_and_rates():
+    """Rank 1024 in all linear layers of 24 of 28: r times the rows and columns of each matrix (the official LoRALayer)."""
+    first, second = stages_of(Path("vora"))
+    adapted, merged = (recipe.module.blueprint.skeleton(planned=True) for recipe in (first, second))
+    sizes = {name: parameter.numel() for name, parameter in adapted.named_parameters()}
+    assert sum(size for name, size in sizes.items() if ".lora_" in name) == 24 * 1024 * 90_112 == 2_214_592_512
+    assert sum(parameter.numel() for parameter in merged.language_model.parameters()) == 7_615_616_512
+    assert len([name for name in sizes if ".lora_" in name]) == 24 * 7 * 2 and "bias" not in first.module.blueprint.decoder_kind
+    found = [
+        (one.module.stage.lr, one.module.stage.warmup, one.module.lr_floor, one.data.max_tokens) for one in (first, second)
+    ]
+    assert found == [(2e-4, 100, 1.0, 2048), (2e-5, 20, 0.0, 2048)]
+
+
+def test_vora_trains_adapters_patch_embedding_and_heads_and_then_everything():
+    first, second = stages_of(Path("vora"))
+    for recipe, expected in (
+        (first, "patch_embedding|distillation|language_model.*lora_"),
+        (second, "patch_embedding|language_model"),
+    ):
+        model = recipe.module.blueprint.skeleton(planned=True)
+        recipe.module.stage.apply(model)
+        trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trains == {name for name, _ in model.named_parameters() if re.match(expected, name)}
+
+
 def test_the_parts_of_a_model_are_printed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     train(["fit", "--config", str(MODELS / "eve_v2/2_vision.yaml"), "--print_model"])
@@ -148,6 +174,7 @@ def test_a_design_trains_through_its_stages(folder, tmp_path, monkeypatch):
     """Each stage for two steps, around a random decoder; the last model answers."""
     monkeypatch.chdir(tmp_path)
     micro.make_decoder(Path("decoder"))
+    micro.make_teacher(Path("teacher"), patch_size=16)  # on the grid of 4 x 4 tokens
     micro.make_shards(Path("shards"), 30)
     before = None
     for path in sorted((MODELS / folder).glob("*.yaml")):
@@ -167,6 +194,8 @@ def test_a_design_trains_through_its_stages(folder, tmp_path, monkeypatch):
             settings |= {"model.decoder": "decoder", "model.template": "vicuna_v1"}
         else:
             settings |= {"model.init_from": before}
+        if read_recipe(str(path)).module.blueprint.teacher is not None:
+            settings["model.teacher"] = "teacher"
         train(["fit", "--config", str(path), *(f"--{key}={value}" for key, value in settings.items())])
         losses = micro.scalars(Path(path.stem), "train/language_loss")
         assert list(losses) == [1, 2] and all(0 < loss < 10 for loss in losses.values())

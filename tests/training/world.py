@@ -46,11 +46,11 @@ def make_decoder(folder: Path) -> Path:
     return folder
 
 
-def make_teacher(folder: Path) -> Path:
+def make_teacher(folder: Path, patch_size: int = 8) -> Path:
     """A transformers folder with a random CLIP vision transformer."""
     torch.manual_seed(2)
     config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=patch_size
     )
     CLIPVisionModel(config).save_pretrained(folder)
     return folder
