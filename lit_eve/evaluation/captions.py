@@ -29,12 +29,9 @@ def token_accuracy(
         ``{"accuracy": ..., "loss": ...}``.
     """
     metric = TokenAccuracy().to(model.device)
-    supervisions, model.supervisions = model.supervisions, {}
-    try:
+    with model.supervised_by():
         for batch in track(batches, progress or "", disable=progress is None):
             inputs = {k: x.to(model.device) if isinstance(x, Tensor) else x for k, x in model_inputs(batch).items()}
             output = model(**inputs, num_targets=1)  # divided by 1: a sum
             metric.update(output.num_correct, len(inputs["target_positions"]), output.language_loss)
-    finally:
-        model.supervisions = supervisions
     return {name: float(value) for name, value in metric.compute().items()}

@@ -162,7 +162,8 @@ def _beside_the_teacher(model: EveForConditionalGeneration, inputs: Mapping[str,
     ]
     nothing = torch.full_like(inputs["input_ids"], -100)  # labels, without which the aligner does not run
     try:
-        hidden = model(**{**inputs, "labels": nothing}, output_hidden_states=True).hidden_states
+        with model.supervised_by("aligner"):
+            hidden = model(**{**inputs, "labels": nothing}, output_hidden_states=True).hidden_states
     finally:
         for handle in handles:
             handle.remove()

@@ -27,7 +27,8 @@ class EveConfig(PreTrainedConfig):
         teacher_image_size: side of the squares that the teacher sees; None: what its config says.
         alignment_weight: factor of the alignment loss in the total loss, where ``supervision`` does not say.
         supervision: losses at image tokens that the model was trained with, each ``{"name": ..., "weight": 1.0, **arguments}``
-            of a registered supervision; None: patch alignment if it had a teacher.
+            of a registered supervision, where the weight may be points of a schedule; None: patch alignment if it had a
+            teacher.
         image_token_id: id that marks an image slot in ``input_ids``. It may lie outside the vocabulary: the row is never
             looked up. Default: the first id behind the vocabulary.
         imports: where the parts come from that are not lit_eve's: the module of each such ``decoder_kind``, ``geometry``,

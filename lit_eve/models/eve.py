@@ -186,6 +186,7 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         image_numbers: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        progress: float = 1.0,
         **kwargs: Any,
     ) -> EveOutput:
         """Run the decoder over text and images; with labels, return the losses.
@@ -212,6 +213,7 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
             image_numbers: (B, K) int64 of all tokens, those in the KV cache with them, see :meth:`number_images`. Needed beside
                 ``inputs_embeds`` where images are not read like text, and beside a cache by an image attention that hides more.
             past_key_values, use_cache: the KV cache of generation.
+            progress: how much of the run's optimizer steps is done, 0 to 1, for supervisions whose weights have a schedule.
             **kwargs: go to the decoder.
 
         Raises:
@@ -229,7 +231,7 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
 
         supervisor = None
         if self.supervisions and labels is not None and layout is not None:
-            supervisor = self._supervisor(layout, image_grid_hw, pixel_values, teacher_pixel_values)
+            supervisor = self._supervisor(layout, image_grid_hw, pixel_values, teacher_pixel_values, progress)
 
         kind, images = self.image_attention, None
         has_images = image_grid_hw is not None and len(image_grid_hw) > 0
@@ -272,6 +274,8 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
                 target_positions = target_positions_of(labels)  # (M,)
             result.terms = self._language_terms(hidden, labels, target_positions)
             if supervisor is not None:
+                language = result.terms["language_loss"]
+                result.terms["language_loss"] = language._replace(total=language.total + supervisor.nothing())
                 result.terms |= supervisor.terms(inputs_embeds, hidden)
             own_images = 0 if image_grid_hw is None else len(image_grid_hw)
             counts = {

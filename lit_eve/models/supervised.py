@@ -5,6 +5,8 @@ Notation: N images, P patches, p side of a patch, C teacher image size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,16 @@ from lit_eve.models.checkpoints.skeletons import check_unsaved
 from lit_eve.models.own import note_import, note_supervisions
 from lit_eve.models.pretrained import EvePreTrainedModel
 from lit_eve.models.splice import ImageLayout
-from lit_eve.models.supervision import ImageBatch, Supervision, Supervisor, build_supervision, check_entries, entries_of
+from lit_eve.models.supervision import (
+    ImageBatch,
+    Supervision,
+    Supervisor,
+    Weight,
+    build_supervision,
+    check_entries,
+    entries_of,
+    weight_at,
+)
 from lit_eve.processing import ImageGeometry
 from lit_eve.processing.images import normalize_pixels
 
@@ -32,13 +43,14 @@ class SupervisedModel(EvePreTrainedModel):
     """A model to which supervisions can be attached. A subclass calls :meth:`without_supervision` in its constructor."""
 
     supervisions: dict[str, Supervision]
+    supervision_weights: dict[str, Weight]
     aligner: nn.Module | None  # the head of patch alignment
     teacher: FrozenTeacher | None
     geometry: ImageGeometry
 
     def without_supervision(self) -> None:
         """A model as it answers: no heads, no teacher."""
-        self.supervisions, self.aligner, self.teacher = {}, None, None
+        self.supervisions, self.supervision_weights, self.aligner, self.teacher = {}, {}, None, None
 
     def attach_teacher(self, teacher: FrozenTeacher | str | Path, aligner: dict[str, Any] | None = None) -> None:
         """:meth:`attach_supervision` with a teacher."""
@@ -70,7 +82,7 @@ class SupervisedModel(EvePreTrainedModel):
         check_entries(self.config.supervision or ())
         for part in self.supervisions:
             setattr(self, part, None)
-        self.supervisions = {}
+        self.supervisions, self.supervision_weights = {}, {}
         for part, entry in entries_of(self.config, teacher is not None).items():
             if getattr(self, part, None) is not None or entry["name"] in RESERVED:
                 raise ConfigError(f"supervision {entry['name']!r}: the model has a part of that name; choose another name")
@@ -81,10 +93,20 @@ class SupervisedModel(EvePreTrainedModel):
             supervision = build()
             check_unsaved(supervision.head, lambda build=build: build().head, f"supervision {entry['name']!r}")
             setattr(self, part, supervision.head.to(device=self.device, dtype=self.dtype))
-            self.supervisions[part] = supervision
+            self.supervisions[part], self.supervision_weights[part] = supervision, entry.get("weight", 1.0)
         if len({one.term for one in self.supervisions.values()} | set(OWN_TERMS)) < len(self.supervisions) + len(OWN_TERMS):
             raise ConfigError("supervision: two losses have the same name (`term`)")
         self.teacher = None if teacher is None else teacher.to(self.device)
+
+    @contextmanager
+    def supervised_by(self, *parts: str) -> Iterator[None]:
+        """For a while, only the supervisions with these heads are run, each with the weight 1."""
+        attached = self.supervisions, self.supervision_weights
+        self.supervisions, self.supervision_weights = {part: attached[0][part] for part in parts}, dict.fromkeys(parts, 1.0)
+        try:
+            yield
+        finally:
+            self.supervisions, self.supervision_weights = attached
 
     def save_pretrained(self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
         """Write a transformers folder that needs no teacher; each head of a supervision goes into a file beside the weights."""
@@ -124,10 +146,15 @@ class SupervisedModel(EvePreTrainedModel):
         return normalize_pixels(pixels, self.config.image_mean, self.config.image_std, dtype).flatten(1)
 
     def _supervisor(
-        self, layout: ImageLayout, image_grid_hw: Tensor, pixel_values: Tensor, teacher_pixel_values: Tensor | None
+        self,
+        layout: ImageLayout,
+        image_grid_hw: Tensor,
+        pixel_values: Tensor,
+        teacher_pixel_values: Tensor | None,
+        progress: float,
     ) -> Supervisor:
         grid = None if self.teacher is None else self.teacher.grid
         patches = lambda: self._normalized(pixel_values, torch.float32)  # noqa: E731
         images = ImageBatch(layout, image_grid_hw, self.geometry, grid, patches)
-        weights = {part: entry.get("weight", 1.0) for part, entry in entries_of(self.config, self.teacher is not None).items()}
+        weights = {part: weight_at(weight, progress) for part, weight in self.supervision_weights.items()}
         return Supervisor(self.supervisions, weights, self.teacher, images, teacher_pixel_values)

@@ -219,7 +219,7 @@ def measure(
     checkpointing: bool,
     arguments: Mapping[str, Any] | None = None,
 ) -> Measured:
-    """Run forward and backward pass, and count.
+    """Run forward and backward pass, and count: all supervisions, also where a schedule leaves one out for a part of the run.
 
     Args:
         model: on the meta device or a real one, in the dtype of the arithmetic; what trains requires gradients. Gradients of
@@ -232,7 +232,11 @@ def measure(
     model.recompute_blocks(checkpointing)
     drops = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters() if p.requires_grad]
     inputs = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
-    with fused_attention(), LiveBytes([*model.parameters(), *model.buffers()]) as live:
+    with (
+        fused_attention(),
+        model.supervised_by(*model.supervisions),
+        LiveBytes([*model.parameters(), *model.buffers()]) as live,
+    ):
         loss = model(**batch, **(arguments or {})).loss
         activations = live.now
         loss.backward()

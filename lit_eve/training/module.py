@@ -20,6 +20,7 @@ from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.imports import asked_for, path_of
 from lit_eve.losses import Term, weighted_sum
 from lit_eve.models.generation.asking import ask, generate_answers
+from lit_eve.models.supervision.weights import is_schedule, weight_at
 from lit_eve.training.architecture import check_architecture
 from lit_eve.training.auxiliary import auxiliaries, check_as_built, fingerprint, make_auxiliaries
 from lit_eve.training.callbacks.monitor import TrainingMonitor
@@ -66,7 +67,8 @@ class LitEve(LightningModule):
             init_from.
         alignment_weight: factor of the alignment loss in the total loss; null: 1, or that of init_from.
         supervision: losses at image tokens by name, each with its factor in the total loss and its arguments, as in
-            [{name: next_patch, weight: 0.5}]; null: patch_alignment with a teacher, none without.
+            [{name: next_patch, weight: 0.5}]; null: patch_alignment with a teacher, none without. A weight may change over the
+            run: [[0.5, 1.0], [1.0, 0.0]] is 1 until half of its steps, and then falls to 0.
         template: how the model is talked to (vicuna_v1, chat, ...); null: vicuna_v1, or that of init_from.
         around_images: tokens before and after each image, as in {before: "<img>", after: "</img>"}, or ordinary text with
             allow_text: true; null: none, or those of init_from.
@@ -165,6 +167,7 @@ class LitEve(LightningModule):
         self.gradient_checkpointing, self.max_new_tokens = gradient_checkpointing, max_new_tokens
         self.model: EveForConditionalGeneration | None = None
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        self._num_steps: int | None = None  # of the whole run
         self._evaluated = TermSums()  # of the batches of a validation or test
 
     # ---- build
@@ -252,7 +255,7 @@ class LitEve(LightningModule):
         trained = trained_parameters(self.model, self._rates, labels)
         trained += trained_parameters(ModuleDict(auxiliaries(self)), self._rates, labels)
         optimizer = build_optimizer(self.optimizer, trained, fused=self.trainer.precision != "16-mixed")
-        total = self.trainer.estimated_stepping_batches
+        total = self._num_steps = self.trainer.estimated_stepping_batches
         scheduler = warmup_then_cosine(optimizer, total, self.stage.warmup, self.lr_floor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -292,7 +295,8 @@ class LitEve(LightningModule):
 
     def _terms(self, batch: Mapping[str, Any]) -> dict[str, Term]:
         """What the loss of a batch is made of: the model's terms, and those of a subclass."""
-        output = self.model(**model_inputs(batch), **self.forward_arguments)
+        progress = self._progress(self.trainer.global_step) if self.trainer.state.fn == "fit" else 1.0
+        output = self.model(**model_inputs(batch), progress=progress, **self.forward_arguments)
         terms = dict(output.terms)
         for name, loss in self.auxiliary_losses(batch, output).items():
             term = Term(*loss) if isinstance(loss, tuple) and 2 <= len(loss) <= 3 else None
@@ -306,6 +310,15 @@ class LitEve(LightningModule):
                 )
             terms[name] = term
         return terms
+
+    def _progress(self, step: int) -> float:
+        return min(1.0, step / self._num_steps)
+
+    def scheduled_weights(self, step: int) -> dict[str, float]:
+        """Weights of supervisions that change over the run, at an optimizer step (from 0), by the names of their losses."""
+        model = self.model
+        scheduled = {part: weight for part, weight in model.supervision_weights.items() if is_schedule(weight)}
+        return {model.supervisions[part].term: weight_at(x, self._progress(step)) for part, x in scheduled.items()}
 
     def configure_gradient_clipping(
         self,

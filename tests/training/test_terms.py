@@ -11,6 +11,7 @@ from lit_eve.data import model_inputs
 from lit_eve.losses import Term, weighted_sum
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.training import LitEve
+from lit_eve.training.term_sums import TermSums
 from tests.training import world as micro
 from tests.training.test_module import Sharded, _shard
 
@@ -118,6 +119,24 @@ def test_lines_are_means_over_all_steps_since_the_last(world, tmp_path):
         for name in ("language_loss", "alignment_loss", "token_accuracy", "size_loss"):
             total, count = map(sum, zip(*(parts[name] for parts in recorder.parts[micros]), strict=True))
             assert lines[step][f"train/{name}"] == pytest.approx(total / count, rel=1e-5), (step, name)
+
+
+def test_a_term_is_averaged_over_the_batches_that_have_it():
+    batch = lambda images: {"target_positions": [0] * 3, "image_grid_hw": [0] * images}  # noqa: E731
+    term = lambda total, weight=1.0: Term(torch.tensor(total), "images", weight)  # noqa: E731
+    sums = TermSums()
+    sums.add({"a": term(6.0), "b": term(2.0, 0.5)}, batch(2))
+    sums.add({"a": term(2.0)}, batch(2))
+    assert sums.means(torch.device("cpu")) == {"a": 2.0, "b": 1.0, "loss": 2.5}
+    state = sums.state(torch.device("cpu"))
+    older = state | {"counts": {"tokens": 6, "images": 4}}  # of a version in which every batch had all terms
+    for saved, expected in ((state, 1.0), (older, 0.5)):
+        again = TermSums()
+        again.load(saved)
+        assert again.means(torch.device("cpu"))["b"] == expected
+        other = TermSums()
+        other.load(saved, share=0)
+        assert other.names == again.names and other.means(torch.device("cpu")) == {}
 
 
 def test_two_ranks_log_the_same_means(world, tmp_path):

@@ -1,21 +1,25 @@
 """Supervisions: losses at image tokens that exist in training alone, one file each.
 
-``base`` says what a supervision is, ``entries`` reads those of a config, ``supervisor`` runs them.
+``base`` says what a supervision is, ``entries`` reads those of a config, ``weights`` their weights, ``supervisor`` runs them.
 """
 
 from lit_eve.models.supervision import distillation, next_patch, patch_alignment  # noqa: F401 - which registers them
 from lit_eve.models.supervision.base import SUPERVISIONS, ImageBatch, Supervision
 from lit_eve.models.supervision.entries import build_supervision, check_entries, entries_of, needs_teacher, without_weight
 from lit_eve.models.supervision.supervisor import Supervisor
+from lit_eve.models.supervision.weights import Weight, is_schedule, weight_at
 
 __all__ = [
     "SUPERVISIONS",
     "ImageBatch",
     "Supervision",
     "Supervisor",
+    "Weight",
     "build_supervision",
     "check_entries",
     "entries_of",
+    "is_schedule",
     "needs_teacher",
+    "weight_at",
     "without_weight",
 ]

@@ -10,6 +10,7 @@ from lit_eve.losses import FrozenTeacher
 from lit_eve.models.checkpoints.heads import part_of
 from lit_eve.models.config import EveConfig
 from lit_eve.models.supervision.base import CONTEXT, SUPERVISIONS, Supervision
+from lit_eve.models.supervision.weights import check_weight
 
 
 def entries_of(config: EveConfig, with_teacher: bool) -> dict[str, dict[str, Any]]:
@@ -45,8 +46,7 @@ def check_entries(entries: Iterable[Mapping[str, Any]]) -> None:
         if name in names:
             raise ConfigError(f"{name!r} stands there twice")
         names.add(name)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise ConfigError(f"the weight of {name!r} must be a number of at least 0, got {weight!r}")
+        check_weight(name, weight)
         check = getattr(SUPERVISIONS[name], "check_arguments", None)
         if check is not None:
             check(**{key: value for key, value in entry.items() if key not in ("name", "weight")})

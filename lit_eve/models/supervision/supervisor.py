@@ -21,9 +21,11 @@ from lit_eve.processing.images import normalize_pixels
 class Supervisor:
     """Reads what supervisions need while the decoder runs, and computes their losses behind it.
 
+    One whose weight is 0 is not run, and if no other looks at the teacher, that is not run either.
+
     Args:
         supervisions: by the names of their heads.
-        weights: of their losses.
+        weights: of their losses, now.
         teacher: the frozen teacher, if there is one.
         images: of the batch.
         teacher_pixel_values: (N, 3, C, C) uint8, where a supervision looks at the teacher.
@@ -40,12 +42,14 @@ class Supervisor:
         images: ImageBatch,
         teacher_pixel_values: Tensor | None,
     ) -> None:
-        self.supervisions, self.weights, self.images = supervisions, weights, images
+        self.supervisions = {part: one for part, one in supervisions.items() if weights[part]}
+        self.idle = [one.head for part, one in supervisions.items() if part not in self.supervisions]
+        self.weights, self.images = weights, images
         self.teacher, self.pixels = teacher, teacher_pixel_values
-        if self.pixels is None and any(one.teacher_states for one in supervisions.values()):
+        if self.pixels is None and any(one.teacher_states for one in self.supervisions.values()):
             raise LitEveError("a teacher is attached, but the batch has no teacher_pixel_values")
         # Supervisions that read the same places share what is read there.
-        self._positions = {part: one.positions(images) for part, one in supervisions.items()}
+        self._positions = {part: one.positions(images) for part, one in self.supervisions.items()}
         self._states: dict[int, dict[int, Tensor]] = {}
         self._num_layers = 0
 
@@ -85,6 +89,10 @@ class Supervisor:
                 raise ConfigError(f"supervision {type(one).__name__} must return a sum (0-dim), not {tuple(total.shape)}")
             terms[one.term] = Term(total, one.per, self.weights[part])
         return terms
+
+    def nothing(self) -> Tensor | float:
+        """A 0 for the loss, in which the weights of heads that are not run have a part: DDP waits for all gradients."""
+        return sum(weight.flatten()[:0].sum() for head in self.idle for weight in head.parameters() if weight.requires_grad)
 
     def _teacher_states(self) -> dict[int, Tensor]:
         needed = {state for one in self.supervisions.values() for state in one.teacher_states}

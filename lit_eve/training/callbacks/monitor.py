@@ -25,9 +25,9 @@ class TrainingMonitor(Callback):
     The terms that it is made of, ``train/language_loss``, ``train/alignment_loss`` and those of a subclass, and
     ``train/token_accuracy`` are means over all tokens or all images of these steps. All are of the global batch, over
     micro-batches and ranks. ``train/gradient_norm`` is the last step's, before clipping; ``lr/stage`` is the stage's learning
-    rate, beside those of rules that have their own, named by their patterns. ``speed/*`` and ``data/padding`` count all ranks
-    since the last line. Everything stays on the device until a line is due, so that no step waits for it; a checkpoint holds
-    what was added up for the next line.
+    rate, beside those of rules that have their own, named by their patterns; ``weight/*`` are the last step's weights of
+    supervisions that have a schedule. ``speed/*`` and ``data/padding`` count all ranks since the last line. Everything stays on
+    the device until a line is due, so that no step waits for it; a checkpoint holds what was added up for the next line.
     """
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class TrainingMonitor(Callback):
         if saved is None:
             return
         self._steps = saved["steps"]
-        if trainer.is_global_zero:  # the sums are those of all ranks
-            self._sums.load(saved["sums"])
+        self._sums.load(saved["sums"], share=int(trainer.is_global_zero))  # the sums are those of all ranks
+        if trainer.is_global_zero:
             self._loss, self._tokens, self._padding = saved["loss"], saved["tokens"], saved["padding"]
 
     def _begin_step(self) -> None:
@@ -109,6 +109,7 @@ class TrainingMonitor(Callback):
         if pl_module.gradient_norm is not None:
             scalars["train/gradient_norm"] = float(pl_module.gradient_norm)
         scalars |= {f"lr/{group['label']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        scalars |= {f"weight/{name}": weight for name, weight in pl_module.scheduled_weights(self._step - 1).items()}
         scalars["speed/tokens_per_second"] = timed_tokens / seconds
         scalars["speed/images_per_second"] = timed_images / seconds
         scalars["data/padding"] = padding / (tokens + padding)
