@@ -16,7 +16,7 @@ from lit_eve.processing import ImageGeometry
 _GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "cells": 8}
 _DECODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _VOCABULARY = 61
-_GRIDS = ((4, 6), (2, 2), (6, 2))  # rows and columns of tokens
+_SHAPES = ((4, 6), (2, 2), (6, 2))  # rows and columns of tokens
 _TOLERANCE = 1e-4
 
 
@@ -34,7 +34,7 @@ def check_patch_embedding(spec: Mapping[str, Any], geometry: Mapping[str, Any] |
         AssertionError: it does not do one of these; the message says which.
         ConfigError: an unknown name or argument, or shapes that are not those of the contract.
     """
-    sizes = {**_GEOMETRY, **(geometry or {})}
+    sizes = dict(geometry) if geometry and "name" in geometry else {**_GEOMETRY, **(geometry or {})}
     for class_token in (True, False):
         for split_token in (True, False):
             _check_tokens(spec, {**sizes, "class_token": class_token, "split_token": split_token})
@@ -56,6 +56,12 @@ def _model(spec: Mapping[str, Any], geometry: Mapping[str, Any]) -> EveForCondit
     return model.eval()
 
 
+def _grids(geometry: ImageGeometry) -> tuple[tuple[int, int], ...]:
+    """Token grids of three images: of several shapes, unless the geometry has only one."""
+    side = geometry.longest_side
+    return _SHAPES if side is None or side != geometry.side_step else ((side, side),) * len(_SHAPES)
+
+
 def _patches(geometry: ImageGeometry, grids: tuple[tuple[int, int], ...], seed: int = 0) -> tuple[Tensor, Tensor]:
     """Normalised patches (P, 3 * p * p) of images of these token grids, and the image of each token (Q,)."""
     tokens = torch.tensor([rows * columns for rows, columns in grids])
@@ -75,10 +81,11 @@ def _embed(model: EveForConditionalGeneration, patches: Tensor, image: Tensor, g
 @torch.no_grad()
 def _check_tokens(spec: Mapping[str, Any], geometry: Mapping[str, Any]) -> None:
     model = _model(spec, geometry)
-    patches, image = _patches(model.geometry, _GRIDS)
-    together = _embed(model, patches, image, _GRIDS)
+    grids = _grids(model.geometry)
+    patches, image = _patches(model.geometry, grids)
+    together = _embed(model, patches, image, grids)
     window = model.geometry.pool_size**2
-    for index, grid in enumerate(_GRIDS):
+    for index, grid in enumerate(grids):
         own = image == index
         alone = _embed(model, patches[own.repeat_interleave(window)], image[own] - index, (grid,))
         same = [(together.tokens[own], alone.tokens)]
@@ -106,9 +113,10 @@ def _check_initialised(model: EveForConditionalGeneration, spec: Mapping[str, An
 
 
 def _check_gradients(model: EveForConditionalGeneration, spec: Mapping[str, Any]) -> None:
-    patches, image = _patches(model.geometry, _GRIDS)
+    grids = _grids(model.geometry)
+    patches, image = _patches(model.geometry, grids)
     # A projection at random: a sum would not reach what stands before a normalisation.
-    parts = [part for part in _embed(model, patches, image, _GRIDS) if part is not None]
+    parts = [part for part in _embed(model, patches, image, grids) if part is not None]
     sum((part.float() * torch.randn(part.shape, generator=torch.Generator().manual_seed(1))).sum() for part in parts).backward()
     without = [
         name for name, p in model.patch_embedding.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
@@ -119,12 +127,13 @@ def _check_gradients(model: EveForConditionalGeneration, spec: Mapping[str, Any]
 
 @torch.no_grad()
 def _check_reloaded(model: EveForConditionalGeneration, spec: Mapping[str, Any]) -> None:
-    patches, image = _patches(model.geometry, _GRIDS)
+    grids = _grids(model.geometry)
+    patches, image = _patches(model.geometry, grids)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = EveForConditionalGeneration.from_pretrained(folder).eval()
     assert loaded.config.patch_embedding == dict(spec), "config.json does not hold the patch embedding's name and arguments"
-    for found, expected in zip(_embed(loaded, patches, image, _GRIDS), _embed(model, patches, image, _GRIDS), strict=True):
+    for found, expected in zip(_embed(loaded, patches, image, grids), _embed(model, patches, image, grids), strict=True):
         # Not to the bit: where weights lie in memory decides in which order some kernels add.
         assert found is None or torch.allclose(found, expected, rtol=0, atol=_TOLERANCE), (
             f"patch embedding {spec['name']!r}: it embeds otherwise after saving and loading; what it computes with must be "

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
@@ -150,6 +151,12 @@ def tower_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     return config
 
 
+def fields_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """The keys of a vision half's config that :func:`tower_config` makes it of again, as JSON has them."""
+    common = {*PreTrainedConfig().to_dict(), "stage_names", "out_features", "out_indices"} - {"model_type"}
+    return {key: value for key, value in json.loads(config.to_json_string(use_diff=False)).items() if key not in common}
+
+
 def known_titles() -> str:
     """The families in words."""
     *first, last = (family.title for family in FAMILIES.values())
@@ -216,11 +223,15 @@ def cut_tower(tower: nn.Module, depth: int) -> nn.Module:
     for path in family_of(tower.config).unused:
         parent, _, name = path.rpartition(".")
         owner = tower.get_submodule(parent)
+        part = getattr(owner, name, None)
         if name == "head":
             owner.use_head = False
             owner._modules.pop(name, None)
-        else:
-            setattr(owner, name, None if name == "mask_token" else nn.Identity())
+        elif isinstance(part, nn.Parameter):  # no weight any more, but still there for the family's initialisation
+            delattr(owner, name)
+            owner.register_buffer(name, torch.zeros(part.shape, dtype=part.dtype), persistent=False)
+        elif part is not None:
+            setattr(owner, name, nn.Identity())
     return tower
 
 

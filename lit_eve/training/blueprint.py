@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from lit_eve.models.supervision import build_supervision, entries_of, without_we
 from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
 from lit_eve.training.architecture import differences, is_irrelevant
 from lit_eve.training.keys import check_keys
+from lit_eve.training.towers import NamedTower, beside_tower, check_pixels, check_same_tower, without_tower
 from lit_eve.vision_towers import Normalization, family_of, read_tower
 
 PARTS = (
@@ -102,6 +104,7 @@ class Blueprint:
             self._check_same_decoder(self._source[0].text_config)
         config = self._overridden(self._source[0])
         self._check_same_kind(config)
+        check_same_tower(config, self._source[0], self.init_from)
         return config
 
     @cached_property
@@ -141,19 +144,22 @@ class Blueprint:
 
         Weights are not read; those of the hub are in its cache after this.
         """
+        processor = self.processor
         try:
-            self.processor.answer_end()  # says whether the template can be written with this tokenizer
+            processor.answer_end()  # says whether the template can be written with this tokenizer
         except ConfigError as error:
             raise ConfigError(f"model.template: {error}") from error
         if self.teacher is not None:
             check_tower(self.teacher, "model.teacher")
+        if self._tower is not None and self.init_from is None:
+            self._tower.check_files()
         self._stored_ends()
         model = self.skeleton()
         model.teacher = None  # whose weights were looked at above
         key = "decoder" if self.init_from is None else "init_from"
         try:  # what the hub has is downloaded
             stored = self._stored(shapes_only=True)
-            check_weights(model, stored, self._may_be_new, getattr(self, key), *self._grown(model))
+            check_weights(model, stored, self._may_be_new, getattr(self, key), *self._grown(model, model.patch_embedding))
         except CheckpointError as error:
             raise CheckpointError(f"model.{key}: {error}") from error
 
@@ -219,7 +225,7 @@ class Blueprint:
         if shard is not None:
             shard(model)
         source = str(self.init_from or self.decoder)
-        fill(model, self._stored(), parts, self._may_be_new, device, source, *self._grown(model))
+        fill(model, self._stored(), parts, self._may_be_new, device, source, *self._grown(model, parts["patch_embedding"]))
         if self.teacher is not None:
             dtype = teacher_dtype or model.dtype
             sizes = model.config.teacher_layer, model.config.teacher_image_size
@@ -260,7 +266,17 @@ class Blueprint:
         except Exception as error:  # of what stands in a file, transformers raises errors of all kinds
             raise not_found(f"model.{key}", name, what, error) from error
 
-    def _around(self, text_config: PreTrainedConfig) -> EveConfig:
+    @cached_property
+    def _tower(self) -> NamedTower | None:
+        """The vision encoder that ``patch_embedding`` names."""
+        return NamedTower.of(self.patch_embedding)
+
+    def _given(self, planned: bool = False) -> dict[str, Any]:
+        """The parts that are given here, as the model's config has them."""
+        given = {key: value for key in PARTS if (value := getattr(self, key)) is not None}
+        return given if self._tower is None else given | {"patch_embedding": self._tower.settled(planned)}
+
+    def _around(self, text_config: PreTrainedConfig, planned: bool = False) -> EveConfig:
         try:
             check_decoder(text_config)
         except ConfigError as error:
@@ -269,8 +285,10 @@ class Blueprint:
             text_config=copy.deepcopy(text_config),  # models write into their config
             tie_word_embeddings=getattr(text_config, "tie_word_embeddings", False),
             supervision=self.supervision,
-            **{key: value for key in PARTS if (value := getattr(self, key)) is not None},
+            **self._given(planned),
         )
+        if self._tower is not None:
+            check_pixels(config, self._tower.read(planned)[1], self._tower.name)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, key, getattr(text_config, key, None))
         return config
@@ -278,7 +296,7 @@ class Blueprint:
     @cached_property
     def _planned_config(self) -> EveConfig:
         if self.decoder is not None:
-            return self._around(known_decoder(self.decoder) or self._decoder_config)
+            return self._around(known_decoder(self.decoder) or self._decoder_config, planned=True)
         if not self._is_there:
             raise CheckpointError(f"model.init_from: there is no {self.init_from!r} yet, and no model.decoder tells its shape")
         return self.config
@@ -305,9 +323,8 @@ class Blueprint:
     def _overridden(self, config: EveConfig) -> EveConfig:
         """``config`` with the keys that are given here: single keys of the geometry, other parts as a whole."""
         config = copy.deepcopy(config)
-        for key in PARTS:
-            value = getattr(self, key)
-            if value is not None and key != "geometry":
+        for key, value in self._given().items():
+            if key != "geometry":
                 setattr(config, key, value)
         config.supervision = None if self.supervision is None else [dict(entry) for entry in self.supervision]
         if self.geometry is not None:
@@ -360,9 +377,10 @@ class Blueprint:
     def _drawn_parts(self, teacher: FrozenTeacher | None) -> dict[str, torch.nn.Module]:
         config = self.config
         hidden_size = config.text_config.hidden_size
-        patch_embedding = PATCH_EMBEDDINGS.build(
-            config.patch_embedding, geometry=config.image_geometry, hidden_size=hidden_size
-        )
+        context = {"geometry": config.image_geometry, "hidden_size": hidden_size}
+        build = lambda: PATCH_EMBEDDINGS.build(config.patch_embedding, **context)  # noqa: E731
+        is_read = self._tower is not None or (self.init_from and config.patch_embedding["name"] == "vision_tower")
+        patch_embedding = without_tower(build) if is_read else build()
         projector = PROJECTORS.build(config.projector, input_size=patch_embedding.width, output_size=hidden_size)
         parts = {"patch_embedding": patch_embedding, "projector": projector}
         return parts | {part: build_supervision(entry, config, teacher).head for part, entry in self._entries.items()}
@@ -377,18 +395,25 @@ class Blueprint:
         around = ["patch_embedding", "projector"] if self.init_from is None else []
         return [*around, *self._entries]
 
-    def _grown(self, model: EveForConditionalGeneration) -> tuple[dict[str, str], Iterator[tuple[str, torch.Tensor]]]:
-        """Weights that the kind of decoder adds to those that are there: which are copies of which, and which are drawn."""
+    def _grown(
+        self, model: EveForConditionalGeneration, patch_embedding: torch.nn.Module
+    ) -> tuple[dict[str, str], Iterator[tuple[str, torch.Tensor]]]:
+        """Weights that the kind of decoder adds to those that are there, and that stand beside a vision tower that is read:
+        which are copies of which, and which are drawn."""
+        beside = beside_tower(patch_embedding) if self._tower is not None and self.init_from is None else iter(())
         if self.init_from is not None and self._source[0].decoder_kind["name"] != "dense":
-            return {}, iter(())
+            return {}, beside
         kind, prefix = model.decoder_kind, "language_model."
         copies = {prefix + new: prefix + old for new, old in kind.copies(model.language_model).items()}
-        return copies, _seeded((prefix + name, tensor) for name, tensor in kind.drawn(model.language_model))
+        drawn = _seeded((prefix + name, tensor) for name, tensor in kind.drawn(model.language_model))
+        return copies, chain(beside, drawn)
 
     def _stored(self, shapes_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors of the weights that are there, without heads that are not wanted or are others here."""
         if self.init_from is None:
             yield from iterate_weights(self.decoder, shapes_only)
+            if self._tower is not None:
+                yield from self._tower.weights(shapes_only)
             return
         source = self._source[0]
         there = entries_of(source, with_teacher=True) if source.supervision is None else entries_of(source, False)

@@ -82,6 +82,10 @@ def rows_of(config: EveConfig, decoder: str | None) -> list[tuple[str, str, str]
 
 def _written(spec: Mapping[str, Any]) -> str:
     arguments = {name: value for name, value in spec.items() if name != "name"}
+    arguments = {  # of a vision tower, its type
+        name: value["model_type"] if isinstance(value, dict) and "model_type" in value else value
+        for name, value in arguments.items()
+    }
     return ", ".join(f"{name}: {json.dumps(value).replace(chr(34), '')}" for name, value in arguments.items())
 
 

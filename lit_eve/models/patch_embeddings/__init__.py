@@ -8,6 +8,7 @@ from lit_eve.models.patch_embeddings.linear import LinearPatchEmbedding
 from lit_eve.models.patch_embeddings.mono_internvl import MonoInternVLPatchEmbedding
 from lit_eve.models.patch_embeddings.neo import NeoPatchEmbedding
 from lit_eve.models.patch_embeddings.places import places_of_tokens
+from lit_eve.models.patch_embeddings.vision_tower import VisionTowerPatchEmbedding
 from lit_eve.models.patch_embeddings.vora import VoraPatchEmbedding
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MonoInternVLPatchEmbedding",
     "NeoPatchEmbedding",
     "PatchEmbedding",
+    "VisionTowerPatchEmbedding",
     "VoraPatchEmbedding",
     "check_image_tokens",
     "places_of_tokens",

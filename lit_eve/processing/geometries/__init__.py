@@ -5,7 +5,7 @@ from lit_eve.processing.geometries.eve_v1 import EveV1Geometry
 from lit_eve.processing.geometries.eve_v2 import EveV2Geometry
 from lit_eve.processing.geometries.native import NativeGeometry
 from lit_eve.processing.geometries.padded import PaddedGeometry
-from lit_eve.processing.geometries.square import SquareGeometry
+from lit_eve.processing.geometries.square import SquareGeometry, SquareViews
 from lit_eve.processing.geometries.tiles import TilesGeometry
 from lit_eve.processing.geometries.token_budget import TokenBudgetGeometry
 
@@ -18,6 +18,7 @@ __all__ = [
     "NativeGeometry",
     "PaddedGeometry",
     "SquareGeometry",
+    "SquareViews",
     "TilesGeometry",
     "TokenBudgetGeometry",
     "named_geometry",
