@@ -83,6 +83,18 @@ def test_the_geometry_is_a_part_of_the_model(place, tmp_path):
     assert loaded.geometry == model.geometry
 
 
+def test_the_supervision_changes_tokens(place):
+    import_module("my_eve")
+    model = tiny.model(supervision=[{"name": "brightness_in_the_dark"}])
+    model.attach_supervision()
+    batch, seen = tiny.packed([tiny.samples(model, [2, 1])]) | {"image_seeds": torch.arange(3)}, []
+    model.get_decoder().layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(**batch)
+    blank = ~seen[0].any(-1)
+    slots = batch["input_ids"] == model.config.image_token_id
+    assert 0.02 < blank.sum() / slots.sum() < 0.3 and not (blank & ~slots).any()
+
+
 def test_the_benchmark_scores(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     (place / "benchmarks/colours/images").mkdir(parents=True)

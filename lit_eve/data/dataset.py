@@ -32,8 +32,8 @@ Encoded = dict[str, Any]
 class PackedDataset(Dataset):
     """Reads and encodes rows of samples.
 
-    It holds no index: an item is a row's references, (k, 4) shard, offset, size and length (``SampleTable.references``), so
-    that worker processes stay small however many samples there are.
+    It holds no index: an item is a row's references, (k, 5) shard, offset, size and length (``SampleTable.references``) and
+    seed (``RowPlan.seeds``), so that worker processes stay small however many samples there are.
 
     Args:
         paths: the shards.
@@ -63,7 +63,7 @@ class PackedDataset(Dataset):
     def __getitem__(self, row: np.ndarray) -> list[Encoded | Skipped]:
         return [self._encode(*reference) for reference in row.tolist()]
 
-    def _encode(self, shard: int, offset: int, size: int, length: int) -> Encoded | Skipped:
+    def _encode(self, shard: int, offset: int, size: int, length: int, seed: int) -> Encoded | Skipped:
         key = None
         try:
             sample = self.reader.read(shard, offset, size)
@@ -81,7 +81,9 @@ class PackedDataset(Dataset):
         except SampleError as error:
             path = self.reader.paths[shard]
             return Skipped(str(path), key or _key_at(path, offset), str(error))
-        return {**encoded, "key": key, "shard": str(self.reader.paths[shard])}
+        seeds = np.random.SeedSequence(seed).generate_state(len(encoded["image_grid_hw"]), np.uint64) >> np.uint64(1)
+        image_seeds = torch.from_numpy(seeds.astype(np.int64))
+        return {**encoded, "image_seeds": image_seeds, "key": key, "shard": str(self.reader.paths[shard])}
 
 
 def _key_at(path: Path, offset: int) -> str:
@@ -141,7 +143,7 @@ def evenly(rows: np.ndarray, count: int | None) -> np.ndarray:
 
 MODEL_INPUTS = (
     *("input_ids", "labels", "position_ids", "cu_seqlens", "max_seqlen", "target_positions", "image_positions"),
-    *("pixel_values", "image_grid_hw", "teacher_pixel_values"),
+    *("pixel_values", "image_grid_hw", "image_seeds", "teacher_pixel_values"),
 )
 """What the model's forward takes of a batch; the rest is for the training loop."""
 
@@ -166,6 +168,8 @@ class Collate:
         image_positions   (n,) int64       positions of the image slots in the flattened tokens, in order
         pixel_values      (P, 3 * p * p) uint8
         image_grid_hw     (N, 2) int64     rows and columns in patches, in the order of the images' slots
+        image_seeds       (N,) int64       at least 0; for what is drawn for an image: a function of seed, epoch, sample and
+                                           image, in validation of the last two
         teacher_pixel_values (N, 3, C, C) uint8, only with a teacher
         num_targets, num_images  () int64  supervised tokens and images of this batch
         num_padding       int              tokens of this batch that belong to no sample
@@ -219,6 +223,7 @@ class Collate:
             "image_positions": (input_ids.flatten() == self.image_token_id).nonzero().flatten(),
             "pixel_values": _cat(samples, "pixel_values", torch.uint8, self.patch_dim),
             "image_grid_hw": _cat(samples, "image_grid_hw", torch.int64, 2),
+            "image_seeds": _cat(samples, "image_seeds", torch.int64),
         }
         if self.teacher_image_size is not None:
             side = self.teacher_image_size

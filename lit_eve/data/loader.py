@@ -242,7 +242,8 @@ class PackedLoader:
     def _references(self, batches: range) -> Iterator[list[np.ndarray]]:
         """What goes to the workers; it must not hold the loader, or nobody could forget that."""
         table, plan, place = self.table, self.plan, (self.rows, self.rank, self.world_size)
-        return ([table.references(plan.row(row)) for row in batch_rows(batch, *place)] for batch in batches)
+        rows = ([plan.row(row) for row in batch_rows(batch, *place)] for batch in batches)
+        return ([np.column_stack([table.references(row), plan.seeds(row)]) for row in batch] for batch in rows)
 
     def _received(self, batch: Batch) -> Batch:
         skipped = batch.pop("skipped")

@@ -4,6 +4,7 @@
     pack      (lengths, max_tokens)      -> rows of at most ``max_tokens`` tokens, hardly any padding
     shuffle   (seed, epoch)              -> order of the rows
     slice     (batch, rank, world size)  -> the rows of one rank
+    seeds     (seed, epoch, sample)      -> whatever is drawn for a sample, such as which of its image tokens are masked
 
 Nothing here reads a file, keeps a state or depends on the number of workers or ranks. Every process computes the same plan
 by itself, and "where was I" is answered by two numbers, the epoch and how many rows are done. All random numbers come from
@@ -23,7 +24,7 @@ from lit_eve.data.packing import best_rule, pack
 from lit_eve.errors import ConfigError
 
 # what a random stream is for; part of its seed, so that no two streams are the same
-_SUBSET, _SAMPLES, _ROWS, _WINDOWS = range(4)
+_SUBSET, _SAMPLES, _ROWS, _WINDOWS, _SEEDS = range(5)
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,13 @@ class RowPlan:
     Args:
         samples: (N,) int32 indices of samples, row after row.
         starts: (R + 1,) int64; row r holds ``samples[starts[r]:starts[r + 1]]``.
+        seed, epoch: what it was made from.
     """
 
     samples: np.ndarray
     starts: np.ndarray
+    seed: int = 0
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -46,6 +50,11 @@ class RowPlan:
         if index >= len(self):
             return self.samples[:0]
         return self.samples[self.starts[index] : self.starts[index + 1]]
+
+    def seeds(self, samples: np.ndarray) -> np.ndarray:
+        """(k,) int64 of at least 0, one for each sample: for what is drawn for it in this epoch, wherever it is read."""
+        states = (np.random.SeedSequence((self.seed, _SEEDS, self.epoch, int(i))).generate_state(1, np.uint64) for i in samples)
+        return np.array([state[0] >> np.uint64(1) for state in states], np.int64)
 
     def padding(self, lengths: np.ndarray, max_tokens: int) -> float:
         """Share of the rows' tokens that holds no sample."""
@@ -158,7 +167,7 @@ def plan_epoch(
         piece, per_row = _rows_of_window(np.concatenate(pieces), lengths, max_tokens, rule, shuffle_seed)
         samples.append(piece)
         counts.append(per_row)
-    return RowPlan(np.concatenate(samples), np.concatenate([[0], np.cumsum(np.concatenate(counts))]))
+    return RowPlan(np.concatenate(samples), np.concatenate([[0], np.cumsum(np.concatenate(counts))]), seed, epoch)
 
 
 def num_batches(num_rows: int, rows: int, world_size: int) -> int:

@@ -35,6 +35,7 @@ from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS, ImageTokens, check
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.models.splice import ImageLayout, check, splice
 from lit_eve.models.supervised import SupervisedModel
+from lit_eve.models.supervision import Supervisor
 from lit_eve.registry import Registry
 
 
@@ -154,7 +155,8 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
 
         Args: as in :meth:`forward`.
         """
-        return self._embed(input_ids, pixel_values, image_grid_hw)[0]
+        layout = self._layout(input_ids, pixel_values, image_grid_hw)
+        return self._embed(input_ids, pixel_values, image_grid_hw, layout)
 
     def number_images(self, input_ids: Tensor, image_grid_hw: Tensor | None, cu_seqlens: Tensor | None = None) -> Tensor:
         """The number that each token's image has in its row or sample, from 0; -1 at text: (B, T) int64.
@@ -176,6 +178,7 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         pixel_values: Tensor | None = None,
         image_grid_hw: Tensor | None = None,
         teacher_pixel_values: Tensor | None = None,
+        image_seeds: Tensor | None = None,
         target_positions: Tensor | None = None,
         image_positions: Tensor | None = None,
         num_targets: Tensor | int | None = None,
@@ -201,6 +204,7 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
             pixel_values: (P, 3 * p * p) uint8 patches of all images, (0, 3 * p * p) without images.
             image_grid_hw: (N, 2) int64, rows and columns in patches, in the order of the images' slots.
             teacher_pixel_values: (N, 3, C, C) uint8, needed with a teacher.
+            image_seeds: (N,) int64 of at least 0, needed by supervisions that draw random numbers, such as masked patches.
             target_positions: (M,) int64, see :func:`~lit_eve.losses.target_positions_of`, which is called if this is missing.
             image_positions: (n,) int64, places of the image slots in the flattened tokens, for kinds of decoders that need
                 them; looked up if this is missing.
@@ -221,17 +225,17 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise LitEveError("give either input_ids or inputs_embeds")
-        layout = None
+        layout = supervisor = None
         if image_mask is not None and input_ids is not None:
             raise LitEveError("image_mask belongs to inputs_embeds; input_ids tell themselves where images are")
         if inputs_embeds is None:
-            inputs_embeds, layout = self._embed(input_ids, pixel_values, image_grid_hw)  # (B, T, D)
+            layout = self._layout(input_ids, pixel_values, image_grid_hw)
+            if self.supervisions and labels is not None and layout is not None:
+                sources = (image_grid_hw, pixel_values, teacher_pixel_values, image_seeds)
+                supervisor = self._supervisor(layout, *sources, progress)
+            inputs_embeds = self._embed(input_ids, pixel_values, image_grid_hw, layout, supervisor)  # (B, T, D)
         elif pixel_values is not None and len(pixel_values):
             raise LitEveError("pixel_values need input_ids; inputs_embeds hold the images already (model.embed_inputs)")
-
-        supervisor = None
-        if self.supervisions and labels is not None and layout is not None:
-            supervisor = self._supervisor(layout, image_grid_hw, pixel_values, teacher_pixel_values, progress)
 
         kind, images = self.image_attention, None
         has_images = image_grid_hw is not None and len(image_grid_hw) > 0
@@ -294,19 +298,31 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
             result.logits = self._head(hidden[:, keep])
         return result
 
-    def _embed(
-        self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_hw: Tensor | None
-    ) -> tuple[Tensor, ImageLayout | None]:
+    def _layout(self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_hw: Tensor | None) -> ImageLayout | None:
+        """Where the images stand; None if none came along."""
         if pixel_values is None:
             no_slot = (input_ids != self.config.image_token_id).all()
             check(no_slot, "input_ids hold image slots, but no images (pixel_values, image_grid_hw) came with them")
-            return self._embed_text(input_ids), None
+            return None
         if image_grid_hw is None:
             raise LitEveError("pixel_values need image_grid_hw")
-        layout = ImageLayout.of(input_ids, image_grid_hw, len(pixel_values), self.geometry, self.config.image_token_id)
+        return ImageLayout.of(input_ids, image_grid_hw, len(pixel_values), self.geometry, self.config.image_token_id)
+
+    def _embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        image_grid_hw: Tensor | None,
+        layout: ImageLayout | None,
+        supervisor: Supervisor | None = None,
+    ) -> Tensor:
+        if layout is None:
+            return self._embed_text(input_ids)
         grid = self.geometry.token_grid_of(image_grid_hw)
         images = self.embed_images(pixel_values, layout.image_of_token, len(image_grid_hw), grid)
-        return splice(self._embed_text(input_ids), layout, *images), layout
+        if supervisor is not None:
+            images = images._replace(tokens=supervisor.change_tokens(images.tokens))
+        return splice(self._embed_text(input_ids), layout, *images)
 
     def _embed_text(self, input_ids: Tensor) -> Tensor:
         # Image slots may carry an id outside the vocabulary; their rows are overwritten.

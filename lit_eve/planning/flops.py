@@ -32,7 +32,7 @@ from lit_eve.models.decoders import blocks_of, modules_by_tokens
 from lit_eve.models.own import model_class_of
 from lit_eve.models.patch_embeddings import takes_grid
 from lit_eve.models.splice import ImageLayout
-from lit_eve.models.supervision import ImageBatch
+from lit_eve.models.supervision import ImageBatch, Supervision
 from lit_eve.training.stages import Stage, get_stage
 from lit_eve.vision_towers import blocks_of_tower, build_tower, prefix_tokens
 
@@ -212,7 +212,9 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
 
 def _carries_gradient(model: EveForConditionalGeneration) -> list[bool]:
     """Whether something in front of each hidden state trains, from the embeddings (0) to the output of the last layer (L)."""
-    carries = [_trains(model.patch_embedding, model.projector, model.get_input_embeddings())]
+    # Heads may stand behind the projector too, as mask tokens do.
+    changing = [one.head for one in model.supervisions.values() if type(one).change_tokens is not Supervision.change_tokens]
+    carries = [_trains(model.patch_embedding, model.projector, model.get_input_embeddings(), *changing)]
     for layer in blocks_of(model.get_decoder()):
         carries.append(carries[-1] or _trains(layer))
     carries[-1] |= _trains(model.get_decoder().norm)
@@ -227,7 +229,9 @@ def _supervision(model: EveForConditionalGeneration, workload: Workload) -> dict
     layout = ImageLayout.of(input_ids, grid, workload.num_patches, model.geometry, model.config.image_token_id)
     patches = torch.empty(workload.num_patches, model.geometry.patch_dim, device=device)
     teacher = model.teacher
-    batch = ImageBatch(layout, grid, model.geometry, None if teacher is None else teacher.grid, lambda: patches)
+    teacher_grid = None if teacher is None else teacher.grid
+    seeds = torch.empty(images, dtype=torch.long, device=device)
+    batch = ImageBatch(layout, grid, model.geometry, teacher_grid, lambda: patches, seeds)
     carries, width = _carries_gradient(model), model.config.text_config.hidden_size
     flops = {}
     for part, one in model.supervisions.items():

@@ -206,6 +206,7 @@ def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, r
         "image_positions": tensor(slots),
         "pixel_values": tensor(patches, model.geometry.patch_dim, dtype=torch.uint8),
         "image_grid_hw": tensor(images, 2),
+        "image_seeds": tensor(images),
     }
     if model.teacher is not None:
         side = model.teacher.grid.image_size

@@ -90,6 +90,40 @@ def test_a_batch_is_its_samples_one_after_the_other(
     assert sorted(seen) == sorted(shards.keys)
 
 
+def seeds_of(loader) -> dict[str, list[int]]:
+    """Seeds of the images, by the key of their sample."""
+    samples = samples_of(loader.table.paths[0].parent)
+    found = {}
+    for batch in loader:
+        rest = iter(batch["image_seeds"].tolist())
+        found |= {key: [next(rest) for _ in samples[key].images] for key in batch["sample_ids"]}
+        assert next(rest, None) is None and batch["image_seeds"].dtype == torch.int64
+    return found
+
+
+def test_seeds_of_images_follow_from_seed_epoch_and_sample(shards: SimpleNamespace, processor: EveProcessor) -> None:
+    """Whoever reads a sample, in whatever row, draws the same for its images; in validation always."""
+
+    def seeds(epoch: int = 0, split: str = "train", rank: int = 0, ranks: int = 1, **options) -> dict[str, list[int]]:
+        data = make(shards.path, processor, **{split: str(shards.path)} | options)
+        data._place = lambda: (rank, ranks)
+        loader = data.train_dataloader() if split == "train" else data.val_dataloader()
+        loader.set_epoch(epoch)
+        return seeds_of(loader)
+
+    first = seeds(seed=3)
+    every = [seed for images in first.values() for seed in images]
+    assert first.keys() == set(shards.keys) and len(set(every)) == len(every) > 80 and min(every) >= 0
+    assert any(len(images) > 1 for images in first.values()) and any(not images for images in first.values())
+    assert seeds(seed=3, num_workers=2) == first and seeds(seed=3, rows=1, max_tokens=700) == first
+    parts = [seeds(seed=3, rank=rank, ranks=2) for rank in range(2)]
+    assert parts[0] | parts[1] == first and parts[0] and parts[1]
+    for other in (seeds(seed=3, epoch=1), seeds(seed=4)):
+        assert other.keys() == first.keys() and not set(every) & {seed for images in other.values() for seed in images}
+    fixed = seeds(split="validation", seed=3)
+    assert fixed == seeds(split="validation", seed=4, epoch=2) and fixed != first
+
+
 def test_the_first_token_of_a_packed_sample_is_no_target_of_the_one_before() -> None:
     """Shifted labels would ask the last token of one sample for the first of the next."""
     encoded = {
@@ -97,6 +131,7 @@ def test_the_first_token_of_a_packed_sample_is_no_target_of_the_one_before() -> 
         "labels": torch.tensor([5, 6, 7]),
         "pixel_values": torch.zeros(0, 48, dtype=torch.uint8),
         "image_grid_hw": torch.zeros(0, 2, dtype=torch.int64),
+        "image_seeds": torch.zeros(0, dtype=torch.int64),
     }
     collate = Collate(max_tokens=8, pad_token_id=0, patch_dim=48, image_token_id=6)
     batch = collate([[encoded | {"key": k, "shard": "x"} for k in "ab"], []])

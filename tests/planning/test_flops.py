@@ -119,18 +119,18 @@ def parts_are_what_torch_counts(monkeypatch, stage, decoder, **variant):
 
 @pytest.mark.parametrize("stage", [STAGES["prealign"], STAGES["pretrain"], UPPER], ids=lambda stage: stage.name)
 def test_every_supervision_is_what_torch_counts(stage, monkeypatch):
-    entries = [{"name": "distillation"}, {"name": "next_patch"}]
+    entries = [{"name": "distillation"}, {"name": "masked_patches", "ratio": 0.5, "tap": 2}, {"name": "next_patch"}]
     teacher = tiny.teacher().backbone.config
     model = tiny.model(supervision=entries)
     model.attach_supervision(tiny.teacher())
     for name, rate in stage.apply(model).items():
         assert rate is not None or name.split(".")[0] not in model.supervisions
-    batch = tiny.packed([tiny.samples(model, [2])])
+    batch = tiny.packed([tiny.samples(model, [2])]) | {"image_seeds": torch.arange(2)}
     flops = training_flops(model.config, Workload.of_batch(batch), stage, teacher)
     expected = seen_by_torch(model, batch, monkeypatch)
-    for part in ("distillation", "next_patch"):
+    for part in ("distillation", "masked_patches", "next_patch"):
         assert (flops[part].forward, flops[part].total) == pytest.approx(expected[part], rel=0.02), part
-    alone = training_flops(tiny.config(supervision=entries[1:]), Workload.of_batch(batch), stage)
+    alone = training_flops(tiny.config(supervision=entries[2:]), Workload.of_batch(batch), stage)
     assert alone["next_patch"] == flops["next_patch"] and not {"teacher", "aligner"} & alone.keys()
 
 

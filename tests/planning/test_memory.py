@@ -37,6 +37,7 @@ def student(monkeypatch):
         batch = tiny.packed([samples])
         batch["max_seqlen"] = int(batch["cu_seqlens"].diff().max())
         batch["image_positions"] = (batch["input_ids"].flatten() == model.config.image_token_id).nonzero().flatten()
+        batch["image_seeds"] = torch.arange(len(batch["image_grid_hw"]))
         counts = {"images": "image_grid_hw", "slots": "image_positions"}
         counts |= {"patches": "pixel_values", "targets": "target_positions"}
         row = {key: len(batch[name]) for key, name in counts.items()} | {"samples": len(samples)}
@@ -62,13 +63,21 @@ def planned(model, row, batch, checkpointing, layout, optimizer) -> Memory:
     return memory_of(meta, layout, measure(meta, batch, checkpointing), {"name": optimizer})
 
 
+def test_what_a_schedule_leaves_out_for_a_time_is_planned_for(student):
+    model, batch, row = student(2, [5, 4], True, supervision=[{"name": "distillation"}])
+    layout = Layout(1, False, 1, torch.bfloat16, torch.bfloat16)
+    always = planned(model, row, batch, True, layout, "adamw")
+    model.config.supervision = [{"name": "distillation", "weight": [[0.0, 1.0], [0.5, 0.0]]}]
+    assert planned(model, row, batch, True, layout, "adamw") == always
+
+
 @pytest.mark.parametrize(
     ("checkpointing", "optimizer", "kind", "supervision"),
     [
         *((True, "adamw", "dense", None), (False, "adamw", "dense", None), (True, "muon", "dense", None)),
         *((True, "adamw", "experts", None), (False, "adamw", "experts", None)),
         *(
-            (checkpointing, "adamw", "dense", [{"name": "next_patch"}, {"name": "distillation"}])
+            (checkpointing, "adamw", "dense", [{"name": "next_patch"}, {"name": "distillation"}, {"name": "masked_patches"}])
             for checkpointing in (True, False)
         ),
     ],

@@ -20,9 +20,10 @@ from tests.training.world import scalars
 
 ALIGNMENT = {"name": "patch_alignment", "aligner": {"name": "layerwise", "layer_interval": 1, "num_heads": 4}}
 NEXT, DISTILLATION = {"name": "next_patch", "weight": 0.5}, {"name": "distillation", "weight": 2.0}
-ALL = [ALIGNMENT, NEXT, DISTILLATION]
-LOSSES = {"alignment_loss": 1.0, "next_patch_loss": 0.5, "distillation_loss": 2.0}
-FILES = ("aligner.safetensors", "next_patch.safetensors", "distillation.safetensors")
+MASKED = {"name": "masked_patches", "ratio": [0.1, 0.6], "weight": 0.2}
+ALL = [ALIGNMENT, NEXT, DISTILLATION, MASKED]
+LOSSES = {"alignment_loss": 1.0, "next_patch_loss": 0.5, "distillation_loss": 2.0, "masked_patches_loss": 0.2}
+FILES = ("aligner.safetensors", "next_patch.safetensors", "distillation.safetensors", "masked_patches.safetensors")
 KEYS = {"model.supervision": str(ALL), "model.aligner": "null"}
 
 
@@ -73,7 +74,9 @@ def test_heads_are_the_same_whatever_was_drawn_before(world, entries, teacher):
         states.append(module.blueprint.build().state_dict())
     assert states[0].keys() == states[1].keys() and all(torch.equal(v, states[1][k]) for k, v in states[0].items())
     parts = {key.split(".")[0] for key in states[0]} - {"language_model", "patch_embedding", "projector"}
-    assert parts == ({"aligner", "next_patch", "distillation"} if teacher else {"next_patch"} if entries else set())
+    assert parts == (
+        {"aligner", "next_patch", "distillation", "masked_patches"} if teacher else {"next_patch"} if entries else set()
+    )
 
 
 def test_the_loss_does_not_depend_on_how_batches_are_cut(world, tmp_path):

@@ -72,12 +72,14 @@ def make_batches(module: LitEve, windows: list[list[list[list[int]]]], seed: int
     """
     flat = [images for window in windows for micro in window for row in micro for images in row]
     samples = iter(tiny.samples(module.model, flat, seed))
-    batches = []
+    batches, number = [], 0
     for window in windows:
         micros = [tiny.packed([[next(samples) for _ in row] for row in micro]) for micro in window]
         targets = sum(len(micro["target_positions"]) for micro in micros)
         images = sum(len(micro["image_grid_hw"]) for micro in micros)
         for index, micro in enumerate(micros):
+            number += (count := len(micro["image_grid_hw"]))
+            micro["image_seeds"] = torch.arange(number - count, number)
             if module.teacher_grid is None:
                 del micro["teacher_pixel_values"]
             batches.append(

@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lit_eve.errors import LitEveError
 from lit_eve.losses.terms import Count
-from lit_eve.models.splice import ImageLayout, TeacherCells
+from lit_eve.models.splice import ImageLayout, TeacherCells, enumerate_segments
+from lit_eve.models.supervision.draws import draw
 from lit_eve.processing.geometries import ImageGeometry
 from lit_eve.processing.teacher_grid import TeacherGrid
 from lit_eve.registry import Registry
@@ -33,6 +35,7 @@ class ImageBatch:
     geometry: ImageGeometry
     teacher_grid: TeacherGrid | None
     normalized_patches: Callable[[], Tensor]  # -> (P, 3 * p * p) float32
+    seeds: Tensor | None = None  # (N,) int64
 
     @property
     def num_images(self) -> int:
@@ -43,6 +46,38 @@ class ImageBatch:
     def windows(self) -> Tensor:
         """The pixels of each image token, normalised with the model's mean and deviation: (Q, pool * pool * 3 * p * p)."""
         return self.normalized_patches().unflatten(0, (-1, self.geometry.pool_size**2)).flatten(1)
+
+    @cached_property
+    def tokens_of_image(self) -> Tensor:
+        """(N,) int64, how many tokens each image has, without class and split tokens."""
+        return self.geometry.token_grid_of(self.image_grid_hw).prod(-1)
+
+    @cached_property
+    def offset_of_token(self) -> Tensor:
+        """(Q,) int64, the place of each image token in its image, row by row."""
+        return enumerate_segments(self.tokens_of_image, len(self.layout.token_position))[1]
+
+    @cached_property
+    def random_of_images(self) -> Tensor:
+        """(N,) float32 in [0, 1), a random number for each image: the same whenever this image is read in this epoch, and in
+        every validation. So a run that is resumed, or shared out to other processes, draws the same.
+
+        Raises:
+            LitEveError: the batch has no ``image_seeds``.
+        """
+        return draw(self._seeds)
+
+    @cached_property
+    def random_of_tokens(self) -> Tensor:
+        """(Q,) float32 in [0, 1), the same for each image token."""
+        return draw(self._seeds[self.layout.image_of_token], self.offset_of_token)
+
+    @property
+    def _seeds(self) -> Tensor:
+        if self.seeds is None or len(self.seeds) != self.num_images:
+            found = "none" if self.seeds is None else len(self.seeds)
+            raise LitEveError(f"a supervision draws random numbers for {self.num_images} images, but image_seeds has {found}")
+        return self.seeds
 
     @cached_property
     def cells(self) -> TeacherCells:
@@ -70,6 +105,14 @@ class Supervision(ABC):
     def check_arguments(cls, **arguments: Any) -> None:
         """Raise ConfigError for what can be known to be wrong before there is a model."""
         return
+
+    def change_tokens(self, images: ImageBatch, tokens: Tensor) -> Tensor:
+        """The image tokens that the decoder reads in training and validation, never where the model answers: (Q, D) -> (Q, D).
+
+        Class and split tokens are not among them. By default they stay as they are. Several supervisions change them one after
+        the other.
+        """
+        return tokens
 
     @abstractmethod
     def positions(self, images: ImageBatch) -> Tensor:

@@ -1,7 +1,7 @@
 """Supervisions at work: one forward pass.
 
-Notation: B rows, T tokens per row, D decoder width, L decoder layers, N images, M places whose hidden states are read,
-C teacher image size.
+Notation: B rows, T tokens per row, D decoder width, L decoder layers, N images, Q image tokens, M places whose hidden
+states are read, C teacher image size.
 """
 
 from __future__ import annotations
@@ -52,6 +52,17 @@ class Supervisor:
         self._positions = {part: one.positions(images) for part, one in self.supervisions.items()}
         self._states: dict[int, dict[int, Tensor]] = {}
         self._num_layers = 0
+
+    def change_tokens(self, tokens: Tensor) -> Tensor:
+        """What the decoder reads in the place of the image tokens: (Q, D) -> (Q, D)."""
+        for one in self.supervisions.values():
+            shape, tokens = tokens.shape, one.change_tokens(self.images, tokens)
+            if tokens.shape != shape:
+                raise ConfigError(
+                    f"supervision {type(one).__name__} changed image tokens of the shape {tuple(shape)} into "
+                    f"{tuple(tokens.shape)}; the shape must stay"
+                )
+        return tokens
 
     def _read(self, tap: int, hidden: Tensor) -> dict[int, Tensor]:
         """Hidden state ``tap`` (B, T, D) at all places where it is needed, by the identity of these: (M, D) each."""

@@ -184,7 +184,8 @@ def test_padding_has_no_positions_that_no_sample_has(family, changes, limit):
     assert (longest_sample(config), reads_longer_samples(config)) == ((limit, False) if limit else (256, True))
     torch.manual_seed(0)
     model = EveForConditionalGeneration(EveConfig(text_config=config, **PARTS)).eval()
-    rows = [{**row, "key": "a", "shard": "x"} for row in tiny.samples(model, [0, 0], seed=1)]
+    whole = {"image_seeds": torch.zeros(0, dtype=torch.long), "key": "a", "shard": "x"}
+    rows = [row | whole for row in tiny.samples(model, [0, 0], seed=1)]
     batch = Collate(max_tokens=90, pad_token_id=0, patch_dim=48, image_token_id=model.config.image_token_id)([rows, []])
     assert max(len(row["input_ids"]) for row in rows) <= 24 < 90 - sum(len(row["input_ids"]) for row in rows)
     with torch.no_grad():
