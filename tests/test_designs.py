@@ -12,7 +12,7 @@ from PIL import Image
 import lit_eve
 from lit_eve.cli import main
 from lit_eve.losses import ALIGNERS
-from lit_eve.models import DECODER_KINDS, IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, PROJECTORS, SUPERVISIONS
+from lit_eve.models import DECODER_KINDS, IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, POSITIONS, PROJECTORS, SUPERVISIONS
 from lit_eve.processing import GEOMETRIES
 from lit_eve.training.cli import main as train
 from lit_eve.training.recipe import Recipe, read_recipe
@@ -54,6 +54,7 @@ def test_the_page_names_all_parts():
         "projector": PROJECTORS,
         "decoder_kind": DECODER_KINDS,
         "image_attention": IMAGE_ATTENTIONS,
+        "positions": POSITIONS,
         "supervision": SUPERVISIONS,
         "aligner": ALIGNERS,
     }

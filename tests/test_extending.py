@@ -137,6 +137,24 @@ def test_the_mask_secludes_images(place, tmp_path):
         assert_close(again(**plain).loss, model(**plain).loss)
 
 
+def test_images_take_one_step(place, tmp_path):
+    import_module("my_eve")
+    model = tiny.model(patch_embedding={"name": "linear", "width": 16}, positions={"name": "one_step"}).eval()
+    rows = tiny.samples(model, [1, 2])
+    places = model.position_tokens(rows[1]["input_ids"][None], rows[1]["image_grid_hw"])[0]
+    words = (rows[1]["input_ids"] != model.config.image_token_id).sum()
+    assert places[-1].tolist() == [words + 3] * 3 + [words + 4], "two class tokens and two images are four steps"
+    plain, packed = (
+        {key: value for key, value in batch.items() if key != "teacher_pixel_values"}
+        for batch in (tiny.padded(rows), tiny.packed([rows]))
+    )
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["imports"] == {"positions": "my_eve"}
+    again = lit_eve.EveForConditionalGeneration.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert_close(again(**plain).loss, model(**packed).loss, rtol=1e-4, atol=1e-4)
+
+
 def test_the_model_class_is_saved_by_its_name(place, tmp_path):
     own = import_module("my_eve")
     torch.manual_seed(0)

@@ -112,7 +112,8 @@ def _run(
     embeds.requires_grad_(torch.is_grad_enabled())
     with intercept_attention(model, by_way_of_probabilities):
         numbers = model.number_images(forced.input_ids, images["image_grid_hw"])
-        given = {"inputs_embeds": embeds, "image_numbers": numbers}
+        positions = model.position_tokens(forced.input_ids, images["image_grid_hw"])
+        given = {"inputs_embeds": embeds, "image_numbers": numbers, "token_positions": positions}
         logits = model(**given, use_cache=False, logits_to_keep=forced.positions).logits
     if len(kept) < len(attention_modules(model)):
         raise LitEveError("the attention of some layers was not seen, so that there is no rollout (compiled ones are not seen)")

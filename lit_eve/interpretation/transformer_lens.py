@@ -33,6 +33,8 @@ def transformer_lens_bridge(model: EveForConditionalGeneration, processor: EvePr
         raise LitEveError(f"TransformerLens does not know decoders of the kind {kind!r}: it computes blocks in its own way")
     if not model.image_attention.is_causal:
         raise LitEveError("TransformerLens was not tried with images that are not read like text (image_attention)")
+    if not model.positions.is_sequential:
+        raise LitEveError("TransformerLens counts tokens by itself, and this model does not (positions)")
     try:
         from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module

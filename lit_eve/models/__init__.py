@@ -18,6 +18,7 @@ from lit_eve.models.patch_embeddings import (
     PatchEmbedding,
     places_of_tokens,
 )
+from lit_eve.models.positions import POSITIONS, Positions, TimeHeightWidth
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.models.supervision import SUPERVISIONS, ImageBatch, Supervision
 from lit_eve.processing import EveProcessor
@@ -33,6 +34,7 @@ __all__ = [
     "PACKED_SDPA",
     "PACKED_VARLEN",
     "PATCH_EMBEDDINGS",
+    "POSITIONS",
     "PROJECTORS",
     "SUPERVISIONS",
     "DecoderKind",
@@ -45,7 +47,9 @@ __all__ = [
     "ImageTokens",
     "LinearPatchEmbedding",
     "PatchEmbedding",
+    "Positions",
     "Supervision",
+    "TimeHeightWidth",
     "Tokens",
     "load",
     "places_of_tokens",

@@ -20,6 +20,7 @@ class EveConfig(PreTrainedConfig):
         patch_embedding: ``{"name": ..., **arguments}`` of a registered patch embedding.
         projector: ``{"name": ..., **arguments}`` of a registered projector.
         image_attention: ``{"name": ..., **arguments}`` of a registered image attention; default: ``causal``.
+        positions: ``{"name": ..., **arguments}`` of a registered kind of positions; default: ``sequential``.
         geometry: ``{"name": ..., **arguments}`` of a registered geometry (:mod:`lit_eve.processing.geometries`).
         aligner: ``{"name": ..., **arguments}`` of a registered aligner that the model was trained with; None without one.
         teacher: folder or hub name of the teacher that the aligner predicts; None without one.
@@ -32,9 +33,9 @@ class EveConfig(PreTrainedConfig):
         image_token_id: id that marks an image slot in ``input_ids``. It may lie outside the vocabulary: the row is never
             looked up. Default: the first id behind the vocabulary.
         imports: where the parts come from that are not lit_eve's: the module of each such ``decoder_kind``, ``geometry``,
-            ``patch_embedding``, ``projector``, ``image_attention``, ``aligner`` and ``supervision.<name>``; ``module:Class`` of
-            a ``model`` class of its own, and of the ``training`` class that may have changed how it answers. The model writes
-            them down; nothing is ever imported because it stands here.
+            ``patch_embedding``, ``projector``, ``image_attention``, ``positions``, ``aligner`` and ``supervision.<name>``;
+            ``module:Class`` of a ``model`` class of its own, and of the ``training`` class that may have changed how it
+            answers. The model writes them down; nothing is ever imported because it stands here.
         image_mean, image_std: normalisation of pixels in 0..1, per channel.
     """
 
@@ -49,6 +50,7 @@ class EveConfig(PreTrainedConfig):
     patch_embedding: dict[str, Any] | None = None
     projector: dict[str, Any] | None = None
     image_attention: dict[str, Any] | None = None
+    positions: dict[str, Any] | None = None
     geometry: dict[str, Any] | None = None
     aligner: dict[str, Any] | None = None
     teacher: str | None = None
@@ -71,6 +73,7 @@ class EveConfig(PreTrainedConfig):
         self.patch_embedding = dict(self.patch_embedding or {"name": "eve_v1"})
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
         self.image_attention = dict(self.image_attention or {"name": "causal"})
+        self.positions = dict(self.positions or {"name": "sequential"})
         if self.supervision is not None:
             self.supervision = [dict(entry) for entry in self.supervision]
         self.imports = dict(self.imports or {})

@@ -32,6 +32,7 @@ from lit_eve.models.decoders import (
 from lit_eve.models.generation.mixin import ImageGenerationMixin
 from lit_eve.models.own import note_imports
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS, ImageTokens, check_image_tokens, takes_grid
+from lit_eve.models.positions import POSITIONS, known_positions
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.models.splice import ImageLayout, check, splice
 from lit_eve.models.supervised import SupervisedModel
@@ -89,6 +90,8 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         self.image_attention = IMAGE_ATTENTIONS.build(config.image_attention)
         if not self.image_attention.is_causal:
             check_image_attention(config.text_config, config.image_attention["name"])
+        self.positions = POSITIONS.build(config.positions)
+        self.positions.extend(self.language_model)
         self.geometry = geometry
         self.without_supervision()
         if config.image_token_id < config.text_config.vocab_size:  # it marks the place of an image: nothing to be written
@@ -167,6 +170,23 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         is_image = input_ids == self.config.image_token_id
         return number_images(is_image, self.geometry.num_tokens_of_grid(grid), cu_seqlens)
 
+    def position_tokens(
+        self,
+        input_ids: Tensor,
+        image_grid_hw: Tensor | None,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor | None:
+        """Where each token stands in its row or sample: (B, T, 4) int64, see :meth:`Positions.place`; None if they are counted.
+
+        Args: as in :meth:`forward`, which needs this beside ``inputs_embeds``.
+        """
+        if self.positions.is_sequential:
+            return None
+        grid = input_ids.new_empty(0, 2) if image_grid_hw is None else image_grid_hw
+        is_image = input_ids == self.config.image_token_id
+        return self.positions.place(is_image, self.geometry.token_grid_of(grid), self.geometry, attention_mask, cu_seqlens)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -187,6 +207,7 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         inputs_embeds: Tensor | None = None,
         image_mask: Tensor | None = None,
         image_numbers: Tensor | None = None,
+        token_positions: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         progress: float = 1.0,
@@ -197,7 +218,8 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         Args:
             input_ids: (B, T) int64 with every image slot expanded to its number of tokens.
             labels: (B, T) int64, not shifted, -100 where nothing is supervised.
-            position_ids: (B, T) int64; in packed rows they restart at every sample.
+            position_ids: (B, T) int64; in packed rows they restart at every sample. They count tokens, whatever the kind of
+                positions.
             attention_mask: (B, T), 0 at padding; for batches that are padded instead of packed.
             cu_seqlens: (S + 1,) int32, boundaries of the samples over the flattened B * T tokens, for packed rows.
             max_seqlen: tokens of the longest sample of packed rows, or more; default: T.
@@ -216,6 +238,8 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
             image_mask: (B, T) bool beside ``inputs_embeds``, True at image slots; for the same kinds of decoders.
             image_numbers: (B, K) int64 of all tokens, those in the KV cache with them, see :meth:`number_images`. Needed beside
                 ``inputs_embeds`` where images are not read like text, and beside a cache by an image attention that hides more.
+            token_positions: (B, T, 4) int64, or (B, K, 4) of all tokens, see :meth:`position_tokens`. Needed beside
+                ``inputs_embeds`` and beside a cache, by all kinds of positions but ``sequential``.
             past_key_values, use_cache: the KV cache of generation.
             progress: how much of the run's optimizer steps is done, 0 to 1, for supervisions whose weights have a schedule.
             **kwargs: go to the decoder.
@@ -255,6 +279,15 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
                 )
             is_image = image_mask if layout is None else layout.is_image
             kwargs["image_slots"] = ImageSlots.of(inputs_embeds, is_image, image_positions)
+        if not self.positions.is_sequential:
+            past, found = 0 if past_key_values is None else int(past_key_values.get_seq_length()), None
+            if token_positions is None and input_ids is not None and not past:
+                found = self.position_tokens(input_ids, image_grid_hw, attention_mask, cu_seqlens)
+            name, length = self.config.positions["name"], inputs_embeds.shape[1]
+            token_positions = known_positions(name, length, token_positions, found, past)
+            kwargs |= self.positions.arguments(decoder, inputs_embeds, token_positions)
+        elif token_positions is not None:
+            raise LitEveError("token_positions: this model counts its tokens (positions 'sequential'); leave them out")
         if cu_seqlens is not None:
             if past_key_values is not None or attention_mask is not None:
                 raise LitEveError("packed rows (cu_seqlens) have neither an attention_mask nor a KV cache")

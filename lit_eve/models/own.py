@@ -12,6 +12,7 @@ from lit_eve.models.attention import IMAGE_ATTENTIONS
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import DECODER_KINDS
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
+from lit_eve.models.positions import POSITIONS
 from lit_eve.models.projector import PROJECTORS
 from lit_eve.models.supervision import SUPERVISIONS
 from lit_eve.processing.geometries import GEOMETRIES
@@ -59,6 +60,7 @@ def note_imports(config: EveConfig, model_class: type) -> None:
     note_import(config, "patch_embedding", PATCH_EMBEDDINGS)
     note_import(config, "projector", PROJECTORS)
     note_import(config, "image_attention", IMAGE_ATTENTIONS)
+    note_import(config, "positions", POSITIONS)
     model_class_of(config)
     needed, found = config.imports.get("model"), path_of(model_class)
     if needed is not None and needed != found:

@@ -51,7 +51,7 @@ from lit_eve.training.towers import NamedTower, beside_tower, check_pixels, chec
 from lit_eve.vision_towers import Normalization, family_of, read_tower
 
 PARTS = (
-    *("decoder_kind", "patch_embedding", "projector", "image_attention", "geometry"),
+    *("decoder_kind", "patch_embedding", "projector", "image_attention", "positions", "geometry"),
     *("image_mean", "image_std", "teacher_layer", "teacher_image_size", "alignment_weight"),
 )
 """Keys that stand in the model's config under the same name."""
@@ -71,6 +71,7 @@ class Blueprint:
     patch_embedding: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
     image_attention: Mapping[str, Any] | None = None
+    positions: Mapping[str, Any] | None = None
     geometry: Mapping[str, Any] | None = None
     image_mean: Sequence[float] | None = None
     image_std: Sequence[float] | None = None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lit_eve.models import EveConfig
     from lit_eve.training.recipe import Recipe
 
-PARTS = ("geometry", "patch_embedding", "projector", "decoder_kind", "image_attention", "aligner")
+PARTS = ("geometry", "patch_embedding", "projector", "decoder_kind", "image_attention", "positions", "aligner")
 """Keys of the config that hold a part's name and arguments."""
 
 

@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import ConfigError
 from lit_eve.losses import ALIGNERS
-from lit_eve.models import IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, PROJECTORS
+from lit_eve.models import IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, POSITIONS, PROJECTORS
 from lit_eve.models.decoders import DECODER_KINDS
 from lit_eve.models.own import attention_module
 from lit_eve.models.supervision import check_entries, needs_teacher
@@ -46,6 +46,7 @@ def check_keys(keys: Blueprint) -> None:
         ("patch_embedding", PATCH_EMBEDDINGS, ("geometry", "hidden_size")),
         ("projector", PROJECTORS, ("input_size", "output_size")),
         ("image_attention", IMAGE_ATTENTIONS, ()),
+        ("positions", POSITIONS, ()),
         ("aligner", ALIGNERS, ("hidden_size", "num_layers", "teacher_width")),
     ):
         if (spec := getattr(keys, key)) is not None:

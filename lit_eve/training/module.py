@@ -56,6 +56,8 @@ class LitEve(LightningModule):
         projector: the projector by name, with its arguments, as in {name: mlp_gelu, depth: 2}.
         image_attention: which tokens see which, by name: {name: causal} reads images like text, {name: bidirectional} lets the
             tokens of an image see each other; null: causal, or that of init_from.
+        positions: where tokens stand, by name, with its arguments: {name: sequential} counts them, {name: thw} gives image
+            tokens a row and a column; null: sequential, or that of init_from.
         geometry: how large images become, by name, with its arguments, as in {name: eve_v1, image_size: 672, patch_size: 14}.
         image_mean: what is subtracted from pixels in 0..1, per channel; null: CLIP's, or that of init_from.
         image_std: what they are divided by then; null: CLIP's, or that of init_from.
@@ -105,6 +107,7 @@ class LitEve(LightningModule):
         patch_embedding: dict[str, Any] | None = None,
         projector: dict[str, Any] | None = None,
         image_attention: dict[str, Any] | None = None,
+        positions: dict[str, Any] | None = None,
         geometry: dict[str, Any] | None = None,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
@@ -139,6 +142,7 @@ class LitEve(LightningModule):
             patch_embedding=patch_embedding,
             projector=projector,
             image_attention=image_attention,
+            positions=positions,
             geometry=geometry,
             image_mean=image_mean,
             image_std=image_std,

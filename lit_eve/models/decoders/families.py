@@ -39,6 +39,16 @@ SIDE_BY_SIDE = _names("""
 """Right as well, once each sample of a packed row has a row to itself (:class:`~lit_eve.models.decoders.SideBySide`): they mix
 tokens by recurrence, by convolution or by an attention of their own."""
 
+TURNS_HALVES = _names("""
+    apertus arcee aria_text axk1 bitnet cwm dbrx deepseek_v3 diffllama dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe
+    flex_olmo gemma glm glm4 glm4_moe glm4_moe_lite gpt_neox granite granitemoe granitemoeshared helium hunyuan_v1_dense
+    hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 llama minicpm3 minimax_m2 ministral
+    ministral3 mistral mixtral nanochat olmo olmo2 olmoe persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss
+    smollm3 solar_open starcoder2 youtu
+""")
+"""Of the packed ones, those with one rotary embedding for all layers that gives cosines and sines of (i, i + r / 2)
+(``tests/models/positions/test_thw_of_every_decoder.py``)."""
+
 POSITION_TABLES = _names("""
     biogpt codegen ctrl gpt-sw3 gpt2 gpt_bigcode gpt_neo gptj opt
 """)

@@ -12,11 +12,7 @@ class Swapped:
     """Mixed in front of a module's class by :func:`swap`; copies and pickles make that class again."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _remake, (Swapped._parents(type(self)), self.__dict__)
-
-    @staticmethod
-    def _parents(kind: type) -> tuple[type, type, bool]:
-        return next(base.__dict__["parents"] for base in kind.__mro__ if "parents" in base.__dict__)
+        return _remake, (*_origin(type(self)), self.__dict__)
 
 
 def swap(module: nn.Module, mixin: type[Swapped], keeps_name: bool = False) -> None:
@@ -31,13 +27,23 @@ def swap(module: nn.Module, mixin: type[Swapped], keeps_name: bool = False) -> N
 
 
 @cache
-def _subclass(mixin: type, kind: type, keeps_name: bool) -> type:
+def _subclass(mixin: type[Swapped], kind: type, keeps_name: bool) -> type:
     name = kind.__name__ if keeps_name else f"{mixin.__name__}{kind.__name__}"
-    return type(name, (mixin, kind), {"parents": (mixin, kind, keeps_name), "__module__": __name__})
+    return type(name, (mixin, kind), {"parents": (mixin, kind, keeps_name), "__module__": mixin.__module__})
 
 
-def _remake(parents: tuple[type, type, bool], state: dict[str, Any]) -> nn.Module:
-    kind = _subclass(*parents)
+def _origin(kind: type) -> tuple[type, list[tuple[type[Swapped], bool]]]:
+    """The class that a module had, and what was mixed in front of it since; FSDP2 stands in front of all that."""
+    mixins = []
+    while (made := next((base for base in kind.__mro__ if "parents" in base.__dict__), None)) is not None:
+        mixin, kind, keeps_name = made.__dict__["parents"]
+        mixins.insert(0, (mixin, keeps_name))
+    return kind, mixins
+
+
+def _remake(kind: type, mixins: list[tuple[type[Swapped], bool]], state: dict[str, Any]) -> nn.Module:
+    for mixin, keeps_name in mixins:
+        kind = _subclass(mixin, kind, keeps_name)
     module = kind.__new__(kind)
     module.__dict__.update(state)
     return module

@@ -50,6 +50,7 @@ class ImageGenerationMixin(GenerationMixin):
         if inputs.get("inputs_embeds") is None:  # what it tells belongs to the prompt
             inputs.pop("image_mask", None)
         inputs |= self._image_numbers(inputs, input_ids, images["image_grid_hw"], is_first_iteration)
+        inputs |= self._token_positions(inputs, input_ids, images["image_grid_hw"], attention_mask)
         if inputs_embeds is not None:
             if images["pixel_values"] is not None and len(images["pixel_values"]):
                 raise LitEveError("inputs_embeds hold the images already (model.embed_inputs): leave pixel_values out")
@@ -70,15 +71,39 @@ class ImageGenerationMixin(GenerationMixin):
         if kind.is_causal or not (kind.hides or is_first_iteration):  # what comes after the prompt is text
             return {"image_numbers": None}
         if numbers is None and kind.hides and inputs.get("inputs_embeds") is None:
-            grid = input_ids.new_empty(0, 2) if image_grid_hw is None else image_grid_hw
-            slots = (input_ids == self.config.image_token_id).sum()
-            check(slots == self.geometry.num_tokens_of_grid(grid).sum(), "give generate the images of all image slots")
-            numbers = self.number_images(input_ids, grid)
+            self._check_images(input_ids, image_grid_hw)
+            numbers = self.number_images(input_ids, image_grid_hw)
         if numbers is None:
             return {}
         past, new = inputs.get("past_key_values"), inputs.get("inputs_embeds")
         known = (0 if past is None else int(past.get_seq_length())) + (inputs["input_ids"] if new is None else new).shape[1]
         return {"image_numbers": F.pad(numbers, (0, known - numbers.shape[1]), value=-1)}
+
+    def _token_positions(
+        self,
+        inputs: dict[str, Any],
+        input_ids: Tensor,
+        image_grid_hw: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Where the tokens of the next forward stand: (B, what is new, 4), unless they are counted."""
+        given, past, new = (inputs.get(key) for key in ("token_positions", "past_key_values", "inputs_embeds"))
+        if self.positions.is_sequential or (given is None and new is not None):
+            return {}
+        length = (inputs["input_ids"] if new is None else new).shape[1]
+        known = (0 if past is None else int(past.get_seq_length())) + length
+        if given is None:
+            self._check_images(input_ids, image_grid_hw)
+            given = self.position_tokens(input_ids, image_grid_hw, attention_mask)
+            if given.shape[1] != known:
+                raise LitEveError(f"input_ids hold {given.shape[1]} tokens, but with the KV cache there are {known}")
+        given = torch.cat([given, self.positions.following(given, max(known - given.shape[1], 0))], 1)
+        return {"token_positions": given[:, -length:]}
+
+    def _check_images(self, input_ids: Tensor, image_grid_hw: Tensor | None) -> None:
+        grid = input_ids.new_empty(0, 2) if image_grid_hw is None else image_grid_hw
+        slots = (input_ids == self.config.image_token_id).sum()
+        check(slots == self.geometry.num_tokens_of_grid(grid).sum(), "give generate the images of all image slots")
 
     def create_masks_for_generate(self, *args: Any, inputs_embeds: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
         """The masks that ``generate`` makes beforehand, with static caches; those with images are made by the model."""

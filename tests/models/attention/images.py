@@ -17,7 +17,7 @@ def sample(model: EveForConditionalGeneration, pieces: list, seed: int = 0) -> d
     """Random text of so many tokens, and random images of (rows, columns) cells; half of the text is supervised."""
     generator, geometry = torch.Generator().manual_seed(seed), model.geometry
     draw = lambda low, high, *size: torch.randint(low, high, size, generator=generator)  # noqa: E731
-    cell = geometry.cell_size // geometry.patch_size
+    cell = getattr(geometry, "cell_size", geometry.token_size) // geometry.patch_size
     grids = torch.tensor([piece for piece in pieces if isinstance(piece, tuple)], dtype=torch.long).reshape(-1, 2) * cell
     slots, ids = iter(geometry.num_tokens_of_grid(grids).tolist()), []
     for piece in pieces:

@@ -130,6 +130,7 @@ class EveV1Layout(EveLayout):
                 ("patch_embedding.attend_images", config.patch_embedding.get("attend_images", True), (True,)),
                 ("patch_embedding.num_heads", config.patch_embedding.get("num_heads", 8), (8,)),
                 ("image_attention.name", config.image_attention["name"], ("causal",)),
+                ("positions.name", config.positions["name"], ("sequential",)),
                 ("projector.name", config.projector["name"], ("mlp_gelu", "identity")),
                 ("geometry.name", config.geometry["name"], ("eve_v1",)),
                 ("geometry.class_token", geometry.class_token, (True,)),

@@ -140,6 +140,7 @@ class EveV2Layout(EveLayout):
                 ("decoder_kind.name", config.decoder_kind["name"], ("experts", "dense")),
                 ("patch_embedding.name", config.patch_embedding["name"], ("eve_v2",)),
                 ("image_attention.name", config.image_attention["name"], ("causal",)),
+                ("positions.name", config.positions["name"], ("sequential",)),
                 ("projector.name", config.projector["name"], ("identity",)),
                 ("geometry.name", config.geometry["name"], ("eve_v2",)),
                 ("geometry.class_token", geometry.class_token, (True,)),
