@@ -15,7 +15,8 @@ class EveConfig(PreTrainedConfig):
     """Configuration of :class:`~lit_eve.models.EveForConditionalGeneration`.
 
     Args:
-        text_config: config of the decoder, any causal LM of transformers (a config, or a dict with its ``model_type``).
+        text_config: config of the decoder, any causal LM of transformers (a config, or a dict with its ``model_type``). It
+            counts the layers that ``decoder_kind`` adds.
         decoder_kind: ``{"name": ..., **arguments}`` of what is built into the decoder (``dense``: nothing).
         patch_embedding: ``{"name": ..., **arguments}`` of a registered patch embedding.
         projector: ``{"name": ..., **arguments}`` of a registered projector.

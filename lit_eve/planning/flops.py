@@ -192,6 +192,7 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
     decoder, head, config = model.get_decoder(), model.get_output_embeddings(), model.config.text_config
     _check_dense(decoder)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # d
+    scored = model.positions.score_width(width)
     carries = _carries_gradient(model)
     linear, attention, images = Flops(0), Flops(0), None
     if not model.image_attention.is_causal:  # whatever a kind hides, kernels compute
@@ -205,7 +206,7 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
         # Where only some layers have a window, their attention knows; Mistral's asks the config.
         window = getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None))
         pairs = workload.attended_pairs(window, images)
-        forward = 4 * config.num_attention_heads * width * pairs  # scores, and weighted values
+        forward = 2 * config.num_attention_heads * (scored + width) * pairs  # scores, and weighted values
         attention = _add(attention, Flops(forward, 2 * forward * reached))
     return {"decoder": linear, "attention": attention, "lm_head": _linear(head, workload.num_targets, needs_input=carries[-1])}
 

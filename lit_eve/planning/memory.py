@@ -177,7 +177,7 @@ def _fused_attention(
 ) -> Tensor:
     """(B, h, T, d) queries, keys and values -> (B, h, T, d), as on a GPU: flash attention, or the kernel with masks."""
     options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
-    if attn_mask is None and query.dtype in (torch.float16, torch.bfloat16):
+    if attn_mask is None and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] == value.shape[-1]:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, **options)[0]
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))

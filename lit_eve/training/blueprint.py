@@ -37,7 +37,7 @@ from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
 from lit_eve.models.checkpoints.heads import heads_in
 from lit_eve.models.checkpoints.loading import read_architecture
-from lit_eve.models.checkpoints.merging import has_adapters, iterate_merged, merges_of
+from lit_eve.models.checkpoints.merging import has_adapters, iterate_merged
 from lit_eve.models.checkpoints.towers import check_tower, empty_tower
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
@@ -46,6 +46,7 @@ from lit_eve.models.own import model_class_of
 from lit_eve.models.supervision import build_supervision, entries_of, without_weight
 from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
 from lit_eve.training.architecture import differences, is_irrelevant
+from lit_eve.training.growth import Growth, check_growth, is_dense
 from lit_eve.training.keys import check_keys
 from lit_eve.training.towers import NamedTower, beside_tower, check_pixels, check_same_tower, without_tower
 from lit_eve.vision_towers import Normalization, family_of, read_tower
@@ -102,9 +103,9 @@ class Blueprint:
             config.image_token_id = EveProcessor(self._tokenizer, geometry=config.image_geometry).image_token_id
             return config
         if self.decoder is not None:
-            self._check_same_decoder(self._source[0].text_config)
+            self._check_same_decoder(self._source[0])
         config = self._overridden(self._source[0])
-        self._check_same_kind(config)
+        check_growth(self.init_from, self._source[0], config)
         check_same_tower(config, self._source[0], self.init_from)
         return config
 
@@ -159,8 +160,8 @@ class Blueprint:
         model.teacher = None  # whose weights were looked at above
         key = "decoder" if self.init_from is None else "init_from"
         try:  # what the hub has is downloaded
-            stored = self._stored(shapes_only=True)
-            check_weights(model, stored, self._may_be_new, getattr(self, key), *self._grown(model, model.patch_embedding))
+            weights = self._weights(model, model.patch_embedding, shapes_only=True)
+            check_weights(model, may_be_new=self._may_be_new, source=getattr(self, key), **weights)
         except CheckpointError as error:
             raise CheckpointError(f"model.{key}: {error}") from error
 
@@ -183,6 +184,7 @@ class Blueprint:
             model = (self.model_class or model_class_of(config) or EveForConditionalGeneration)(config)
             try:
                 check_takes_masks(self.attn_implementation, model.image_attention)
+                model.positions.check_attention(self.attn_implementation)
             except LitEveError as error:
                 raise ConfigError(f"model.{error}") from error
             teacher = None
@@ -226,7 +228,8 @@ class Blueprint:
         if shard is not None:
             shard(model)
         source = str(self.init_from or self.decoder)
-        fill(model, self._stored(), parts, self._may_be_new, device, source, *self._grown(model, parts["patch_embedding"]))
+        weights = self._weights(model, parts["patch_embedding"])
+        fill(model, parts=parts, may_be_new=self._may_be_new, device=device, source=source, **weights)
         if self.teacher is not None:
             dtype = teacher_dtype or model.dtype
             sizes = model.config.teacher_layer, model.config.teacher_image_size
@@ -283,7 +286,7 @@ class Blueprint:
         except ConfigError as error:
             raise ConfigError(f"model.decoder: {self.decoder!r}: {error}") from error
         config = EveConfig(
-            text_config=copy.deepcopy(text_config),  # models write into their config
+            text_config=self._extended(self.decoder_kind, copy.deepcopy(text_config)),  # models write into their config
             tie_word_embeddings=getattr(text_config, "tie_word_embeddings", False),
             supervision=self.supervision,
             **self._given(planned),
@@ -327,37 +330,31 @@ class Blueprint:
         for key, value in self._given().items():
             if key != "geometry":
                 setattr(config, key, value)
+        if is_dense(self._source[0]) and config.decoder_kind["name"] != "dense":
+            config.text_config = self._extended(config.decoder_kind, config.text_config)
         config.supervision = None if self.supervision is None else [dict(entry) for entry in self.supervision]
         if self.geometry is not None:
             same = self.geometry.get("name") in (None, config.geometry["name"])
             config.geometry = ImageGeometry.from_dict({**(config.geometry if same else {}), **self.geometry}).to_dict()
         return config
 
-    def _check_same_decoder(self, found: PreTrainedConfig) -> None:
-        both = (json.loads(config.to_json_string(use_diff=False)) for config in (found, self._decoder_config))
+    @staticmethod
+    def _extended(kind: Mapping[str, Any] | None, text_config: PreTrainedConfig) -> PreTrainedConfig:
+        """The config of the decoder that a kind makes of a language model of this one."""
+        try:
+            return DECODER_KINDS.build(kind or {"name": "dense"}).config_of(text_config)
+        except ConfigError as error:
+            raise ConfigError(f"model.decoder_kind: {error}") from error
+
+    def _check_same_decoder(self, source: EveConfig) -> None:
+        DECODER_KINDS.require(source.decoder_kind["name"], source.imports.get("decoder_kind"))
+        wanted = self._extended(source.decoder_kind, self._decoder_config)
+        both = (json.loads(config.to_json_string(use_diff=False)) for config in (source.text_config, wanted))
         if lines := [line for line in differences(*both) if not is_irrelevant(line)]:
             raise ConfigError(
                 f"model.init_from: {self.init_from!r} was made around another decoder than model.decoder {self.decoder!r} "
                 f"({'; '.join(lines[:6])})"
             )
-
-    def _check_same_kind(self, config: EveConfig) -> None:
-        """A dense decoder may become any other; adapters may be merged; other kinds stay what they are."""
-        source = self._source[0]
-        found, wanted = source.decoder_kind, config.decoder_kind
-        if found["name"] == "dense" or found == wanted:
-            return
-        DECODER_KINDS.require(found["name"], source.imports.get("decoder_kind"))
-        if DECODER_KINDS.build(found) == DECODER_KINDS.build(wanted):
-            return
-        try:
-            merges_of(source)
-            if wanted["name"] != "dense":
-                raise ConfigError("merge it in a stage of its own first (decoder_kind: {name: dense})")
-        except ConfigError as error:
-            raise ConfigError(
-                f"model.decoder_kind: {self.init_from!r} has the weights of {found}, and this asks for {wanted}: {error}"
-            ) from error
 
     @property
     def _is_merged(self) -> bool:
@@ -396,18 +393,14 @@ class Blueprint:
         around = ["patch_embedding", "projector"] if self.init_from is None else []
         return [*around, *self._entries]
 
-    def _grown(
-        self, model: EveForConditionalGeneration, patch_embedding: torch.nn.Module
-    ) -> tuple[dict[str, str], Iterator[tuple[str, torch.Tensor]]]:
-        """Weights that the kind of decoder adds to those that are there, and that stand beside a vision tower that is read:
-        which are copies of which, and which are drawn."""
-        beside = beside_tower(patch_embedding) if self._tower is not None and self.init_from is None else iter(())
-        if self.init_from is not None and self._source[0].decoder_kind["name"] != "dense":
-            return {}, beside
-        kind, prefix = model.decoder_kind, "language_model."
-        copies = {prefix + new: prefix + old for new, old in kind.copies(model.language_model).items()}
-        drawn = _seeded((prefix + name, tensor) for name, tensor in kind.drawn(model.language_model))
-        return copies, chain(beside, drawn)
+    def _weights(
+        self, model: EveForConditionalGeneration, patch_embedding: torch.nn.Module, shapes_only: bool = False
+    ) -> dict[str, Any]:
+        """Those that are there, copies of them, and new ones: of the decoder, and beside a vision tower that is read."""
+        growth = Growth(model, None if self.init_from is None else self._source[0])
+        beside = beside_tower(patch_embedding) if self._tower is not None and self.init_from is None else ()
+        stored = growth.become(self._stored(shapes_only))
+        return {"stored": stored, "copies": growth.copies, "drawn": chain(beside, growth.drawn())}
 
     def _stored(self, shapes_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors of the weights that are there, without heads that are not wanted or are others here."""
@@ -430,10 +423,3 @@ class Blueprint:
         for name, tensor in weights:
             if not name.startswith(unwanted):
                 yield name, tensor
-
-
-def _seeded(drawn: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """What is drawn, from the beginning of the seed: the same in all processes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch.initial_seed())
-        yield from drawn

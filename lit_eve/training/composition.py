@@ -42,8 +42,10 @@ def print_model(recipe: Recipe) -> None:
         table.add_column(heading, justify=justify)
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config.text_config)
-    added = {name for name, _ in model.language_model.named_parameters()} - {name for name, _ in plain.named_parameters()}
-    counts = parameters_of(sizes, {f"language_model.{name}" for name in added})
+    known = {model.decoder_kind.name_of(name) for name, _ in plain.named_parameters()}
+    added = {name: "decoder_kind" for name, _ in model.language_model.named_parameters() if name not in known}
+    added |= dict.fromkeys(model.positions.weights(model.language_model), "positions")
+    counts = parameters_of(sizes, {f"language_model.{name}": key for name, key in added.items()})
     for key, name, arguments in rows_of(model.config, module.blueprint.decoder):
         table.add_row(key, name, escape(arguments), f"{counts[key]:,}" if counts[key] else "")
     if own:
@@ -89,10 +91,10 @@ def _written(spec: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {json.dumps(value).replace(chr(34), '')}" for name, value in arguments.items())
 
 
-def parameters_of(sizes: Mapping[str, int], added: set[str]) -> Counter[str]:
-    """Parameters by key of a part; ``added`` are those that the decoder's kind adds to it."""
+def parameters_of(sizes: Mapping[str, int], added: Mapping[str, str]) -> Counter[str]:
+    """Parameters by key of a part; ``added`` says of those that the decoder gets which part adds them."""
     counts: Counter[str] = Counter()
     for name, size in sizes.items():
         part = name.split(".")[0]
-        counts["decoder_kind" if name in added else "decoder" if part == "language_model" else part] += size
+        counts[added.get(name, "decoder" if part == "language_model" else part)] += size
     return counts

@@ -135,10 +135,13 @@ def _varlen(
     window: int | None,
 ) -> Tensor:
     """All samples in one call of a kernel that knows their boundaries: (B, h, T, d) -> (B, T, h, d)."""
+    width = value.shape[-1]
+    if width < query.shape[-1]:  # these kernels know one width for all three
+        value = F.pad(value, (0, query.shape[-1] - width))
     flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (B * T, h, d) each, as projected: no copy
     cu, longest = packed.cu_seqlens, packed.max_seqlen
     out = kernels.varlen(kernel, *flat, cu, cu, longest, longest, dropout=dropout, scale=scaling, window=window)
-    return out.unflatten(0, (packed.rows, packed.length))
+    return out[..., :width].unflatten(0, (packed.rows, packed.length))
 
 
 def _sample_by_sample(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lit_eve.errors import ConfigError
 from lit_eve.registry import Registry
@@ -34,11 +34,23 @@ class DecoderKind:
 
     __hash__ = None
 
+    def config_of(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """The config of the decoder that is made of a language model of this config; in a model, ``text_config`` is that one.
+
+        Raises:
+            ConfigError: this cannot be right for the language model's family.
+        """
+        return config
+
+    def name_of(self, name: str) -> str:
+        """How a weight of the language model is called in the extended one."""
+        return name
+
     def extend(self, language_model: PreTrainedModel) -> None:
         """Change a language model in place.
 
-        Called once, before any weight is loaded, often on the meta device: it must not read values. The names of the weights
-        that the language model has by itself must stay.
+        Called once, before any weight is loaded, often on the meta device: it must not read values. Weights that the
+        language model has by itself are called as :meth:`name_of` says.
 
         Raises:
             ConfigError: this cannot be right for the language model's family.

@@ -26,6 +26,11 @@ def swap(module: nn.Module, mixin: type[Swapped], keeps_name: bool = False) -> N
     module.__class__ = _subclass(mixin, type(module), keeps_name)
 
 
+def class_before(module: nn.Module) -> type:
+    """The class that a module had before anything was mixed in front of it."""
+    return _origin(type(module))[0]
+
+
 @cache
 def _subclass(mixin: type[Swapped], kind: type, keeps_name: bool) -> type:
     name = kind.__name__ if keeps_name else f"{mixin.__name__}{kind.__name__}"

@@ -16,7 +16,7 @@ Notation: B rows, T tokens per row, K tokens with those in the KV cache, N image
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +39,9 @@ class Positions:
     is_sequential: ClassVar[bool] = False
     """Whether tokens are counted, as the language model does by itself."""
 
+    adds_weights: ClassVar[bool] = False
+    """Whether the decoder gets weights that the language model does not have."""
+
     def extend(self, language_model: PreTrainedModel) -> None:
         """Change a language model in place so that it takes what :meth:`arguments` gives.
 
@@ -47,6 +50,31 @@ class Positions:
         Raises:
             ConfigError: this cannot be right for the language model.
         """
+
+    def weights(self, language_model: PreTrainedModel) -> set[str]:
+        """The names of all new weights in the extended language model."""
+        return set()
+
+    def begins(self, language_model: PreTrainedModel, name: str, weight: Tensor) -> Iterable[tuple[str, Tensor]]:
+        """New weights that begin as something of a weight of the language model: their names, and full tensors.
+
+        Args:
+            language_model: extended.
+            name: in the extended language model.
+            weight: full, as stored; on the meta device where shapes alone are asked for.
+        """
+        return ()
+
+    def drawn(self, language_model: PreTrainedModel) -> Iterable[tuple[str, Tensor]]:
+        """All other new weights, on the CPU."""
+        return ()
+
+    def check_attention(self, implementation: str | None) -> None:
+        """Raise LitEveError if an attention implementation of transformers cannot compute with these positions."""
+
+    def score_width(self, width: int) -> int:
+        """How many channels queries and keys have in heads of this width."""
+        return width
 
     def steps(self, rows: Tensor, columns: Tensor) -> Tensor:
         """How many steps an image takes.
