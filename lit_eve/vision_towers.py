@@ -126,7 +126,7 @@ def read_tower(name: str | Path, key: str) -> tuple[PreTrainedConfig, Normalizat
         config = tower_config({**written, "model_type": kind})
     except ConfigError as error:
         raise CheckpointError(f"{key}: {name}: its config.json describes no {FAMILIES[kind].title}: {error}") from error
-    return config, _read_normalization(name, FAMILIES[kind], key)
+    return config, read_normalization(name, FAMILIES[kind], key)
 
 
 def tower_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
@@ -163,7 +163,7 @@ def known_titles() -> str:
     return f"{', '.join(first)} or {last}"
 
 
-def _read_normalization(name: str | Path, family: TowerFamily, key: str) -> Normalization:
+def read_normalization(name: str | Path, family: TowerFamily, key: str) -> Normalization:
     """What ``preprocessor_config.json`` says (or a ``processor_config.json`` that holds it); the family's without them."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for file, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):

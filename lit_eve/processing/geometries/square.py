@@ -78,6 +78,16 @@ class SquareGeometry(SquareViews):
         checked_size(width, height)
         return self.image_size, self.image_size
 
+    def views(self, image: Image.Image, images: int = 1) -> list[Image.Image]:
+        """The square. Where it is cut out, the whole photo is resized before, as by CLIP's image processor."""
+        if self.fit != "crop":
+            return super().views(image, images)
+        side, shortest = self.image_size, min(checked_size(*image.size))
+        width, height = (side * length // shortest for length in image.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return [resized.crop((left, top, left + side, top + side))]
+
     def frame(self, image: Image.Image) -> Image.Image:
         """The square around the photo, or in it."""
         width, height = checked_size(*image.size)

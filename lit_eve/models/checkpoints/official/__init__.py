@@ -15,6 +15,7 @@ from lit_eve.models.checkpoints.official.eve import PREPROCESSOR, EveLayout
 from lit_eve.models.checkpoints.official.eve_v1 import EveV1Layout
 from lit_eve.models.checkpoints.official.eve_v2 import EveV2Layout
 from lit_eve.models.checkpoints.official.fuyu import FuyuLayout
+from lit_eve.models.checkpoints.official.llava import LlavaLayout
 from lit_eve.models.config import EveConfig
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "EveV1Layout",
     "EveV2Layout",
     "FuyuLayout",
+    "LlavaLayout",
     "OfficialLayout",
     "layout_for",
     "layout_in",
@@ -31,7 +33,7 @@ __all__ = [
     "titles",
 ]
 
-LAYOUTS: tuple[OfficialLayout, ...] = (EveV1Layout(), EveV2Layout(), FuyuLayout())
+LAYOUTS: tuple[OfficialLayout, ...] = (EveV1Layout(), EveV2Layout(), FuyuLayout(), LlavaLayout())
 
 
 def layout_of(config: dict[str, Any]) -> OfficialLayout | None:
