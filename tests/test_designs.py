@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import lit_eve
 from lit_eve.cli import main
@@ -129,6 +131,27 @@ def test_vora_trains_adapters_patch_embedding_and_heads_and_then_everything():
         assert trains == {name for name, _ in model.named_parameters() if re.match(expected, name)}
 
 
+def test_llava_has_the_published_size():
+    """As transformers' llava-hf/llava-1.5-7b-hf, whose vocabulary has 64 rows more, without CLIP's last layer and last norm,
+    which nothing uses."""
+    with torch.device("meta"):
+        theirs = LlavaForConditionalGeneration(LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}))
+    unused = [
+        parameter.numel()
+        for name, parameter in theirs.model.vision_tower.named_parameters()
+        if name.startswith(("encoder.layers.23.", "post_layernorm."))
+    ]
+    rows = 2 * 64 * 4096
+    first, second, third = stages_of(Path("llava_1.5"))
+    models = [recipe.module.blueprint.skeleton(planned=True) for recipe in (first, third)]
+    for model in models:
+        assert sum(p.numel() for p in model.parameters()) == 7_050_304_512
+        assert model.num_parameters() == theirs.num_parameters() - sum(unused) - rows
+    names = [name for name, _ in models[0].named_parameters()]
+    trained = [{name.split(".")[0] for name, rate in one.module.stage.rates(names).items() if rate} for one in (first, second)]
+    assert trained == [{"projector"}, {"projector", "language_model"}]
+
+
 def test_the_parts_of_a_model_are_printed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     train(["fit", "--config", str(MODELS / "eve_v2/2_vision.yaml"), "--print_model"])
@@ -195,14 +218,17 @@ def test_a_design_trains_through_its_stages(folder, tmp_path, monkeypatch):
             settings |= {"model.decoder": "decoder", "model.template": "vicuna_v1"}
         else:
             settings |= {"model.init_from": before}
-        if read_recipe(str(path)).module.blueprint.teacher is not None:
+        blueprint = read_recipe(str(path)).module.blueprint
+        if blueprint.teacher is not None:
             settings["model.teacher"] = "teacher"
+        if "tower" in (blueprint.patch_embedding or {}):
+            settings["model.patch_embedding.tower"] = "teacher"
         train(["fit", "--config", str(path), *(f"--{key}={value}" for key, value in settings.items())])
         losses = micro.scalars(Path(path.stem), "train/language_loss")
         assert list(losses) == [1, 2] and all(0 < loss < 10 for loss in losses.values())
         before = path.stem
     model, processor = lit_eve.load(before)
-    wanted = stages_of(folder)[1].module.blueprint.decoder_kind
+    wanted = stages_of(folder)[1].module.blueprint.decoder_kind or {"name": "dense"}
     assert model.config.decoder_kind["name"] == wanted["name"]
     question = [{"type": "image", "image": Image.new("RGB", (90, 40), "red")}, {"type": "text", "text": "what is it?"}]
     inputs = processor(conversation=[{"role": "user", "content": question}])

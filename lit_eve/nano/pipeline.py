@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import lit_eve
 from lit_eve.errors import ConfigError, LitEveError
-from lit_eve.files import output_folder, path_argument
+from lit_eve.files import output_folder, path_argument, same_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,7 +149,7 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
     files = {step: shared / f"{name}.yaml" for step, name in SHARED.items()}
     if missing := [path.name for path in files.values() if not path.is_file()]:
         raise ConfigError(f"--config: the folder {config} lacks {', '.join(missing)}")
-    with_teacher = any(settings["model"].get("teacher") for settings in stages.values())
+    with_teacher = any(_sees_through_teacher(settings["model"], output) for settings in stages.values())
     steps: list[Step] = []
 
     def add(
@@ -200,6 +200,12 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
 
     add("report", "write the report", report, evaluation, folder="report.md")
     return steps
+
+
+def _sees_through_teacher(model: Mapping[str, Any], output: Path) -> bool:
+    """Whether a stage needs the miniature's CLIP: as its teacher, or as its vision tower."""
+    tower = (model.get("patch_embedding") or {}).get("tower")
+    return bool(model.get("teacher")) or (isinstance(tower, str) and same_path(tower, str(output / "teacher")))
 
 
 def model_config(name: str) -> Path:
