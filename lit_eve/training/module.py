@@ -67,7 +67,8 @@ class LitEve(LightningModule):
         teacher_layer: hidden state of the teacher that is aligned to; null: -2, or that of init_from.
         teacher_image_size: side in pixels of the squares that the teacher sees; null: what its config says, or that of
             init_from.
-        alignment_weight: factor of the alignment loss in the total loss; null: 1, or that of init_from.
+        alignment_weight: factor of the alignment loss in the total loss, 0: it is not computed; null: 1, or that of
+            init_from.
         supervision: losses at image tokens by name, each with its factor in the total loss and its arguments, as in
             [{name: next_patch, weight: 0.5}]; null: patch_alignment with a teacher, none without. A weight may change over the
             run: [[0.5, 1.0], [1.0, 0.0]] is 1 until half of its steps, and then falls to 0.

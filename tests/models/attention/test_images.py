@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_mask
 from torch.testing import assert_close
 from transformers import DynamicCache
@@ -187,6 +188,25 @@ def test_the_mask_of_flex_attention():
     block_mask = mask.for_decoder(model.get_decoder().config, torch.zeros(*image.shape, 8))
     size = image.shape[1]
     assert torch.equal(create_mask(block_mask.mask_mod, len(image), 1, size, size, device="cpu")[:, 0], whole(mask))
+
+
+@decoders
+@pytest.mark.parametrize("kind", [BIDIRECTIONAL, HIDES, EXPERTS])
+def test_flex_attention_computes_what_sdpa_computes(decoder, kind, monkeypatch):
+    """Its own code without a compiled kernel, which is not there on CPUs for the backward pass; so torch would refuse it."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    model = tiny.model(decoder, **kind)
+    rows = samples(model)
+    batch, padded = tiny.packed([rows[:2], rows[2:]]), without_labels(tiny.padded(rows, "left"))
+    found = {}
+    for name in ("packed_sdpa", "flex_attention"):
+        model.language_model.set_attn_implementation(name)
+        with torch.compiler.set_stance("force_eager"):
+            (output,), gradients = tiny.gradients(model, batch)
+            with torch.no_grad():
+                found[name] = output.loss, gradients, model(**padded).logits[padded["attention_mask"].bool()]
+    for ours, theirs in zip(*found.values(), strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 # ---- generation
