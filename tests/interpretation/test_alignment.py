@@ -71,6 +71,20 @@ def test_cosines_are_those_between_aligner_and_teacher(decoder: str) -> None:
     assert 1 - alone.mean().item() == pytest.approx(model(**encoded).alignment_loss.item(), abs=1e-5)
 
 
+@torch.no_grad()
+def test_cosines_are_of_whole_images_whatever_else_the_model_was_trained_with() -> None:
+    """No other supervision changes what the decoder reads, and a schedule that ended the alignment ends nothing here."""
+    alone, processor = make_model()
+    model, _ = make_model()
+    aligner = {"name": "layerwise", "layer_interval": 1, "num_heads": 4}
+    alignment = {"name": "patch_alignment", "aligner": aligner, "weight": [[0.0, 1.0], [0.5, 0.0]]}
+    model.config.supervision = [{"name": "masked_patches"}, alignment]
+    model.attach_supervision(alone.teacher)
+    model.aligner.load_state_dict(alone.aligner.state_dict())
+    ours, theirs = (teacher_cosine(one.eval(), processor, IMAGES) for one in (model, alone))
+    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+
 def cka(x: np.ndarray, y: np.ndarray) -> float:
     """By the definition: HSIC of centred Gram matrices."""
     centre = np.eye(len(x)) - 1 / len(x)
