@@ -20,18 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from lit_eve.errors import LitEveError
-from lit_eve.nano.pipeline import CONFIG, MODELS, SHARED, model_config, run_pipeline, stages_of
+from lit_eve.nano.pipeline import CONFIG, FIRST, SHARED, designs, model_config, run_pipeline, stages_of
 from lit_eve.nano.seeds import describe, make_parser, measure_over_seeds, write_seeded_config
 
-FIRST = "eve_v1"
-"""The design that makes what the others share."""
 NUMBERS = ("question_accuracy", "shuffled_accuracy", "blind_accuracy", "caption_accuracy", "caption_loss")
 
 
 def designs_of(options: argparse.Namespace) -> list[str]:
-    """EVE v1, and the chosen designs behind it; all by default."""
-    found = sorted(path.parent.name for path in MODELS.glob("*/nano"))
-    chosen = found if options.designs is None else options.designs
+    """EVE v1, which makes what the others share, and the chosen designs behind it; all by default."""
+    chosen = designs() if options.designs is None else options.designs
     return [FIRST, *(name for name in chosen if name != FIRST)]
 
 

@@ -15,13 +15,14 @@ import lit_eve
 from lit_eve.cli import main
 from lit_eve.losses import ALIGNERS
 from lit_eve.models import DECODER_KINDS, IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, POSITIONS, PROJECTORS, SUPERVISIONS
+from lit_eve.nano.pipeline import designs, model_config, read_stage
 from lit_eve.processing import GEOMETRIES
 from lit_eve.training.cli import main as train
 from lit_eve.training.recipe import Recipe, read_recipe
 from tests.training import world as micro
 
 MODELS = Path(__file__).parents[1] / "experiments" / "models"
-FOLDERS = sorted({path.parent.relative_to(MODELS) for path in MODELS.rglob("*.yaml")})
+FOLDERS = sorted({path.parent.relative_to(MODELS) for path in MODELS.rglob("*.yaml") if path.parent.name != "arms"})
 
 
 @cache
@@ -30,7 +31,17 @@ def stages_of(folder: Path) -> list[Recipe]:
 
 
 def test_every_design_has_both_sizes():
-    assert {folder.parts[0] for folder in FOLDERS} == {folder.parts[0] for folder in FOLDERS if folder.name == "nano"}
+    large, small = ({folder.parts[0] for folder in FOLDERS if (folder.name == "nano") is nano} for nano in (False, True))
+    assert large == small - {"eve_v1_hd"} and (MODELS.parent / "eve_7b_hd").is_dir()
+    assert designs() == ["eve_v1", *sorted(small)] and model_config("eve_v1").samefile(MODELS.parent / "nano")
+
+
+def test_eve_v1_hd_is_eve_v1_up_to_its_last_stage():
+    hd, first = MODELS / "eve_v1_hd/nano", MODELS.parent / "nano"
+    for name in ("1_prealign", "2_pretrain"):
+        assert read_stage(hd / f"{name}.yaml", Path("here")) == read_stage(first / f"{name}.yaml", Path("here"))
+    (*_, last), before = stages_of(Path("eve_v1_hd/nano")), read_recipe(str(first / "1_prealign.yaml")).module.blueprint
+    assert last.module.blueprint.geometry == before.geometry | {"image_size": 128} and before.geometry["image_size"] == 64
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)
@@ -103,6 +114,25 @@ def test_eve_v2_trains_what_the_official_stages_train():
         assert len(trained(number)) == 6 + 12 * 28
     for number in (4, 5):
         assert len(trained(number)) == 681
+
+
+@pytest.mark.parametrize(
+    ("arm", "size", "trained"),
+    [("dense", 7_631_094_784, 345), ("mlp", 13_334_299_648, 90)],  # 3 * 3584 * 18944 weights in the MLP of each of 28 layers
+)
+def test_arms_of_eve_v2_have_the_experts_that_they_name(arm, size, trained):
+    recipe = read_recipe(str(MODELS / "eve_v2/arms" / f"{arm}.yaml"))
+    model = recipe.module.blueprint.skeleton(planned=True)
+    assert sum(parameter.numel() for parameter in model.parameters()) == size
+    rates = recipe.module.stage.rates([name for name, _ in model.named_parameters()])
+    assert len([name for name, rate in rates.items() if rate]) == trained
+    small = read_recipe(str(MODELS / "eve_v2/nano/arms" / f"{arm}.yaml"))
+    assert small.module.blueprint.decoder_kind == recipe.module.blueprint.decoder_kind
+    for one, folder in ((recipe, "runs/eve_v2"), (small, "runs/nano_eve_v2")):
+        assert one.module.blueprint.init_from == f"{folder}/1_prealign"
+        assert one.trainer.default_root_dir == f"{folder}_{arm}/2_vision"
+    for one in (recipe, small):  # at the rate of the stage in whose place they stand
+        assert one.module.stage.lr == {True: 3e-3, False: 1e-4}[one is small] and one.module.stage.warmup in (0.03, 0.05)
 
 
 def test_vora_has_the_published_sizes_and_rates():
@@ -184,7 +214,7 @@ def test_printing_a_model_needs_a_recipe(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "eve_v3"], "there is no 'eve_v3'; the designs of .*models are eve_v2"),
+        (["--model", "eve_v3"], "there is no 'eve_v3'; the designs are eve_v1, .*eve_v2"),
         (["--model", "eve_v2", "--config", "experiments/nano"], "give either --model or --config"),
     ],
 )
@@ -193,40 +223,47 @@ def test_wrong_designs(arguments, words, capsys):
     assert re.search(words, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder.name == "nano"], ids=str)
-def test_a_design_trains_through_its_stages(folder, tmp_path, monkeypatch):
-    """Each stage for two steps, around a random decoder; the last model answers."""
+@pytest.fixture
+def micro_world(tmp_path, monkeypatch) -> None:
+    """A random decoder, teacher and shards, in the working directory."""
     monkeypatch.chdir(tmp_path)
     micro.make_decoder(Path("decoder"))
     micro.make_teacher(Path("teacher"), patch_size=16)  # on the grid of 4 x 4 tokens
     micro.make_shards(Path("shards"), 30)
+
+
+def fit(path: Path, before: Path | None) -> Path:
+    """Run a stage of a miniature for two steps; ``before`` is the folder of the one before it."""
+    folder, blueprint = Path(path.stem), read_recipe(str(path)).module.blueprint
+    settings = {
+        "data.train": "shards",
+        "data.validation": "null",
+        "data.max_tokens": 256,
+        "data.num_workers": 0,
+        "trainer.default_root_dir": folder,
+        "trainer.max_steps": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.log_every_n_steps": 1,
+        "trainer.enable_progress_bar": False,
+    }
+    settings |= {"model.decoder": "decoder", "model.template": "vicuna_v1"} if before is None else {"model.init_from": before}
+    if blueprint.teacher is not None:
+        settings["model.teacher"] = "teacher"
+    if "tower" in (blueprint.patch_embedding or {}):
+        settings["model.patch_embedding.tower"] = "teacher"
+    train(["fit", "--config", str(path), *(f"--{key}={value}" for key, value in settings.items())])
+    losses = micro.scalars(folder, "train/language_loss")
+    assert list(losses) == [1, 2] and all(0 < loss < 10 for loss in losses.values())
+    return folder
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder.name == "nano"], ids=str)
+def test_a_design_trains_through_its_stages(folder, micro_world):
+    """Each stage for two steps, around a random decoder; the last model answers."""
     before = None
     for path in sorted((MODELS / folder).glob("*.yaml")):
-        settings = {
-            "data.train": "shards",
-            "data.validation": "null",
-            "data.max_tokens": 256,
-            "data.num_workers": 0,
-            "trainer.default_root_dir": path.stem,
-            "trainer.max_steps": 2,
-            "trainer.accelerator": "cpu",
-            "trainer.devices": 1,
-            "trainer.log_every_n_steps": 1,
-            "trainer.enable_progress_bar": False,
-        }
-        if before is None:
-            settings |= {"model.decoder": "decoder", "model.template": "vicuna_v1"}
-        else:
-            settings |= {"model.init_from": before}
-        blueprint = read_recipe(str(path)).module.blueprint
-        if blueprint.teacher is not None:
-            settings["model.teacher"] = "teacher"
-        if "tower" in (blueprint.patch_embedding or {}):
-            settings["model.patch_embedding.tower"] = "teacher"
-        train(["fit", "--config", str(path), *(f"--{key}={value}" for key, value in settings.items())])
-        losses = micro.scalars(Path(path.stem), "train/language_loss")
-        assert list(losses) == [1, 2] and all(0 < loss < 10 for loss in losses.values())
-        before = path.stem
+        before = fit(path, before)
     model, processor = lit_eve.load(before)
     wanted = stages_of(folder)[1].module.blueprint.decoder_kind or {"name": "dense"}
     assert model.config.decoder_kind["name"] == wanted["name"]
@@ -234,3 +271,11 @@ def test_a_design_trains_through_its_stages(folder, tmp_path, monkeypatch):
     inputs = processor(conversation=[{"role": "user", "content": question}])
     answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert answer.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_arms_of_eve_v2_train_from_its_first_stage(micro_world):
+    first = fit(MODELS / "eve_v2/nano/1_prealign.yaml", None)
+    for arm in sorted((MODELS / "eve_v2/nano/arms").glob("*.yaml")):
+        kind = read_recipe(str(arm)).module.blueprint.decoder_kind
+        model, _ = lit_eve.load(fit(arm, first))
+        assert model.config.decoder_kind == kind

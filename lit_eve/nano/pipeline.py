@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from lit_eve.nano.steps import Journal, Step
 
 RUN = "runs/nano"
+FIRST = "eve_v1"
+"""The design whose miniature is that of ``experiments/nano``."""
 CONFIG = Path(lit_eve.__file__).parents[1] / "experiments" / "nano"
 MODELS = CONFIG.parent / "models"
 METRICS = "metrics.json"
@@ -50,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=path_argument,
         metavar="FOLDER",
-        help=f"folder for all results (default: {RUN}; with --model, {RUN}_MODEL)",
+        help=f"folder for all results (default: {RUN}; of other designs than EVE v1, {RUN}_MODEL)",
     )
     parser.add_argument(
-        "--model", metavar="NAME", help="a design of experiments/models to train instead of EVE v1, for example eve_v2"
+        "--model", metavar="NAME", help="the design to train: eve_v1 (default), or one of experiments/models, such as eve_v2"
     )
     parser.add_argument(
         "--config", type=path_argument, metavar="FOLDER", help="folder with YAML files to use instead of experiments/nano"
@@ -69,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
     if args.model is not None:
         if config is not None:
             raise ConfigError("give either --model or --config")
-        config, output, shared_with = model_config(args.model), args.output or f"{RUN}_{args.model}", Path(RUN)
+        config, shared_with = model_config(args.model), Path(RUN)
+        output = args.output or (RUN if args.model == FIRST else f"{RUN}_{args.model}")
     output_folder(output, "--output")
     try:
         run_pipeline(Path(output), config, args.redo, shared_with)
@@ -208,16 +211,20 @@ def _sees_through_teacher(model: Mapping[str, Any], output: Path) -> bool:
     return bool(model.get("teacher")) or (isinstance(tower, str) and same_path(tower, str(output / "teacher")))
 
 
+def designs() -> list[str]:
+    """EVE v1, and the designs of ``experiments/models`` behind it."""
+    return [FIRST, *sorted(path.parent.name for path in MODELS.glob("*/nano"))]
+
+
 def model_config(name: str) -> Path:
     """The folder with the miniature's stages of a design.
 
     Raises:
         ConfigError: there is no such design.
     """
-    known = sorted(path.parent.name for path in MODELS.glob("*/nano"))
-    if name not in known:
-        raise ConfigError(f"--model: there is no {name!r}; the designs of {MODELS} are {', '.join(known)}")
-    return MODELS / name / "nano"
+    if name not in (known := designs()):
+        raise ConfigError(f"--model: there is no {name!r}; the designs are {', '.join(known)}")
+    return _default_config() if name == FIRST else MODELS / name / "nano"
 
 
 def stages_of(config: Path) -> list[str]:

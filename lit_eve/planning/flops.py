@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_eve.errors import ConfigError
-from lit_eve.models.decoders import blocks_of, modules_by_tokens
+from lit_eve.models.decoders import blocks_of, final_norm_of, modules_by_tokens
 from lit_eve.models.own import model_class_of
 from lit_eve.models.patch_embeddings import takes_grid
 from lit_eve.models.splice import ImageLayout
@@ -218,7 +218,7 @@ def _carries_gradient(model: EveForConditionalGeneration) -> list[bool]:
     carries = [_trains(model.patch_embedding, model.projector, model.get_input_embeddings(), *changing)]
     for layer in blocks_of(model.get_decoder()):
         carries.append(carries[-1] or _trains(layer))
-    carries[-1] |= _trains(model.get_decoder().norm)
+    carries[-1] |= _trains(final_norm_of(model.get_decoder()))
     return carries
 
 
@@ -273,7 +273,7 @@ def _linear(module: nn.Linear, rows: int, needs_input: bool = False) -> Flops:
 
 def _check_dense(decoder: nn.Module) -> None:
     kind = type(decoder).__name__
-    if not hasattr(decoder, "norm") or not all(hasattr(layer, "self_attn") for layer in blocks_of(decoder)):
+    if final_norm_of(decoder) is None or not all(hasattr(layer, "self_attn") for layer in blocks_of(decoder)):
         raise ConfigError(f"the FLOPs of {kind} are not known: not all its layers are attention and linear layers")
     known = {id(module.weight) for module in decoder.modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     for name, parameter in decoder.named_parameters():

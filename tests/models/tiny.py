@@ -19,6 +19,7 @@ DECODERS = {
     "llama_gqa": {"model_type": "llama", **COMMON, "num_key_value_heads": 2},
     "qwen2_tied": {"model_type": "qwen2", **COMMON, "num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", **COMMON, "num_key_value_heads": 2, "head_dim": 16},
+    "persimmon": {"model_type": "persimmon", **COMMON},
 }
 
 

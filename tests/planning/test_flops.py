@@ -84,7 +84,9 @@ def seen_by_torch(model, batch, monkeypatch) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("stage", [*STAGES.values(), HALF, ALIGNER, UPPER], ids=lambda stage: stage.name)
-@pytest.mark.parametrize(("decoder", "kind"), [("llama", "dense"), ("qwen3", "dense"), ("qwen3", "experts")])
+@pytest.mark.parametrize(
+    ("decoder", "kind"), [("llama", "dense"), ("persimmon", "dense"), ("qwen3", "dense"), ("qwen3", "experts")]
+)
 @pytest.mark.parametrize("patch_embedding", [{"name": "eve_v1", "width": 16, "num_heads": 4}, {"name": "linear", "width": 16}])
 def test_every_part_is_what_torch_counts(stage, decoder, kind, patch_embedding, monkeypatch):
     parts_are_what_torch_counts(monkeypatch, stage, decoder, decoder_kind={"name": kind}, patch_embedding=patch_embedding)

@@ -16,7 +16,7 @@ from lit_eve.models.decoders.kinds import DECODER_KINDS, DecoderKind, Dense, Mer
 from lit_eve.models.decoders.pre_buffer import PreBuffer
 from lit_eve.models.decoders.routing import ImageSlots, modules_by_tokens
 from lit_eve.models.decoders.side_by_side import SideBySide, packed_inputs, usual_attention
-from lit_eve.models.decoders.structure import blocks_of, decoder_of
+from lit_eve.models.decoders.structure import blocks_of, decoder_of, final_norm_of
 
 __all__ = [
     "DECODER_KINDS",
@@ -34,6 +34,7 @@ __all__ = [
     "check_image_attention",
     "decoder_of",
     "embed_tokens",
+    "final_norm_of",
     "keeps_samples_apart",
     "longest_sample",
     "modules_by_tokens",

@@ -21,6 +21,11 @@ def decoder_of(language_model: PreTrainedModel) -> PreTrainedModel:
     raise LitEveError(f"{type(language_model).__name__} has no decoder that could be run without its head")
 
 
+def final_norm_of(decoder: PreTrainedModel) -> nn.Module | None:
+    """What normalises the output of the last block (``norm``, ``final_layernorm``); None where it has another name."""
+    return next((getattr(decoder, name) for name in ("norm", "final_layernorm") if hasattr(decoder, name)), None)
+
+
 def blocks_of(decoder: PreTrainedModel) -> nn.ModuleList:
     """The decoder's L blocks, whatever their name (``layers``, ``h``, ``blocks``).
 
