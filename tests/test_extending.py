@@ -13,11 +13,12 @@ import torch
 from torch.testing import assert_close
 
 import lit_eve
+import lit_eve.testing
 from lit_eve.cli import main as lit_eve_command
 from lit_eve.errors import ConfigError
 from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.evaluation.tasks import find_tasks
-from lit_eve.testing import check_patch_embedding
+from lit_eve.testing import check_patch_embedding, check_variant
 from lit_eve.training.cli import EveCLI
 from tests.models import tiny
 from tests.training import world as micro
@@ -70,6 +71,14 @@ def test_all_of_it_trains(place):
 def test_the_part_keeps_the_contract(place):
     import_module("my_eve")
     check_patch_embedding({"name": "strided", "width": 16})
+
+
+def test_a_composition_keeps_the_contract(place):
+    import_module("my_eve")
+    page = {"lit_eve": lit_eve}
+    exec(blocks("py")[0], page)
+    page["test_my_parts_keep_the_contract"]()
+    assert check_variant({"geometry": {"name": "shrunk", "patch_size": 4}}) == {}
 
 
 def test_the_geometry_is_a_part_of_the_model(place, tmp_path):

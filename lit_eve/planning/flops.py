@@ -203,12 +203,16 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
         for module, of_images in modules_by_tokens(layer):
             if isinstance(module, nn.Linear):
                 linear = _add(linear, _linear(module, tokens[of_images], needs_input=reached))
-        # Where only some layers have a window, their attention knows; Mistral's asks the config.
-        window = getattr(layer.self_attn, "sliding_window", getattr(config, "sliding_window", None))
-        pairs = workload.attended_pairs(window, images)
+        pairs = workload.attended_pairs(window_of(layer, config), images)
         forward = 2 * config.num_attention_heads * (scored + width) * pairs  # scores, and weighted values
         attention = _add(attention, Flops(forward, 2 * forward * reached))
     return {"decoder": linear, "attention": attention, "lm_head": _linear(head, workload.num_targets, needs_input=carries[-1])}
+
+
+def window_of(block: nn.Module, config: PreTrainedConfig) -> int | None:
+    """How many tokens a block's attention sees of those not behind the query, itself with them; None: all."""
+    # Where only some layers have a window, their attention knows; Mistral's asks the config.
+    return getattr(block.self_attn, "sliding_window", getattr(config, "sliding_window", None))
 
 
 def _carries_gradient(model: EveForConditionalGeneration) -> list[bool]:

@@ -7,8 +7,11 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from lit_eve.losses import FrozenTeacher, target_positions_of
+from lit_eve.losses import FrozenTeacher
 from lit_eve.models import EveConfig, EveForConditionalGeneration
+from lit_eve.testing.samples import packed, padded
+
+__all__ = ["packed", "padded"]  # tests take them from here, beside what is below
 
 VOCAB = 61
 GEOMETRY = {"image_size": 64, "patch_size": 4, "pool_size": 2, "cells": 8}
@@ -71,44 +74,6 @@ def samples(model: EveForConditionalGeneration, images: list[int], seed: int = 0
             }
         )
     return out
-
-
-def _images(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.cat([row[key] for row in rows]) for key in ("pixel_values", "image_grid_hw", "teacher_pixel_values")}
-
-
-def padded(rows: list[dict[str, Tensor]], side: str = "right") -> dict[str, Tensor]:
-    length = max(len(row["input_ids"]) for row in rows)
-
-    def pad(x: Tensor, value: int) -> Tensor:
-        missing = length - len(x)
-        return torch.nn.functional.pad(x, (0, missing) if side == "right" else (missing, 0), value=value)
-
-    return {
-        "input_ids": torch.stack([pad(row["input_ids"], 0) for row in rows]),
-        "labels": torch.stack([pad(row["labels"], -100) for row in rows]),
-        "attention_mask": torch.stack([pad(torch.ones_like(row["input_ids"]), 0) for row in rows]),
-        **_images(rows),
-    }
-
-
-def packed(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """Each inner list becomes one row; the tail of a shorter row is a sample of its own, without labels."""
-    length = max(sum(len(sample["input_ids"]) for sample in row) for row in rows)
-    ids, labels, positions, lengths = [], [], [], []
-    for row in rows:
-        tail = length - sum(len(sample["input_ids"]) for sample in row)
-        padding = {"input_ids": torch.zeros(tail, dtype=torch.long), "labels": torch.full((tail,), -100)}
-        parts = [*row, padding] if tail else row
-        ids.append(torch.cat([part["input_ids"] for part in parts]))
-        labels.append(torch.cat([part["labels"] for part in parts]))
-        positions.append(torch.cat([torch.arange(len(part["input_ids"])) for part in parts]))
-        lengths += [len(part["input_ids"]) for part in parts]
-    batch = {"input_ids": torch.stack(ids), "labels": torch.stack(labels), "position_ids": torch.stack(positions)}
-    batch["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0).int()
-    batch["max_seqlen"] = max(lengths)
-    batch["target_positions"] = target_positions_of(batch["labels"])
-    return batch | _images([sample for row in rows for sample in row])
 
 
 def gradients(model: EveForConditionalGeneration, *batches: dict[str, Tensor], **kwargs) -> tuple[list, dict[str, Tensor]]:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from lit_eve.models import EveForConditionalGeneration
-from tests.models import tiny
+from lit_eve.testing.samples import sample_of, without_labels
+
+__all__ = ["without_labels"]  # taken from here, beside what is below
 
 BIDIRECTIONAL = {"image_attention": {"name": "bidirectional"}}
 # Text of so many tokens, images of so many cells: in front, at the end, side by side, alone, and none.
@@ -15,26 +17,9 @@ LAYOUTS = [[(1, 2), 4, (2, 1), 3], [5, (2, 2), (1, 3), 2], [3, (3, 1)], [7], [2,
 
 def sample(model: EveForConditionalGeneration, pieces: list, seed: int = 0) -> dict[str, Tensor]:
     """Random text of so many tokens, and random images of (rows, columns) cells; half of the text is supervised."""
-    generator, geometry = torch.Generator().manual_seed(seed), model.geometry
-    draw = lambda low, high, *size: torch.randint(low, high, size, generator=generator)  # noqa: E731
-    cell = getattr(geometry, "cell_size", geometry.token_size) // geometry.patch_size
-    grids = torch.tensor([piece for piece in pieces if isinstance(piece, tuple)], dtype=torch.long).reshape(-1, 2) * cell
-    slots, ids = iter(geometry.num_tokens_of_grid(grids).tolist()), []
-    for piece in pieces:
-        if isinstance(piece, tuple):
-            ids.append(torch.full((next(slots),), model.config.image_token_id))
-        else:
-            ids.append(draw(3, tiny.VOCAB, piece))
-    ids = torch.cat(ids)
-    supervised = (torch.rand(len(ids), generator=generator) < 0.5) & (ids != model.config.image_token_id)
-    supervised[0] = False
-    return {
-        "input_ids": ids,
-        "labels": torch.where(supervised, ids, -100),
-        "pixel_values": draw(0, 256, int(grids.prod(1).sum()), geometry.patch_dim).to(torch.uint8),
-        "image_grid_hw": grids,
-        "teacher_pixel_values": draw(0, 256, len(grids), 3, 64, 64).to(torch.uint8),
-    }
+    cell = getattr(model.geometry, "cell_size", model.geometry.token_size) // model.geometry.patch_size
+    grids = lambda piece: [(piece[0] * cell, piece[1] * cell)]  # noqa: E731
+    return sample_of(model, [grids(piece) if isinstance(piece, tuple) else piece for piece in pieces], seed)
 
 
 def samples(model: EveForConditionalGeneration) -> list[dict[str, Tensor]]:
@@ -60,10 +45,6 @@ def both_ways(images: list[int], window: int | None = None) -> Tensor:
             back = key <= query and (window is None or query - key < window)
             mask[query, key] = back or (images[query] == images[key] != -1)
     return mask
-
-
-def without_labels(batch: dict) -> dict:
-    return {key: value for key, value in batch.items() if key not in ("labels", "teacher_pixel_values", "target_positions")}
 
 
 def logits_under(model: EveForConditionalGeneration, one: dict[str, Tensor], masks: dict[str, Tensor] | Tensor) -> Tensor:

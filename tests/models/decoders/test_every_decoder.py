@@ -19,6 +19,7 @@ from lit_eve.models.checkpoints.skeletons import unsaved_buffers
 from lit_eve.models.decoders import blocks_of, check_decoder, longest_sample, reads_longer_samples
 from lit_eve.models.decoders.families import PACKED, POSITION_TABLES, REFUSED, SIDE_BY_SIDE
 from lit_eve.models.taps import hidden_state_taps
+from lit_eve.testing.samples import without_labels
 from lit_eve.training.blueprint import Blueprint
 from tests.models import tiny
 from tests.models.decoders.decoder_families import FAMILIES, VOCAB, tiny_config, tiny_model
@@ -41,10 +42,6 @@ def tokenizer():
     words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(VOCAB)}, unk_token="w3"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w3")
-
-
-def without_labels(batch):
-    return {key: value for key, value in batch.items() if key not in ("labels", "teacher_pixel_values")}
 
 
 @families

@@ -18,15 +18,12 @@ from lit_eve.interpretation import AttentionRecorder
 from lit_eve.interpretation.recording import ActivationRecorder
 from lit_eve.models import EveConfig, EveForConditionalGeneration
 from lit_eve.models.decoders.routing import Routed, image_copies
+from lit_eve.testing.samples import without_labels
 from tests.models import tiny
 from tests.two_processes import in_two_processes
 
 ALL = {"name": "experts", "parts": ["norms", "attention", "mlp"]}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def without_labels(batch):
-    return {key: value for key, value in batch.items() if key not in ("labels", "teacher_pixel_values")}
 
 
 @pytest.fixture

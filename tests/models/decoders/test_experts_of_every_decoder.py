@@ -11,6 +11,7 @@ from lit_eve.models import EveConfig, EveForConditionalGeneration
 from lit_eve.models.decoders.experts import HEADS_FIRST, PARTS
 from lit_eve.models.decoders.families import PACKED, SIDE_BY_SIDE
 from lit_eve.models.decoders.routing import image_copies
+from lit_eve.testing.samples import without_labels
 from tests.models import tiny
 from tests.models.decoders.decoder_families import FAMILIES, tiny_config
 
@@ -51,10 +52,6 @@ def copy_twins(model: EveForConditionalGeneration, noise: float = 0.0) -> None:
         weights[copied].copy_(weights[twin])
         if weights[copied].is_floating_point():
             weights[copied].add_(torch.randn_like(weights[copied]), alpha=noise)
-
-
-def without_labels(batch):
-    return {key: value for key, value in batch.items() if key not in ("labels", "teacher_pixel_values", "target_positions")}
 
 
 @pytest.mark.parametrize(
