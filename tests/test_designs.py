@@ -135,6 +135,18 @@ def test_arms_of_eve_v2_have_the_experts_that_they_name(arm, size, trained):
         assert one.module.stage.lr == {True: 3e-3, False: 1e-4}[one is small] and one.module.stage.warmup in (0.03, 0.05)
 
 
+def test_fuyu_has_the_published_size():
+    """adept/fuyu-8b has 9,408,238,592 parameters; here the word that ends a row of patches is a part of its own."""
+    for recipe, around in zip(stages_of(Path("fuyu")), (True, False, False), strict=True):
+        model = recipe.module.blueprint.skeleton(planned=True)
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        assert sum(sizes.values()) == 9_408_238_592 + 4096
+        trained = {name for name, rate in recipe.module.stage.rates(list(sizes)).items() if rate}
+        assert trained == ({name for name in sizes if name.startswith("patch_embedding.")} if around else sizes.keys())
+        assert recipe.module.blueprint.image_mean == recipe.module.blueprint.image_std == [0.5, 0.5, 0.5]
+        assert model.geometry.num_tokens(1920, 1080) == 36 * 65
+
+
 def test_vora_has_the_published_sizes_and_rates():
     """Rank 1024 in all linear layers of 24 of 28: r times the rows and columns of each matrix (the official LoRALayer)."""
     first, second = stages_of(Path("vora"))
@@ -252,6 +264,8 @@ def fit(path: Path, before: Path | None) -> Path:
         settings["model.teacher"] = "teacher"
     if "tower" in (blueprint.patch_embedding or {}):
         settings["model.patch_embedding.tower"] = "teacher"
+    if (blueprint.projector or {}).get("name") == "identity" and "width" in blueprint.patch_embedding:
+        settings["model.patch_embedding.width"] = 32  # as wide as the decoder
     train(["fit", "--config", str(path), *(f"--{key}={value}" for key, value in settings.items())])
     losses = micro.scalars(folder, "train/language_loss")
     assert list(losses) == [1, 2] and all(0 < loss < 10 for loss in losses.values())
