@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -194,6 +195,40 @@ def test_llava_has_the_published_size():
     assert trained == [{"projector"}, {"projector", "language_model"}]
 
 
+def test_neo_has_the_published_sizes_and_rates():
+    """Layers, channels and stages of the official scripts (tests/data/neo/stages.json), around Qwen3-1.7B and Qwen3-8B."""
+    stages = stages_of(Path("neo"))
+    first = stages[0].module.blueprint
+    model = first.skeleton(planned=True)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    layer = 2 * 2048 * 2048 + 2 * 2048 * 1024 + 3 * 2048 * 6144 + 2 * 2048 + 2 * 128  # of Qwen3-1.7B
+    channels = 2048 * 2048 + 2048 * 1024 + 4 * 64
+    patches = 768 * 1024 + 1024 + 4 * 1024 * 2048 + 2048
+    assert sum(sizes.values()) == 40 * (layer + channels) + (151_936 + 1) * 2048 + patches == 2_585_453_568
+    assert sum(size for name, size in sizes.items() if re.search(r"_hw\.|_norm_[hw]\.", name)) == 40 * channels
+    larger = replace(first, decoder="Qwen/Qwen3-8B", decoder_kind={"name": "pre_buffer", "layers": 6}).skeleton(planned=True)
+    assert sum(parameter.numel() for parameter in larger.parameters()) == 10_246_797_312
+    found = [
+        (one.module.stage.lr, one.module.stage.warmup, one.module.lr_floor, one.trainer.max_steps, one.data.max_tokens)
+        for one in stages
+    ]
+    assert found == [
+        (8e-4, 1000, 0.1, 200_000, 16384),
+        (5e-5, 0.03, 0.2, 50_000, 32768),
+        (6e-5, 0.03, 0.1, 4500, 34816),
+    ]
+    assert [one.module.blueprint.geometry["max_pixels"] for one in stages] == [2**22, 2**24, 2**24]
+
+
+def test_neo_trains_what_is_new_and_then_everything():
+    for number, recipe in enumerate(stages_of(Path("neo"))):
+        model = recipe.module.blueprint.skeleton(planned=True)
+        recipe.module.stage.apply(model)
+        trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        expected = r"patch_embedding|.*\.layers\.(\d|1[01])\.|.*_hw\.|.*_norm_[hw]\." if number == 0 else ""
+        assert trains == {name for name, _ in model.named_parameters() if re.match(expected, name)}
+
+
 def test_the_parts_of_a_model_are_printed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     train(["fit", "--config", str(MODELS / "eve_v2/2_vision.yaml"), "--print_model"])
@@ -206,6 +241,16 @@ def test_the_parts_of_a_model_are_printed(capsys, monkeypatch):
     assert row("decoder_kind") == "│ decoder_kind │ experts │ parts: [norms, attention, mlp] │ 6,525,618,176 │"
     assert row("patch_embedding") == "│ patch_embedding │ eve_v2 │ patch_width: 1024 │ 15,478,272 │"
     assert row("all") == "│ all │ │ 14,156,712,960 │ │" and row("trainable") == "│ trainable │ │ 6,541,096,448 │ │"
+
+
+def test_new_layers_and_channels_are_printed_with_what_adds_them(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    train(["fit", "--config", str(MODELS / "neo/1_pretrain.yaml"), "--print_model"])
+    printed = re.sub(r" +", " ", capsys.readouterr().out)
+    layer, channels = 50_336_000, 6_291_712
+    assert f"40 layers of width 2048, 151936 words │ {28 * layer + 151_937 * 2048:,} │" in printed
+    assert f"│ decoder_kind │ pre_buffer │ layers: 12 │ {12 * layer:,} │" in printed
+    assert f"│ positions │ neo │ theta_hw: 10000.0 │ {40 * channels:,} │" in printed
 
 
 def test_supervisions_are_printed_with_what_they_train(capsys, monkeypatch):
@@ -279,8 +324,8 @@ def test_a_design_trains_through_its_stages(folder, micro_world):
     for path in sorted((MODELS / folder).glob("*.yaml")):
         before = fit(path, before)
     model, processor = lit_eve.load(before)
-    wanted = stages_of(folder)[1].module.blueprint.decoder_kind or {"name": "dense"}
-    assert model.config.decoder_kind["name"] == wanted["name"]
+    wanted = [recipe.module.blueprint.decoder_kind for recipe in stages_of(folder)]  # later stages go on with what they find
+    assert model.config.decoder_kind["name"] == ([kind["name"] for kind in wanted if kind] or ["dense"])[-1]
     question = [{"type": "image", "image": Image.new("RGB", (90, 40), "red")}, {"type": "text", "text": "what is it?"}]
     inputs = processor(conversation=[{"role": "user", "content": question}])
     answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)

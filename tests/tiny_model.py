@@ -16,7 +16,7 @@ from tests.models.tiny import GEOMETRY
 
 
 def make_tiny(
-    decoder: str = "llama", seed: int = 0, kind: str = "dense", geometry: dict[str, Any] = GEOMETRY
+    decoder: str = "llama", seed: int = 0, kind: str = "dense", geometry: dict[str, Any] = GEOMETRY, **parts: Any
 ) -> tuple[EveForConditionalGeneration, EveProcessor]:
     """Model (in eval mode) and processor; weights large enough for answers that depend on the image."""
     tokenizer = make_tokenizer()
@@ -41,6 +41,7 @@ def make_tiny(
         patch_embedding={"name": "eve_v1", "width": 32},
         geometry=geometry,
         image_token_id=processor.image_token_id,
+        **parts,
         **ids,
     )
     torch.manual_seed(seed)

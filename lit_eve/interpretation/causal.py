@@ -157,11 +157,14 @@ def ablate_heads(
     pairs = torch.cartesian_prod(torch.tensor(layers), torch.tensor(heads))  # (L * h, 2)
     embeds = model.embed_inputs(forced.input_ids, seen.inputs["pixel_values"], seen.inputs["image_grid_hw"])  # (1, T, D)
     numbers = model.number_images(forced.input_ids, seen.inputs["image_grid_hw"])  # (1, T)
+    positions = model.position_tokens(forced.input_ids, seen.inputs["image_grid_hw"])  # (1, T, 4), or None
     scores = []
     for rows in _batches(len(pairs), batch_size, progress):
         silent = torch.where(rows[:, None] < 0, -1, pairs[rows]).to(embeds.device)  # (R, 2): layer and head; -1: none
         called: set[int] = set()
         inputs = {"inputs_embeds": embeds.expand(len(rows), -1, -1), "image_numbers": numbers.expand(len(rows), -1)}
+        if positions is not None:
+            inputs["token_positions"] = positions.expand(len(rows), -1, -1)
         with intercept_attention(model, partial(_silence, silent, called), layers):
             output = model(**inputs, use_cache=False, logits_to_keep=forced.positions)
         if called != set(layers):

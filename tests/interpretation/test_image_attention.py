@@ -16,6 +16,8 @@ from tests.models import tiny
 from tests.models.attention.images import BIDIRECTIONAL, both_ways, numbers, samples, without_labels
 from tests.tiny_model import make_tiny, scene_image
 
+THW, NEO = ({"positions": {"name": name}} for name in ("thw", "neo"))
+
 
 @pytest.mark.parametrize("name", ["packed", "packed_sdpa", "sdpa", "eager"])
 def test_recorded_rows_are_those_of_the_mask(name):
@@ -61,19 +63,26 @@ def test_chosen_rows_and_the_steps_of_a_generation():
     assert all(bool((step > 0).all()) and step.shape[2] == 1 for step in steps)
 
 
-def test_rollout_and_ablation_see_the_same_model():
-    """They give embeddings to the model, which must be told of the images beside."""
+@pytest.mark.parametrize(
+    "parts", [BIDIRECTIONAL, {"positions": {"name": "thw"}}, BIDIRECTIONAL | {"positions": {"name": "neo"}}]
+)
+def test_rollout_and_ablation_see_the_same_model(parts):
+    """They give embeddings to the model, which must be told of the images and of positions beside."""
     stock, processor = make_tiny()
     config = copy.deepcopy(stock.config)
-    config.image_attention = {"name": "bidirectional"}
+    for key, spec in parts.items():
+        setattr(config, key, spec)
     model = EveForConditionalGeneration(config).eval()
-    model.load_state_dict(stock.state_dict())
+    model.load_state_dict(stock.state_dict(), strict=False)
+    for name, parameter in model.named_parameters():
+        if "k_norm_" in name:  # neo's begin at 0
+            torch.nn.init.ones_(parameter)
     seen = attend(model, processor, [scene_image(0), scene_image(1)], "where is the red circle?", max_new_tokens=3)
     found, ablated = rollout(model, seen), ablate_heads(model, seen, layers=[0])
     model.language_model.set_attn_implementation("eager")
     with torch.no_grad():
         output, scores = read_again(model, seen, output_attentions=True)
-    assert output.attentions[0][0].triu(1).any()
+    assert output.attentions[0][0].triu(1).any() == ("image_attention" in parts)
     assert_close(ablated.intact, scores, rtol=1e-4, atol=1e-5)
     product = torch.eye(output.logits.shape[1])
     for weights in output.attentions:
@@ -82,5 +91,5 @@ def test_rollout_and_ablation_see_the_same_model():
         row = product[seen.inputs["input_ids"].shape[1] + step - 1]
         for image, expected in enumerate(on_images(row, seen, model.config.image_token_id)):
             assert_close(found[image][index], expected, rtol=1e-4, atol=1e-6)
-    with pytest.raises(LitEveError, match="give image_numbers"):
+    with pytest.raises(LitEveError, match="give (image_numbers|token_positions)"):
         model(inputs_embeds=torch.zeros(1, 3, 32))

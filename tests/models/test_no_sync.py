@@ -75,6 +75,18 @@ def test_images_that_see_both_ways_ask_nothing(dtype):
     assert not calls.keys() & {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_varlen_attn"}
 
 
+@pytest.mark.parametrize("image_attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("positions", ["thw", "neo"])
+def test_positions_ask_nothing(positions, image_attention):
+    parts = {"positions": {"name": positions}, "image_attention": {"name": image_attention}}
+    model = tiny.model("llama_gqa", with_teacher=True, decoder_kind={"name": "pre_buffer", "layers": 1}, **parts)
+    batch = to_meta(tiny.packed([tiny.samples(model, [1, 0, 2]), tiny.samples(model, [0, 1], 1)]))
+    model.to("meta", torch.bfloat16)
+    calls = step(model, STAGES["pretrain"], batch | {"num_targets": torch.empty((), device="meta"), "num_images": 3})
+    assert not calls.keys() & {"_local_scalar_dense", "nonzero", "masked_select", "unique"}
+    assert calls["_varlen_attn_backward"] == (4 if image_attention == "causal" else 0)
+
+
 def test_the_meta_device_notices_a_question():
     """Without the positions that the collate function found, the labels must be looked at."""
     model = tiny.model()

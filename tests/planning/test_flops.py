@@ -98,6 +98,12 @@ def test_adapters_are_what_torch_counts(stage, monkeypatch):
     parts_are_what_torch_counts(monkeypatch, stage, "qwen3", decoder_kind=kind, patch_embedding={"name": "linear", "width": 16})
 
 
+@pytest.mark.parametrize("stage", [STAGES["prealign"], STAGES["pretrain"], UPPER], ids=lambda stage: stage.name)
+def test_channels_for_row_and_column_are_what_torch_counts(stage, monkeypatch):
+    parts = {"decoder_kind": {"name": "pre_buffer", "layers": 1}, "positions": {"name": "neo"}}
+    parts_are_what_torch_counts(monkeypatch, stage, "qwen3", **parts, patch_embedding={"name": "linear", "width": 16})
+
+
 def parts_are_what_torch_counts(monkeypatch, stage, decoder, **variant):
     variant["geometry"] = tiny.HD_GEOMETRY
     model = tiny.model(decoder, with_teacher=True, **variant)

@@ -109,6 +109,7 @@ class Decoder:
         self._cache: DynamicCache | None = None
         self._mask = torch.empty(0, 0, dtype=torch.int64)  # (B, T)
         self._next = torch.empty(0, 1, dtype=torch.int64)  # (B, 1)
+        self._positions: Tensor | None = None  # (B, 1, 4) of the next tokens, unless they are counted
 
     @property
     def takes_more(self) -> bool:
@@ -132,6 +133,9 @@ class Decoder:
         inputs = {key: value.to(device) for key, value in (padded | images).items()}
         mask = inputs["attention_mask"]
         output = self.model(**inputs, position_ids=_positions(mask), use_cache=True, logits_to_keep=1)
+        positions = self.model.position_tokens(inputs["input_ids"], inputs["image_grid_hw"], mask)
+        if positions is not None:
+            positions = self.model.positions.following(positions, 1)
         for row in rows:
             row.inputs = None  # pixels are of no further use
         tokens = [row.choose(scores) for row, scores in zip(rows, output.logits[:, -1], strict=True)]
@@ -139,8 +143,11 @@ class Decoder:
         if self.rows:
             self._cache, self._mask = _joined(self._cache, self._mask, output.past_key_values, mask)
             self._next = torch.cat([self._next, following])
+            if positions is not None:
+                positions = torch.cat([self._positions, positions])
         else:
             self._cache, self._mask, self._next = output.past_key_values, mask, following
+        self._positions = positions
         self.rows += rows
 
     @torch.inference_mode()
@@ -151,10 +158,13 @@ class Decoder:
             input_ids=self._next,
             attention_mask=self._mask,
             position_ids=_positions(self._mask)[:, -1:],
+            token_positions=self._positions,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
         )
+        if self._positions is not None:
+            self._positions = self.model.positions.following(self._positions, 1)
         scores = output.logits[:, -1]  # (B, V)
         tokens = [0 if row.finished else row.choose(scores[i]) for i, row in enumerate(self.rows)]
         self._next = torch.tensor(tokens, device=scores.device)[:, None]
@@ -169,6 +179,8 @@ class Decoder:
             kept = torch.tensor(left, device=self._mask.device)
             self.rows = [self.rows[i] for i in left]
             self._next, mask = self._next[kept], self._mask[kept]
+            if self._positions is not None:
+                self._positions = self._positions[kept]
             padding = int(mask.argmax(1).min())  # in front of every prompt
             self._mask = mask[:, padding:]
             for layer in self._cache.layers:
