@@ -90,10 +90,13 @@ class EvePreTrainedModel(PreTrainedModel):
         """As in transformers, which replaces forwards of modules by kernels of the hub.
 
         Raises:
-            ConfigError: modules of the decoder have more weights than their own, which a kernel would pass over.
+            ConfigError: modules of the decoder have more weights than their own, which a kernel would pass over, or positions
+                that kernels were not tried with.
         """
         if use_kernels and (kind := self.config.decoder_kind["name"]) != "dense":
             raise ConfigError(f"use_kernels: kernels would pass over what a decoder of the kind {kind!r} adds to its modules")
+        if use_kernels and not self.positions.is_sequential:
+            raise ConfigError(f"use_kernels: kernels were not tried with positions {self.config.positions['name']!r}")
         super().set_use_kernels(use_kernels, *args, **kwargs)
 
     def recompute_blocks(self, on: bool = True) -> None:

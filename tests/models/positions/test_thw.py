@@ -246,6 +246,8 @@ def test_what_cannot_be_known_is_refused():
     length = row["input_ids"].shape[1]
     with pytest.raises(LitEveError, match="where tokens stand needs an attention_mask"):
         model(**row | {"attention_mask": torch.ones(1, 1, length, length)})
+    with pytest.raises(ConfigError, match="use_kernels: kernels were not tried with positions 'thw'"):
+        model.set_use_kernels(True)
     with pytest.raises(LitEveError, match="token_positions has the shape"):
         model(**row, token_positions=torch.zeros(1, length, 3, dtype=torch.long))
     with pytest.raises(LitEveError, match="this model counts its tokens"):
