@@ -17,7 +17,7 @@ from lit_eve.cli import main
 from lit_eve.losses import ALIGNERS
 from lit_eve.models import DECODER_KINDS, IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, POSITIONS, PROJECTORS, SUPERVISIONS
 from lit_eve.nano.pipeline import designs, model_config, read_stage
-from lit_eve.processing import GEOMETRIES
+from lit_eve.processing import GEOMETRIES, AroundImages
 from lit_eve.training.cli import main as train
 from lit_eve.training.recipe import Recipe, read_recipe
 from tests.training import world as micro
@@ -229,6 +229,59 @@ def test_neo_trains_what_is_new_and_then_everything():
         assert trains == {name for name, _ in model.named_parameters() if re.match(expected, name)}
 
 
+def sizes_of(folder: str) -> dict[str, int]:
+    """Parameters of the first stage's model."""
+    model = stages_of(Path(folder))[0].module.blueprint.skeleton(planned=True)
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+def trained_in(folder: str, number: int) -> set[str]:
+    recipe, names = stages_of(Path(folder))[number - 1], list(sizes_of(folder))
+    return {name for name, rate in recipe.module.stage.rates(names).items() if rate}
+
+
+def test_mono_internvl_has_the_published_sizes():
+    """3.11B parameters (the model card of Mono-InternVL-2B), of them 1.2B of visual experts (paper, section 4.2)."""
+    sizes = sizes_of("mono_internvl")
+    attention, mlp, width = 2 * 2048 * 2048 + 2 * 2048 * 1024, 3 * 2048 * 8192, 2048
+    patches = 588 * 1024 + 1024 + 32 * 32 * 1024
+    patches += 2 * 4096 + (4096 * width + width) + (width * width + width)
+    expected = 2 * 92546 * width + 24 * (attention + 2 * mlp + 2 * width) + width + patches
+    assert sum(sizes.values()) == expected == 3_111_324_672
+    assert sum(size for name, size in sizes.items() if ".image." in name) == 24 * mlp == 1_207_959_552
+
+
+def test_mono_internvl_trains_what_the_official_stages_train():
+    experts = {name for name in sizes_of("mono_internvl") if ".image." in name}
+    attention = {name for name in sizes_of("mono_internvl") if ".self_attn." in name}
+    patches = {name for name in sizes_of("mono_internvl") if name.startswith("patch_embedding.")}
+    assert len(experts) == 3 * 24 and len(attention) == 4 * 24 and len(patches) == 9
+    assert trained_in("mono_internvl", 1) == trained_in("mono_internvl", 2) == experts | patches
+    assert trained_in("mono_internvl", 3) == experts | patches | attention
+    assert trained_in("mono_internvl", 4) == set(sizes_of("mono_internvl"))
+    *_, last = stages_of(Path("mono_internvl"))
+    assert (last.module.stage.lr, last.module.stage.warmup) == (4e-5, 0.03)
+    assert (last.data.max_tokens, last.data.global_batch) == (2048, 128)
+    tiles = [recipe.module.blueprint.geometry["max_tiles"] for recipe in stages_of(Path("mono_internvl"))]
+    assert [256 * (most + 1) for most in tiles] == [1280, 1792, 3328, 1792]  # tokens with the thumbnail: paper, section 3.3
+
+
+def test_solo_has_the_published_sizes_and_rates():
+    """Mistral-7B and one matrix for patches of 32 x 32 pixels; rates of the official scripts."""
+    assert sum(sizes_of("solo").values()) == 7_241_732_096 + 3 * 32 * 32 * 4096 + 2 * 4096
+    modules = [one.module for one in stages_of(Path("solo"))]
+    found = [(one.stage.lr, one.stage.warmup, one.lr_floor, one.optimizer["weight_decay"]) for one in modules]
+    assert found == [(5e-5, 200, 0.1, 0.1)] * 3 + [(1e-5, 50, 0.0, 0.05)]
+    assert [one.data.max_tokens for one in stages_of(Path("solo"))] == [32768] * 3 + [4096]
+    assert all(trained_in("solo", number) == set(sizes_of("solo")) for number in range(1, 5))
+
+
+def test_gemma_4_unified_is_a_small_part_of_its_decoder():
+    pixels, width = 3 * 48 * 48, 2560
+    patches = 2 * pixels + (pixels * width + width) + 2 * width + 2 * 1120 * width + 2 * width + width * width
+    assert sum(sizes_of("gemma4_unified").values()) == 4_022_468_096 + patches
+
+
 def test_the_parts_of_a_model_are_printed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     train(["fit", "--config", str(MODELS / "eve_v2/2_vision.yaml"), "--print_model"])
@@ -326,6 +379,8 @@ def test_a_design_trains_through_its_stages(folder, micro_world):
     model, processor = lit_eve.load(before)
     wanted = [recipe.module.blueprint.decoder_kind for recipe in stages_of(folder)]  # later stages go on with what they find
     assert model.config.decoder_kind["name"] == ([kind["name"] for kind in wanted if kind] or ["dense"])[-1]
+    around = stages_of(folder)[0].module.blueprint.around_images
+    assert processor.around_images == AroundImages.of(around)
     question = [{"type": "image", "image": Image.new("RGB", (90, 40), "red")}, {"type": "text", "text": "what is it?"}]
     inputs = processor(conversation=[{"role": "user", "content": question}])
     answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)

@@ -134,14 +134,14 @@ def test_variant_builds_and_trains(tmp_path):
 
 
 def test_parity_tables_say_what_is_asserted():
-    from tests.models import test_parity_v1, test_parity_v2
-    from tests.models.decoders import test_experts_parity
-
-    tables = PARITY.split("`tests/models/")[1:]
-    for text, parity in zip(tables, (test_parity_v1, test_experts_parity, test_parity_v2), strict=True):
-        rows = re.findall(r"^\| (?:both )?(losses|logits|gradients)[^|]* \| [^|]+ \| (1e-\d) \|$", text, flags=re.MULTILINE)
-        expected = {"losses": parity.LOSS, "logits": parity.LOGITS, "gradients": parity.GRADIENT}
-        assert {name: float(value) for name, value in rows} == expected and len(rows) == 3
+    _, *tables = re.split(r"^`tests/(models/\S+)\.py`", PARITY, flags=re.MULTILINE)
+    found = {path.rpartition("/")[2] for path in tables[::2]}
+    assert found >= {path.stem for path in (ROOT / "tests" / "models").glob("test_parity_*.py")}
+    for path, text in zip(tables[::2], tables[1::2], strict=True):
+        parity = import_module(f"tests.{path.replace('/', '.')}")
+        rows = re.findall(r"^\| (?:both )?(loss|logit|gradient)[^|]* \| [^|]+ \| (1e-\d) \|$", text, flags=re.MULTILINE)
+        expected = {"loss": parity.LOSS, "logit": parity.LOGITS, "gradient": parity.GRADIENT}
+        assert {name: float(value) for name, value in rows} == expected and len(rows) == 3, path
 
 
 def print_config(*arguments: str) -> dict:

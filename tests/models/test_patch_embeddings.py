@@ -24,6 +24,7 @@ VARIANTS = [
     {"name": "eve_v2", "patch_width": 16},
     {"name": "gemma4_unified", "width": 16, "positions": 16},
     {"name": "linear", "width": 16},
+    {"name": "linear", "width": 16, "bias": False},
     {"name": "mono_internvl", "patch_width": 16, "positions": 8},
     {"name": "neo", "patch_width": 16},
     {"name": "vora", "patch_width": 16, "positions": 4},

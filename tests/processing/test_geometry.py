@@ -15,7 +15,14 @@ from safetensors.numpy import load_file
 
 from lit_eve.errors import ConfigError
 from lit_eve.processing import GEOMETRIES, EveV1Geometry, EveV2Geometry, ImageGeometry, TeacherGrid, load_image
-from lit_eve.processing.geometries import NativeGeometry, PaddedGeometry, SquareGeometry, TilesGeometry, TokenBudgetGeometry
+from lit_eve.processing.geometries import (
+    LongestSideGeometry,
+    NativeGeometry,
+    PaddedGeometry,
+    SquareGeometry,
+    TilesGeometry,
+    TokenBudgetGeometry,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 NANO = EveV1Geometry(image_size=64, patch_size=4, pool_size=2, cells=8)
@@ -29,6 +36,7 @@ SMALL = {
     "eve_v1 hd": EveV1Geometry(image_size=128, patch_size=4, pool_size=2, cells=8),
     "eve_v2": EveV2Geometry(patch_size=4, pool_size=2, max_size=64),
     "eve_v2 inference": EveV2Geometry(patch_size=4, pool_size=2, max_size=64, rule="inference"),
+    "longest_side": LongestSideGeometry(patch_size=8, max_side=64),
     "native": NativeGeometry(patch_size=4, pool_size=2, min_pixels=256, max_pixels=4096),
     "native shared": NativeGeometry(patch_size=4, pool_size=2, min_pixels=256, max_pixels=4096, shared=True),
     "padded": PaddedGeometry(patch_size=8, max_width=128, max_height=64),
@@ -203,6 +211,24 @@ def test_every_geometry_is_tried_here():
     assert {geometry.to_dict()["name"] for geometry in SMALL.values()} == set(GEOMETRIES)
 
 
+@pytest.mark.parametrize(
+    ("photo", "image"),
+    [
+        ((540, 32), (544, 32)),
+        ((1000, 333), (1024, 352)),  # 1024 * 333 / 1000 = 340.99, cut to 340
+        ((333, 1000), (352, 1024)),
+        ((4000, 3000), (1024, 768)),
+        ((1025, 1025), (1024, 1024)),
+        ((64, 64), (64, 64)),
+        ((100, 1), (128, 32)),
+        ((3000, 1), (1024, 32)),  # there, an image without an area
+    ],
+)
+def test_sizes_of_solo(photo, image):
+    """The rule of its ``image_utils.py``, by hand."""
+    assert LongestSideGeometry().resized(*photo) == image
+
+
 @pytest.mark.parametrize("geometry", SMALL.values(), ids=SMALL)
 def test_facts_agree_on_every_shape(geometry):
     for images in (1, 3):
@@ -260,7 +286,7 @@ def test_what_is_kept_of_a_photo_is_small():
         ({"patch_size": 0}, "geometry.patch_size must be a positive integer, got 0"),
         ({"pool_size": 2.0}, "geometry.pool_size must be a positive integer, got 2.0"),
         ({"patchsize": 14}, "geometry 'eve_v1' has no key 'patchsize'; it takes: patch_size, pool_size, class_token"),
-        ({"name": "eve_v3"}, "unknown geometry 'eve_v3'; known: eve_v1, eve_v2, native"),
+        ({"name": "eve_v3"}, "unknown geometry 'eve_v3'; known: eve_v1, eve_v2, longest_side, native"),
         ({"name": "native", "min_pixels": 9_000_000}, "min_pixels = 9000000 is more than geometry.max_pixels = 4194304"),
         ({"name": "native", "max_pixels": 500}, "max_pixels = 500 is less than a token of 32.2 pixels"),
         ({"name": "square", "fit": "fill"}, "geometry.fit must be one of pad, crop, stretch, got 'fill'"),
@@ -269,6 +295,10 @@ def test_what_is_kept_of_a_photo_is_small():
         ({"name": "padded", "max_width": 1921}, "max_width = 1921 must be a multiple of the patch_size . pool_size = 30"),
         ({"name": "padded", "max_height": 31}, "geometry.max_height = 31 must be a multiple"),
         ({"name": "padded", "background": [1, 1]}, "background must be three integers of 0 to 255, got .1, 1."),
+        (
+            {"name": "longest_side", "max_side": 1000},
+            "geometry.max_side = 1000 must be a multiple of the patch_size . pool_size = 32",
+        ),
         ({"name": "tiles", "image_size": 450}, "image_size = 450 must be a multiple of the patch_size . pool_size = 28"),
         ({"name": "token_budget", "tokens": 0}, "geometry.tokens must be a positive integer, got 0"),
         ({"name": "eve_v2", "image_size": 672}, "geometry 'eve_v2' has no key 'image_size'"),

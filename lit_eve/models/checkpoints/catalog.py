@@ -87,6 +87,27 @@ _DECODERS: dict[str, dict[str, Any]] = {
         "head_dim": 128,
         "max_position_embeddings": 40960,
     },
+    "mistralai/Mistral-7B-v0.1": {
+        "model_type": "mistral",
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+    },
+    "runs/mono_internvl/decoder": {  # internlm/internlm2-chat-1_8b as docs/decoders.md copies it
+        "model_type": "llama",
+        "vocab_size": 92546,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32768,
+    },
     "meta-llama/Llama-3.1-8B-Instruct": {
         "model_type": "llama",
         "vocab_size": 128256,
@@ -144,7 +165,7 @@ _TOWERS: dict[str, dict[str, Any]] = {
 
 def decoder_names() -> list[str]:
     """Hub names of all decoders that are listed."""
-    return list(_DECODERS)
+    return [name for name in _DECODERS if name.count("/") == 1]
 
 
 def known_decoder(name: str) -> PreTrainedConfig | None:

@@ -1,4 +1,4 @@
-"""Linear patches: every pooling window becomes a token by one matrix product, as in Fuyu (adept.ai/blog/fuyu-8b)."""
+"""Linear patches: every pooling window becomes a token by one matrix product, as in Fuyu (adept.ai/blog/fuyu-8b) and SOLO."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ class LinearPatchEmbedding(PatchEmbedding):
 
     Args:
         geometry: sizes of patches and pooling windows.
-        width: E.
+        width: E; null: that of the decoder, for the projector ``identity``.
+        bias: whether there is one (SOLO has none).
+        hidden_size: width of the decoder.
     """
 
-    def __init__(self, geometry: ImageGeometry, width: int = 1024) -> None:
-        super().__init__(geometry, width)
-        self.projection = nn.Linear(self.window * geometry.patch_dim, width)
+    def __init__(
+        self, geometry: ImageGeometry, width: int | None = 1024, bias: bool = True, hidden_size: int | None = None
+    ) -> None:
+        super().__init__(geometry, width or hidden_size)
+        self.projection = nn.Linear(self.window * geometry.patch_dim, self.width, bias=bias)
 
     def forward(self, patches: Tensor, image_of_token: Tensor, num_images: int) -> ImageTokens:
         """(P, 3 * p * p) patches, those of a window side by side -> tokens of all images."""

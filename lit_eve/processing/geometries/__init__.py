@@ -3,6 +3,7 @@
 from lit_eve.processing.geometries.base import GEOMETRIES, Grid, ImageGeometry, named_geometry
 from lit_eve.processing.geometries.eve_v1 import EveV1Geometry
 from lit_eve.processing.geometries.eve_v2 import EveV2Geometry
+from lit_eve.processing.geometries.longest_side import LongestSideGeometry
 from lit_eve.processing.geometries.native import NativeGeometry
 from lit_eve.processing.geometries.padded import PaddedGeometry
 from lit_eve.processing.geometries.square import SquareGeometry, SquareViews
@@ -15,6 +16,7 @@ __all__ = [
     "EveV2Geometry",
     "Grid",
     "ImageGeometry",
+    "LongestSideGeometry",
     "NativeGeometry",
     "PaddedGeometry",
     "SquareGeometry",
