@@ -118,7 +118,7 @@ class Example:
     """A question about an image, the model's answer to it, and the heat map over the image when it answered."""
 
     image: Image.Image
-    heat: Image.Image
+    heat: Image.Image | None  # None where an image has no map
     type: str
     question: str
     answer: str
@@ -139,7 +139,8 @@ def plot_examples(path: Path, examples: Sequence[Example], columns: int = 4) -> 
             ax.axis("off")
         for ax, example in zip(axes.flat, examples, strict=False):
             sheet = np.full((side, 2 * side + gap, 3), 255, np.uint8)
-            for left, picture in ((0, example.image), (side + gap, example.heat)):
+            pictures = [(0, example.image), (side + gap, example.heat)]
+            for left, picture in pictures[: 1 if example.heat is None else 2]:
                 pixels = np.asarray(picture)
                 y, x = ((side - length) // 2 for length in pixels.shape[:2])
                 sheet[y : y + pixels.shape[0], left + x : left + x + pixels.shape[1]] = pixels

@@ -42,18 +42,7 @@ The losses of each stage. The thin line is every logged step, the thick one its 
 
 ![The losses of all stages](figures/losses.png)
 
-## Learning to see
-
-One scene that is in no training set, at each validation of the stages before the last. The model writes its caption; above
-each map are the word and the share of the attention (mean over layers and heads) that falls on the image.
-
-![Captions and word maps of one scene over the training steps](figures/captions.png)
-
-The same for questions in the last stage:
-
-![Answers and word maps of some questions over the training steps](figures/answers.png)
-
-## Accuracy by type of question
+{learning}## Accuracy by type of question
 
 ![Accuracy by type of question, next to both baselines](figures/accuracy.png)
 
@@ -65,10 +54,9 @@ same words ({majority:.1%}), which no model without eyes can beat but by luck; t
 
 ## Questions
 
-The first {examples} test questions of each type, not chosen. The map to the right of each image shows how much can have come
-from each patch to the position that predicts the answer (attention rollout): the brightest spot gave most.
+The first {examples} test questions of each type, not chosen. {maps}
 
-![Test questions with the model's answers and where it looked](figures/questions.png)
+![Test questions with the model's answers](figures/questions.png)
 
 All answers are in [`evaluation/answers.jsonl`](evaluation/answers.jsonl).
 
@@ -89,6 +77,24 @@ Where there are two cores, the teacher is trained beside the language model, wit
 ```
 """
 
+LEARNING = """\
+## Learning to see
+
+One scene that is in no training set, at each validation of the stages before the last. The model writes its caption; above
+each map are the word and the share of the attention (mean over layers and heads) that falls on the image.
+
+![Captions and word maps of one scene over the training steps](figures/captions.png)
+
+The same for questions in the last stage:
+
+![Answers and word maps of some questions over the training steps](figures/answers.png)
+
+"""
+
+MAPS = """\
+The map to the right of each image shows how much can have come
+from each patch to the position that predicts the answer (attention rollout): the brightest spot gave most."""
+NO_MAPS = "This model sees a photo in several views, so there is no map over it."
 
 BASELINES = {"majority": "the most frequent answer", "no_image": "the model without the image", "blank_image": "an empty image"}
 
@@ -121,7 +127,7 @@ def write_report(
     examples = make_examples(run)
     plot_examples(figures / "questions.png", examples)
     plot_examples(figures / "strip.png", [next(one for one in examples if one.type == type) for type in STRIP])
-    draw_learning(figures, run, titles)
+    drawn = draw_learning(figures, run, titles)
 
     best = max(results["baselines"], key=results["baselines"].__getitem__)
     rows = [
@@ -138,7 +144,9 @@ def write_report(
         seconds=_table(("step", "seconds"), times),
         machine=f"{machine['processor']}, {machine['cores']} cores, {machine['accelerator'] or 'no GPU'}",
         versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version),
+        learning=LEARNING if drawn else "",
         examples=EXAMPLES_PER_TYPE,
+        maps=MAPS if any(example.heat for example in examples) else NO_MAPS,
         run=run,
         config=config,
         captioner=captioner,
@@ -148,8 +156,12 @@ def write_report(
     return run / "report.md"
 
 
-def draw_learning(figures: Path, run: Path, titles: Mapping[str, str]) -> None:
-    """Word maps at each validation: of one caption, one step below the other; of some questions, one step beside the other."""
+def draw_learning(figures: Path, run: Path, titles: Mapping[str, str]) -> bool:
+    """Word maps at each validation: of one caption, one step below the other; of some questions, one step beside the other.
+
+    Returns:
+        Whether there were any: a photo in several views has none.
+    """
     captions = [
         (f"{title.partition(':')[0]}\nstep {step}", Image.open(file))
         for name, title in list(titles.items())[:-1]
@@ -164,6 +176,7 @@ def draw_learning(figures: Path, run: Path, titles: Mapping[str, str]) -> None:
     for name, rows in (("captions", captions), ("answers", questions)):
         if rows:
             stacked(rows).save(figures / f"{name}.png")
+    return bool(captions and questions)
 
 
 def make_examples(run: Path) -> list[Example]:
@@ -177,13 +190,16 @@ def make_examples(run: Path) -> list[Example]:
             chosen[line["type"]].append(index)
     examples = []
     for index in (index for indices in chosen.values() for index in indices):
-        line, image = lines[index], load_image(samples[index].images[0])
-        seen = attend(model, processor, [image], line["question"], max_new_tokens=MAX_NEW_TOKENS)
+        line, image = lines[index], model.geometry.frame(load_image(samples[index].images[0]))
+        heat = None
+        if model.geometry.shows_whole(image):
+            seen = attend(model, processor, [image], line["question"], max_new_tokens=MAX_NEW_TOKENS)
+            heat = overlay(image, rollout(model, seen)[0].mean(0), size=SIDE)
         scale = SIDE / max(image.size)
         examples.append(
             Example(
                 image=image.resize([round(side * scale) for side in image.size], Image.Resampling.NEAREST),
-                heat=overlay(image, rollout(model, seen)[0].mean(0), size=SIDE),
+                heat=heat,
                 type=line["type"],
                 question=line["question"],
                 answer=line["model"],

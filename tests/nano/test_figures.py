@@ -27,6 +27,9 @@ def test_smoothing() -> None:
     assert smooth(np.array([2.0]), 7) == pytest.approx([2])
 
 
+COLOUR = (200, 0, 90)
+
+
 def test_pictures_are_drawn_also_when_little_is_there(tmp_path: Path) -> None:
     curve = np.array([1]), np.array([0.5])
     plot_losses(tmp_path / "one.png", {"stage 1": {"train/language_loss": curve}})
@@ -34,8 +37,14 @@ def test_pictures_are_drawn_also_when_little_is_there(tmp_path: Path) -> None:
         tmp_path / "some.png", {"stage 1": {"train/alignment_loss": curve, "train/language_loss": curve}, "stage 2": {}}
     )
     plot_accuracy(tmp_path / "bars.png", {}, {"accuracy": 1.0, "blind": 0.0, "shuffled": 0.5})
-    image = Image.new("RGB", (64, 32))
+    image = Image.new("RGB", (64, 32), COLOUR)
     plot_examples(
         tmp_path / "sheet.png", [Example(image, image, "size", "how large is it? " * 4, "large " * 20, "small", False)]
     )
+    plot_examples(tmp_path / "no_map.png", [Example(image, None, "size", "how large is it?", "small", "small", True)])
+    of_colour = {
+        name: int((np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) == COLOUR).all(2).sum())
+        for name in ("sheet", "no_map")
+    }
+    assert of_colour["sheet"] == pytest.approx(2 * of_colour["no_map"], rel=0.1) and of_colour["no_map"] > 500
     assert all(Image.open(tmp_path / f"{name}.png").width > 300 for name in ("one", "some", "bars", "sheet"))

@@ -20,7 +20,7 @@ from PIL import Image
 
 from lit_eve.cli import main
 from lit_eve.errors import ConfigError
-from lit_eve.nano.pipeline import CONFIG, borrow, make_steps, read_stage
+from lit_eve.nano.pipeline import CONFIG, MODELS, SHARED, borrow, make_steps, model_config, read_stage, run_pipeline
 from lit_eve.nano.report import draw_learning
 from lit_eve.nano.steps import Journal
 from lit_eve.nano.world.questions import TYPES
@@ -142,6 +142,25 @@ def test_the_report_shows_every_validation(
     captions, questions = shown
     assert captions == [f"stage {stage[0]}\nstep {step}" for stage in steps for step in steps[stage]]
     assert len(questions) == 4 and all(label.endswith("?") for label in questions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in MODELS.glob("*/nano")))
+def test_every_design_is_trained_evaluated_and_reported(name: str, finished: tuple[Path, Path], tmp_path: Path) -> None:
+    output, config = finished
+    shutil.copytree(model_config(name), tmp_path / "config")
+    for stem in SHARED.values():
+        shutil.copy(config / f"{stem}.yaml", tmp_path / "config")
+    decoder = yaml.safe_load((CONFIG / "0_language_model.yaml").read_text())  # of the width that designs name
+    decoder |= {key: SMALL["0_language_model"][key] for key in ("steps", "checkpoint_every", "tokens")}
+    (tmp_path / "config" / "0_language_model.yaml").write_text(yaml.safe_dump(decoder))
+    metrics = run_pipeline(tmp_path / "run", tmp_path / "config", shared_with=output)
+    assert 0 <= metrics["question_accuracy"] <= 1 and metrics["caption_loss"] > 0
+    report = (tmp_path / "run" / "report.md").read_text()
+    pictures = re.findall(r"[(](figures/.*?)[)]", report)
+    assert "figures/questions.png" in pictures and all((tmp_path / "run" / picture).exists() for picture in pictures)
+    drawn = list((tmp_path / "run").glob("*/word_maps/*.png"))
+    assert ("## Learning to see" in report) == bool(drawn) == ("several views" not in report)
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
