@@ -21,6 +21,7 @@ from lit_eve.evaluation.tasks import find_tasks
 from lit_eve.testing import check_patch_embedding, check_variant
 from lit_eve.training.cli import EveCLI
 from tests.models import tiny
+from tests.models.variants import REGISTRIES
 from tests.training import world as micro
 
 PAGE = (micro.ROOT / "docs/extending.md").read_text()
@@ -59,9 +60,13 @@ def test_all_of_it_trains(place):
     rates = {tag: micro.scalars(place / "runs/mine", f"lr/{tag}")[4] for tag in ("stage", "language_model.model.layers.1")}
     assert rates["stage"] == pytest.approx(10 * rates["language_model.model.layers.1"])
     assert json.loads((place / "runs/mine/model/config.json").read_text())["imports"] == {
+        "decoder_kind": "my_eve",
         "patch_embedding": "my_eve",
+        "projector": "my_eve",
         "supervision.brightness": "my_eve",
     }
+    trained = lit_eve.load(place / "runs/mine")[0].state_dict()
+    assert not any((value == 1).any() for name, value in trained.items() if name.endswith("layers.1.mlp.act_fn.slope"))
     assert len(micro.scalars(place / "runs/mine", "train/brightness_loss")) == 4
     assert (place / "runs/mine/model/brightness.safetensors").exists()
     before = torch.load(next((place / "runs/mine/checkpoints").glob("*.ckpt")), weights_only=True)
@@ -79,6 +84,25 @@ def test_a_composition_keeps_the_contract(place):
     exec(blocks("py")[0], page)
     page["test_my_parts_keep_the_contract"]()
     assert check_variant({"geometry": {"name": "shrunk", "patch_size": 4}}) == {}
+    assert check_variant({"positions": {"name": "paused"}, "decoder_kind": {"name": "sloped"}}) == {}
+    assert check_variant({"aligner": {"name": "last"}, "projector": {"name": "normed"}}) == {}
+    assert check_variant({"image_attention": {"name": "secluded"}}, training_class=import_module("my_eve").EvenEve) == {}
+
+
+def test_the_table_has_a_row_for_every_section():
+    rows = re.findall(r"^\| .* \| \[.*\]\(#(.*)\) \|", PAGE, flags=re.MULTILINE)
+    titles = [title.lower().replace(" ", "-") for title in re.findall(r"^## (.*)$", PAGE, flags=re.MULTILINE)]
+    assert sorted(rows) == sorted({*titles} - {"where-your-code-is", "does-it-work?"})
+    kinds = {"template", "optimizer", "aligner", *REGISTRIES}
+    assert kinds <= {key.split(".")[-1] for key in re.findall(r"`([\w.]+)`", PAGE[: PAGE.index("## ")])}
+
+
+@pytest.mark.parametrize(
+    "block", blocks("python"), ids=lambda block: (re.findall(r"(?:class|def) (\w+)", block) or ["stage"])[0]
+)
+def test_examples_are_short(block):
+    code = [line for line in block.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
+    assert len(code) <= 16
 
 
 def test_the_geometry_is_a_part_of_the_model(place, tmp_path):

@@ -19,6 +19,7 @@ from lit_eve.models import (
     PROJECTORS,
     SUPERVISIONS,
     DecoderKind,
+    EveConfig,
     ImageAttention,
     ImageTokens,
     PatchEmbedding,
@@ -29,7 +30,7 @@ from lit_eve.processing import GEOMETRIES, ImageGeometry
 from lit_eve.testing import check_variant
 from lit_eve.testing.composition import config_of
 from lit_eve.testing.processes import check_processes
-from tests.models.variants import DESIGNS, ENTRIES, compositions_of
+from tests.models.variants import DESIGNS, ENTRIES, REGISTRIES, compositions_of
 
 designs = pytest.mark.parametrize("design", DESIGNS, ids=lambda folder: str(folder.relative_to(DESIGNS[0].parent)))
 entries = pytest.mark.parametrize("composition", ENTRIES.values(), ids=ENTRIES.keys())
@@ -327,3 +328,8 @@ def test_refusals_are_handed_on(own):
         check_variant({"decoder": "llama"})
     refused = check_variant({"text_config": {"model_type": "mixtral", "num_local_experts": 2}})
     assert list(refused) == ["plan"] and "the FLOPs of MixtralModel are not known" in refused["plan"]
+
+
+def test_every_kind_of_part_is_tried():
+    keys = {key for key, kind in EveConfig.__annotations__.items() if "dict" in kind} - {"text_config", "imports"}
+    assert keys == REGISTRIES.keys()
