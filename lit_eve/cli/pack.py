@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lit_eve.data.annotations import Annotations
     from lit_eve.processing import EveProcessor
     from lit_eve.processing.processor import TemplateName
+    from lit_eve.training.blueprint import Blueprint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes", type=int, metavar="N", help="number of shards written in parallel (default: one per core)"
     )
+    parser.add_argument(
+        "--teacher",
+        type=path_argument,
+        metavar="FOLDER",
+        help="folder or hub name of a teacher whose features are computed once and kept beside the shards, as the recipe of "
+        "--config asks for; a training with model.teacher_features takes them from there",
+    )
+    parser.add_argument(
+        "--teacher-precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="float32: the teacher runs and is kept in it. bfloat16: the same, half as large. float16: it runs in float32, and "
+        "features are rounded, by less than 0.05%% (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,6 +84,9 @@ def run(args: argparse.Namespace) -> None:
         output_folder(args.output, "--output")
     from lit_eve.data.annotations import ShardedAnnotations, open_annotations
 
+    if args.teacher is not None and not args.config:
+        raise ConfigError("--teacher needs --config: the recipe says what the teacher sees, and which hidden states are kept")
+    blueprint = None if args.teacher is None else _with_teacher(args)
     annotations = open_annotations(args.annotations, args.json_path)
     processor, template = _counting(args.config)
     processes = args.processes or _cores()
@@ -80,6 +98,47 @@ def run(args: argparse.Namespace) -> None:
     else:
         raise ConfigError("--output is needed: the folder that the shards are written to")
     _index(source, processor, template, processes)
+    if blueprint is not None:
+        _keep_features(blueprint, source, args.teacher_precision, processes)
+
+
+def _with_teacher(args: argparse.Namespace) -> Blueprint:
+    """The recipe's model beside the teacher, whose files are looked at before anything is written."""
+    from dataclasses import replace
+
+    from lit_eve.training.recipe import read_recipe
+
+    blueprint = read_recipe(*(argument for config in args.config for argument in ("--config", config))).module.blueprint
+    blueprint = replace(blueprint, teacher=args.teacher, teacher_features=True)
+    blueprint.named_teacher.check_files()
+    return blueprint
+
+
+def _keep_features(blueprint: Blueprint, source: str, precision: str, processes: int) -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from lit_eve.data.features import PRECISIONS
+    from lit_eve.data.shards.paths import list_shards
+    from lit_eve.data.teacher_pass import make_features
+
+    dtype = PRECISIONS["bfloat16" if precision == "bfloat16" else "float32"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = blueprint.needed_features
+    teacher = replace(blueprint.named_teacher, is_absent=False).load(dtype).to(device)
+    images, unusable = make_features(
+        list_shards(source),
+        teacher,
+        wanted,
+        blueprint.processor,
+        precision,
+        processes if device == "cuda" else 0,
+        progress=True,
+    )
+    print(f"features    {images:,} images, hidden states {', '.join(map(str, wanted.states))} in {precision}")
+    if unusable:
+        print(f"unreadable  {unusable:,} samples whose images could not be read: a training passes over them")
 
 
 def _pack(

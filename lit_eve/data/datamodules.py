@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lit_eve.data.checks import accumulation, check_lengths, check_template
 from lit_eve.data.dataset import Collate, PackedDataset, StoredSamples, evenly
+from lit_eve.data.features import FeatureReader, TeacherFeatures, check_features
 from lit_eve.data.lengths import SampleTable, load_table, prepare_shards
 from lit_eve.data.loader import ExactResume, FitProgress, PackedLoader
 from lit_eve.data.plan import RowPlan, plan_epoch
@@ -110,9 +112,11 @@ class EveDataModule(LightningDataModule):
         self.prepare_data_per_node = False  # one process indexes, into the folder that all of them read
         self.processor: EveProcessor | None = None
         self.teacher_grid: TeacherGrid | None = None
+        self.teacher_features: TeacherFeatures | None = None
         self.longest_sample: int | None = None
         self.reads_longer_samples = True
         self._tables: dict[str, SampleTable] = {}
+        self._feature_types: dict[str, torch.dtype] = {}
         self._loaders: list[PackedLoader] = []
         self._resumed: PackedLoader | None = None
         self._check_values()
@@ -121,6 +125,7 @@ class EveDataModule(LightningDataModule):
         self,
         processor: EveProcessor,
         teacher_grid: TeacherGrid | None = None,
+        teacher_features: TeacherFeatures | None = None,
         longest_sample: int | None = None,
         reads_longer_samples: bool = True,
     ) -> EveDataModule:
@@ -129,6 +134,7 @@ class EveDataModule(LightningDataModule):
         Args:
             processor: turns samples into tokens.
             teacher_grid: of the teacher whose pixels batches must hold; None without a teacher.
+            teacher_features: that batches must hold instead; they are in the shards.
             longest_sample: how many tokens the decoder was made for; None: any number.
             reads_longer_samples: longer samples are warned of; otherwise they are refused.
         """
@@ -139,6 +145,7 @@ class EveDataModule(LightningDataModule):
             raise ConfigError(f"{key}: {error}") from error
         self.processor = processor
         self.teacher_grid = teacher_grid
+        self.teacher_features = teacher_features
         self.longest_sample = longest_sample
         self.reads_longer_samples = reads_longer_samples
         return self
@@ -158,6 +165,11 @@ class EveDataModule(LightningDataModule):
         self._attach_model()
         for split in self._splits(stage):
             table = self._tables[split] = load_table(self._paths(split), self.processor, self.template)
+            if self.teacher_features is not None:
+                try:
+                    self._feature_types[split] = check_features(table.paths, self.teacher_features)
+                except ConfigError as error:
+                    raise ConfigError(f"data.{split}: {error}") from error
             if len(table) == len(table.unusable):
                 reason = f": {table.unusable[0].reason}" if table.unusable else ""
                 raise ConfigError(f"data.{split}: none of its {len(table)} samples can be used{reason}")
@@ -296,16 +308,21 @@ class EveDataModule(LightningDataModule):
         processor = self.processor
         rank, world_size = self._place()
         tokenizer = processor.tokenizer
+        wanted, features, held = self.teacher_features, None, None
+        if wanted is not None:
+            features = FeatureReader(table.paths, wanted)
+            held = self._feature_types[split], (len(wanted.states), wanted.patches, wanted.width)
         loader = PackedLoader(
             table,
             plan,
-            PackedDataset(table.paths, processor, self.template, self.max_tokens, self.teacher_grid),
+            PackedDataset(table.paths, processor, self.template, self.max_tokens, self.teacher_grid, features),
             Collate(
                 self.max_tokens,
                 pad_token_id=next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0),
                 patch_dim=processor.geometry.patch_dim,
                 image_token_id=processor.image_token_id,
                 teacher_image_size=None if self.teacher_grid is None else self.teacher_grid.image_size,
+                teacher_features=held,
             ),
             rows=rows,
             rank=rank,
@@ -345,7 +362,7 @@ class EveDataModule(LightningDataModule):
     def _attach_model(self) -> None:
         if self.trainer is not None:
             model = self.trainer.lightning_module
-            names = ("processor", "teacher_grid", "longest_sample", "reads_longer_samples")
+            names = ("processor", "teacher_grid", "teacher_features", "longest_sample", "reads_longer_samples")
             self.attach(**{name: getattr(model, name) for name in names if hasattr(model, name)})
         if self.processor is None:
             raise ConfigError("the data needs a processor: give the datamodule to a trainer, or call attach(processor)")

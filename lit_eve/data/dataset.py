@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_eve.data.features import FeatureReader
 from lit_eve.data.lengths import Skipped
 from lit_eve.data.shards import ShardReader
 from lit_eve.data.shards.index import index_shard, load_index
@@ -41,6 +42,7 @@ class PackedDataset(Dataset):
         template: how conversations are written.
         max_tokens: samples are cut after so many tokens.
         teacher: add the pixels of this teacher.
+        features: add the features of a teacher that is not there.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class PackedDataset(Dataset):
         template: TemplateName | None,
         max_tokens: int,
         teacher: TeacherGrid | None,
+        features: FeatureReader | None = None,
     ) -> None:
         self.reader = ShardReader(paths)
         self.processor = processor
         self.template = template
         self.max_tokens = max_tokens
         self.teacher = teacher
+        self.features = features
 
     def __getitems__(self, rows: Sequence[np.ndarray]) -> list[list[Encoded | Skipped]]:
         return [self[row] for row in rows]
@@ -75,6 +79,8 @@ class PackedDataset(Dataset):
                 teacher=self.teacher,
                 max_length=self.max_tokens,
             )
+            if self.features is not None:
+                encoded["teacher_features"] = self.features.read(shard, offset, key)
             found = len(encoded["input_ids"])
             if found > length:
                 raise SampleError(f"{key}: it has {found} tokens, but {length} were counted; count again (delete .lit_eve)")
@@ -143,7 +149,7 @@ def evenly(rows: np.ndarray, count: int | None) -> np.ndarray:
 
 MODEL_INPUTS = (
     *("input_ids", "labels", "position_ids", "cu_seqlens", "max_seqlen", "target_positions", "image_positions"),
-    *("pixel_values", "image_grid_hw", "image_seeds", "teacher_pixel_values"),
+    *("pixel_values", "image_grid_hw", "image_seeds", "teacher_pixel_values", "teacher_features"),
 )
 """What the model's forward takes of a batch; the rest is for the training loop."""
 
@@ -171,6 +177,7 @@ class Collate:
         image_seeds       (N,) int64       at least 0; for what is drawn for an image: a function of seed, epoch, sample and
                                            image, in validation of the last two
         teacher_pixel_values (N, 3, C, C) uint8, only with a teacher
+        teacher_features  (N, S, P, K)     in their place, if a teacher's features are in the shards
         num_targets, num_images  () int64  supervised tokens and images of this batch
         num_padding       int              tokens of this batch that belong to no sample
         sample_ids        list of str      keys of the samples
@@ -185,6 +192,7 @@ class Collate:
         patch_dim: 3 * p * p.
         image_token_id: what fills image slots.
         teacher_image_size: C, or None without a teacher.
+        teacher_features: type and (S, P, K) of the features of a teacher that is not there.
     """
 
     max_tokens: int
@@ -192,6 +200,7 @@ class Collate:
     patch_dim: int
     image_token_id: int
     teacher_image_size: int | None = None
+    teacher_features: tuple[torch.dtype, tuple[int, int, int]] | None = None
 
     def __call__(self, rows: Sequence[Sequence[Encoded | Skipped]]) -> dict[str, Any]:
         size = self.max_tokens
@@ -228,6 +237,9 @@ class Collate:
         if self.teacher_image_size is not None:
             side = self.teacher_image_size
             batch["teacher_pixel_values"] = _cat(samples, "teacher_pixel_values", torch.uint8, 3, side, side)
+        if self.teacher_features is not None:
+            dtype, shape = self.teacher_features
+            batch["teacher_features"] = _cat(samples, "teacher_features", dtype, *shape)
         return {
             **batch,
             "num_targets": torch.tensor(len(batch["target_positions"])),

@@ -7,11 +7,12 @@ from lit_eve.losses.alignment import ALIGNERS, LayerwiseAligner, patch_alignment
 from lit_eve.losses.distillation import LayerwiseHeads, distillation_loss
 from lit_eve.losses.next_patch import next_patch_loss
 from lit_eve.losses.next_token import NextTokenLoss, next_token_loss, target_positions_of
-from lit_eve.losses.teacher import FrozenTeacher, load_teacher
+from lit_eve.losses.teacher import AbsentTeacher, FrozenTeacher, load_teacher
 from lit_eve.losses.terms import Term, mean_of, weighted_sum
 
 __all__ = [
     "ALIGNERS",
+    "AbsentTeacher",
     "FrozenTeacher",
     "LayerwiseAligner",
     "LayerwiseHeads",

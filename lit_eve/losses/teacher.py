@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from lit_eve.errors import LitEveError
+from lit_eve.processing.images import normalize_pixels
 from lit_eve.processing.teacher_grid import TeacherGrid
 from lit_eve.vision_towers import Normalization, cut_tower, depth_of, family_of, load_tower, patch_states, read_tower
 
@@ -33,16 +37,30 @@ class FrozenTeacher(nn.Module):
         pixels: Normalization | None = None,
     ) -> None:
         super().__init__()
-        config = vision_model.config
+        self._set_sizes(vision_model.config, select_layer, image_size, pixels)
+        self.backbone = cut_tower(vision_model, self.depth)
+        self.requires_grad_(False)
+        super().train(False)
+        self.register_load_state_dict_post_hook(_forget_missing_keys)
+
+    def _set_sizes(
+        self, config: PreTrainedConfig, select_layer: int, image_size: int | None, pixels: Normalization | None
+    ) -> None:
         self.depth: int = depth_of(config, select_layer, "teacher_layer")
         self.width: int = config.hidden_size
         pixels = pixels or family_of(config).pixels
         self.grid = TeacherGrid(image_size or config.image_size, config.patch_size, pixels.mean)
         self.std = pixels.std
-        self.backbone = cut_tower(vision_model, self.depth)
-        self.requires_grad_(False)
-        super().train(False)
-        self.register_load_state_dict_post_hook(_forget_missing_keys)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Of the vision transformer."""
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,6 +89,41 @@ class FrozenTeacher(nn.Module):
         """
         states = patch_states(self.backbone, pixels, every)
         return states if every else states[-1]
+
+    def states_of(self, pixels: Tensor, needed: Collection[int]) -> dict[int, Tensor]:
+        """Hidden states at the patches of (N, 3, C, C) uint8 squares, by number: (N, P, width) each."""
+        if not len(pixels):
+            return dict.fromkeys(needed, pixels.new_zeros(0, self.grid.side**2, self.width, dtype=self.dtype))
+        pixels = normalize_pixels(pixels, self.grid.mean, self.std, self.dtype)
+        if {*needed} == {self.depth}:
+            return {self.depth: self(pixels)}
+        return dict(enumerate(self(pixels, every=True)))
+
+
+class AbsentTeacher(FrozenTeacher):
+    """A teacher whose features are in the shards: its sizes are known, and it has no weights.
+
+    Args: as :class:`FrozenTeacher`, with a config in the place of the vision model.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        select_layer: int = -2,
+        image_size: int | None = None,
+        pixels: Normalization | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self._set_sizes(config, select_layer, image_size, pixels)
+        self._config = config
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self._config
+
+    def forward(self, pixels: Tensor, every: bool = False) -> Tensor | tuple[Tensor, ...]:
+        """Not possible."""
+        raise LitEveError("the teacher is not loaded, as its features should be in the shards; this batch brings none")
 
 
 def _forget_missing_keys(teacher: FrozenTeacher, incompatible: Any) -> None:

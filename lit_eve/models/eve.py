@@ -198,6 +198,7 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         pixel_values: Tensor | None = None,
         image_grid_hw: Tensor | None = None,
         teacher_pixel_values: Tensor | None = None,
+        teacher_features: Tensor | None = None,
         image_seeds: Tensor | None = None,
         target_positions: Tensor | None = None,
         image_positions: Tensor | None = None,
@@ -226,6 +227,8 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
             pixel_values: (P, 3 * p * p) uint8 patches of all images, (0, 3 * p * p) without images.
             image_grid_hw: (N, 2) int64, rows and columns in patches, in the order of the images' slots.
             teacher_pixel_values: (N, 3, C, C) uint8, needed with a teacher.
+            teacher_features: (N, S, P, K) instead of them: all S hidden states of the teacher that supervisions look at, in
+                their order, at its P patches.
             image_seeds: (N,) int64 of at least 0, needed by supervisions that draw random numbers, such as masked patches.
             target_positions: (M,) int64, see :func:`~lit_eve.losses.target_positions_of`, which is called if this is missing.
             image_positions: (n,) int64, places of the image slots in the flattened tokens, for kinds of decoders that need
@@ -255,7 +258,7 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
         if inputs_embeds is None:
             layout = self._layout(input_ids, pixel_values, image_grid_hw)
             if self.supervisions and labels is not None and layout is not None:
-                sources = (image_grid_hw, pixel_values, teacher_pixel_values, image_seeds)
+                sources = (image_grid_hw, pixel_values, teacher_pixel_values, teacher_features, image_seeds)
                 supervisor = self._supervisor(layout, *sources, progress)
             inputs_embeds = self._embed(input_ids, pixel_values, image_grid_hw, layout, supervisor)  # (B, T, D)
         elif pixel_values is not None and len(pixel_values):

@@ -151,6 +151,7 @@ class SupervisedModel(EvePreTrainedModel):
         image_grid_hw: Tensor,
         pixel_values: Tensor,
         teacher_pixel_values: Tensor | None,
+        teacher_features: Tensor | None,
         image_seeds: Tensor | None,
         progress: float,
     ) -> Supervisor:
@@ -158,4 +159,4 @@ class SupervisedModel(EvePreTrainedModel):
         patches = lambda: self._normalized(pixel_values, torch.float32)  # noqa: E731
         images = ImageBatch(layout, image_grid_hw, self.geometry, grid, patches, image_seeds)
         weights = {part: weight_at(weight, progress) for part, weight in self.supervision_weights.items()}
-        return Supervisor(self.supervisions, weights, self.teacher, images, teacher_pixel_values)
+        return Supervisor(self.supervisions, weights, self.teacher, images, teacher_pixel_values, teacher_features)

@@ -122,7 +122,7 @@ def training_flops(
         workload: the samples of the step, of all ranks and accumulated batches or of one: the result is for these.
         stage: what trains.
         teacher: the config of the vision encoder that is aligned to, if there is one (of a model:
-            ``model.teacher.backbone.config``).
+            ``model.teacher.config``).
         auxiliaries: modules of a subclass of LitEve, which the stage may name; their own arithmetic is not counted.
 
     Returns:
@@ -251,7 +251,7 @@ def _teacher(model: EveForConditionalGeneration, workload: Workload) -> float:
     """A vision transformer over whole squares: forward pass only."""
     teacher = model.teacher
     patches = teacher.grid.side**2
-    tokens = patches + prefix_tokens(teacher.backbone.config)
+    tokens = patches + prefix_tokens(teacher.config)
     flops = 2 * patches * teacher.width * 3 * teacher.grid.patch_size**2
     for layer in blocks_of_tower(teacher.backbone):
         flops += sum(_linear(module, tokens).forward for module in layer.modules() if isinstance(module, nn.Linear))

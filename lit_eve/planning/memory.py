@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_eve.errors import ConfigError
+from lit_eve.losses import AbsentTeacher
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.decoders import blocks_of
 from lit_eve.planning.gpus import GIB
@@ -208,7 +209,10 @@ def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, r
         "image_grid_hw": tensor(images, 2),
         "image_seeds": tensor(images),
     }
-    if model.teacher is not None:
+    if isinstance(teacher := model.teacher, AbsentTeacher):
+        states = {state for one in model.supervisions.values() for state in one.teacher_states}
+        batch["teacher_features"] = tensor(images, len(states), teacher.grid.side**2, teacher.width, dtype=torch.float32)
+    elif teacher is not None:
         side = model.teacher.grid.image_size
         batch["teacher_pixel_values"] = tensor(images, 3, side, side, dtype=torch.uint8)
     return batch

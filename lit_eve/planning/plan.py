@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lit_eve.errors import ConfigError
+from lit_eve.losses import AbsentTeacher
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.planning.flops import Flops, total_flops, training_flops
 from lit_eve.planning.gpus import GIB, Gpu
@@ -205,11 +206,13 @@ def _parameters(model: EveForConditionalGeneration, own: Mapping[str, nn.Module]
 def _flops_per_sample(
     recipe: Recipe, model: EveForConditionalGeneration, own: Mapping[str, nn.Module], epoch: TypicalEpoch
 ) -> dict[str, Flops]:
-    teacher = None if model.teacher is None else model.teacher.backbone.config
+    teacher = None if model.teacher is None else model.teacher.config
     try:
         flops = training_flops(model.config, epoch.workload, recipe.module.stage, teacher, own)
     except ConfigError as error:
         raise ConfigError(f"model.decoder: {error}") from error
+    if isinstance(model.teacher, AbsentTeacher):
+        del flops["teacher"]
     count = len(epoch.lengths)
     return {part: Flops(f.forward / count, f.backward / count) for part, f in flops.items()}
 

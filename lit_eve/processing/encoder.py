@@ -87,10 +87,22 @@ class SampleEncoder:
             features["labels"] = torch.tensor(tokens.labels)
         features |= self._patches([images])
         if teacher is not None:
-            canvases = [teacher.canvas(image, self.geometry) for image in images]
-            nothing = torch.zeros(0, 3, teacher.image_size, teacher.image_size, dtype=torch.uint8)
-            features["teacher_pixel_values"] = torch.stack(canvases) if canvases else nothing
+            features["teacher_pixel_values"] = self._squares(images, teacher)
         return features
+
+    def teacher_squares(self, sample: Sample, teacher: TeacherGrid) -> torch.Tensor:
+        """What a teacher sees of the images of a sample: (N, 3, C, C) uint8; the text is not looked at.
+
+        Raises:
+            SampleError: an image cannot be used.
+        """
+        names = image_names(sample.key, len(sample.images))
+        return self._squares([self._load(source, name) for source, name in zip(sample.images, names, strict=True)], teacher)
+
+    def _squares(self, images: Sequence[Image.Image], teacher: TeacherGrid) -> torch.Tensor:
+        canvases = [teacher.canvas(image, self.geometry) for image in images]
+        nothing = torch.zeros(0, 3, teacher.image_size, teacher.image_size, dtype=torch.uint8)
+        return torch.stack(canvases) if canvases else nothing
 
     def count_tokens(
         self,

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
+from lit_eve.data.features import TeacherFeatures
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, not_found
 from lit_eve.files import local_path
 from lit_eve.imports import path_of
-from lit_eve.losses import FrozenTeacher, load_teacher
+from lit_eve.losses import FrozenTeacher
 from lit_eve.models import (
     PACKED,
     PACKED_SDPA,
@@ -32,13 +33,12 @@ from lit_eve.models import (
     EveForConditionalGeneration,
 )
 from lit_eve.models.attention import check_takes_masks
-from lit_eve.models.checkpoints.catalog import known_decoder, known_tower
+from lit_eve.models.checkpoints.catalog import known_decoder
 from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
 from lit_eve.models.checkpoints.heads import heads_in
 from lit_eve.models.checkpoints.loading import read_architecture
 from lit_eve.models.checkpoints.merging import has_adapters, iterate_merged
-from lit_eve.models.checkpoints.towers import check_tower, empty_tower
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
@@ -48,8 +48,8 @@ from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
 from lit_eve.training.architecture import differences, is_irrelevant
 from lit_eve.training.growth import Growth, check_growth, is_dense
 from lit_eve.training.keys import check_keys
+from lit_eve.training.teachers import NamedTeacher
 from lit_eve.training.towers import NamedTower, beside_tower, check_pixels, check_same_tower, without_tower
-from lit_eve.vision_towers import Normalization, family_of, read_tower
 
 PARTS = (
     *("decoder_kind", "patch_embedding", "projector", "image_attention", "positions", "geometry"),
@@ -80,6 +80,7 @@ class Blueprint:
     aligner: Mapping[str, Any] | None = None
     teacher_layer: int | None = None
     teacher_image_size: int | None = None
+    teacher_features: bool = False
     alignment_weight: float | None = None
     supervision: Sequence[Mapping[str, Any]] | None = None
     template: str | Mapping[str, Any] | None = None
@@ -111,11 +112,21 @@ class Blueprint:
 
     @cached_property
     def teacher_grid(self) -> TeacherGrid | None:
-        """The patches that the teacher's image is made of; None without a teacher."""
-        if self.teacher is None:
+        """The patches of the squares that batches must hold for the teacher; None where it is not there."""
+        return None if self.teacher is None or self.teacher_features else self.named_teacher.grid
+
+    @cached_property
+    def named_teacher(self) -> NamedTeacher:
+        """What ``teacher`` names, beside this model."""
+        return NamedTeacher(self.teacher, self.config, self.teacher_features)
+
+    @cached_property
+    def needed_features(self) -> TeacherFeatures | None:
+        """What is needed of the teacher's features, if they are in the shards."""
+        if not self.teacher_features:
             return None
-        config, pixels = self._teacher()
-        return TeacherGrid(self.config.teacher_image_size or config.image_size, config.patch_size, pixels.mean)
+        states = {state for one in self.skeleton().supervisions.values() for state in one.teacher_states}
+        return self.named_teacher.features(states)
 
     @cached_property
     def processor(self) -> EveProcessor:
@@ -152,7 +163,7 @@ class Blueprint:
         except ConfigError as error:
             raise ConfigError(f"model.template: {error}") from error
         if self.teacher is not None:
-            check_tower(self.teacher, "model.teacher")
+            self.named_teacher.check_files()
         if self._tower is not None and self.init_from is None:
             self._tower.check_files()
         self._stored_ends()
@@ -190,9 +201,7 @@ class Blueprint:
             teacher = None
             if self.teacher is not None:
                 config.teacher = self.teacher
-                tower, pixels = self._teacher(planned)
-                tower = empty_tower(tower, self.teacher, "model.teacher")
-                teacher = FrozenTeacher(tower, config.teacher_layer, config.teacher_image_size, pixels)
+                teacher = NamedTeacher(self.teacher, config, self.teacher_features).empty(planned)
             try:
                 model.attach_supervision(teacher, self.aligner)
             except ConfigError as error:
@@ -232,8 +241,7 @@ class Blueprint:
         fill(model, parts=parts, may_be_new=self._may_be_new, device=device, source=source, **weights)
         if self.teacher is not None:
             dtype = teacher_dtype or model.dtype
-            sizes = model.config.teacher_layer, model.config.teacher_image_size
-            model.teacher = load_teacher(self.teacher, *sizes, key="model.teacher", dtype=dtype).to(device)
+            model.teacher = self.named_teacher.load(dtype).to(device)
         end_answers(model, self.processor, self._stored_ends())
         return model
 
@@ -304,11 +312,6 @@ class Blueprint:
         if not self._is_there:
             raise CheckpointError(f"model.init_from: there is no {self.init_from!r} yet, and no model.decoder tells its shape")
         return self.config
-
-    def _teacher(self, planned: bool = False) -> tuple[PreTrainedConfig, Normalization]:
-        if planned and (known := known_tower(self.teacher)):
-            return known, family_of(known).pixels
-        return read_tower(self.teacher, "model.teacher")
 
     # ---- going on from a model
 

@@ -31,6 +31,8 @@ def check_keys(keys: Blueprint) -> None:
         raise ConfigError(f"model_class {keys.model_class.__name__} stands inside a function: it must stand in a module")
     if keys.alignment_weight is not None and keys.alignment_weight < 0:
         raise ConfigError(f"model.alignment_weight must be at least 0, got {keys.alignment_weight}")
+    if keys.teacher_features and keys.teacher is None:
+        raise ConfigError("model.teacher_features needs model.teacher: whose features are in the shards?")
     size = keys.teacher_image_size
     if size is not None and size < 1:
         raise ConfigError(f"model.teacher_image_size must be a number of pixels, got {size}")

@@ -35,6 +35,7 @@ from lit_eve.training.stages import STAGES, Stage, get_stage, print_stage
 from lit_eve.training.term_sums import TermSums
 
 if TYPE_CHECKING:
+    from lit_eve.data.features import TeacherFeatures
     from lit_eve.models import EveForConditionalGeneration, EveOutput
     from lit_eve.processing import EveProcessor, ImageGeometry, Sample, TeacherGrid
     from lit_eve.processing.encoder import TemplateName
@@ -65,6 +66,7 @@ class LitEve(LightningModule):
             null trains without alignment loss.
         aligner: the aligner by name, with its arguments, as in {name: layerwise, layer_interval: 4}.
         teacher_layer: hidden state of the teacher that is aligned to; null: -2, or that of init_from.
+        teacher_features: true takes the teacher's features from the shards (lit-eve pack --teacher) and does not load it.
         teacher_image_size: side in pixels of the squares that the teacher sees; null: what its config says, or that of
             init_from.
         alignment_weight: factor of the alignment loss in the total loss, 0: it is not computed; null: 1, or that of
@@ -116,6 +118,7 @@ class LitEve(LightningModule):
         aligner: dict[str, Any] | None = None,
         teacher_layer: int | None = None,
         teacher_image_size: int | None = None,
+        teacher_features: bool = False,
         alignment_weight: float | None = None,
         supervision: list[dict[str, Any]] | None = None,
         template: str | dict[str, Any] | None = None,
@@ -151,6 +154,7 @@ class LitEve(LightningModule):
             aligner=aligner,
             teacher_layer=teacher_layer,
             teacher_image_size=teacher_image_size,
+            teacher_features=teacher_features,
             alignment_weight=alignment_weight,
             supervision=supervision,
             template=template,
@@ -191,6 +195,11 @@ class LitEve(LightningModule):
     def teacher_grid(self) -> TeacherGrid | None:
         """The patches of the teacher, whose pixels batches must hold; None without a teacher."""
         return self.blueprint.teacher_grid
+
+    @property
+    def teacher_features(self) -> TeacherFeatures | None:
+        """The features that batches must hold instead, and the shards do; None without."""
+        return self.blueprint.needed_features
 
     @property
     def longest_sample(self) -> int | None:

@@ -1,7 +1,7 @@
 """Supervisions at work: one forward pass.
 
 Notation: B rows, T tokens per row, D decoder width, L decoder layers, N images, Q image tokens, M places whose hidden
-states are read, C teacher image size.
+states are read, C teacher image size, S hidden states of the teacher, P its patches, K its width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.losses import FrozenTeacher, Term
 from lit_eve.models.supervision.base import ImageBatch, Supervision
 from lit_eve.models.taps import hidden_state_taps
-from lit_eve.processing.images import normalize_pixels
 
 
 class Supervisor:
@@ -29,6 +28,7 @@ class Supervisor:
         teacher: the frozen teacher, if there is one.
         images: of the batch.
         teacher_pixel_values: (N, 3, C, C) uint8, where a supervision looks at the teacher.
+        teacher_features: (N, S, P, K) instead: all S hidden states that are looked at, in their order.
 
     Raises:
         LitEveError: a supervision looks at the teacher, and the batch has no pixels for it.
@@ -41,12 +41,14 @@ class Supervisor:
         teacher: FrozenTeacher | None,
         images: ImageBatch,
         teacher_pixel_values: Tensor | None,
+        teacher_features: Tensor | None = None,
     ) -> None:
         self.supervisions = {part: one for part, one in supervisions.items() if weights[part]}
         self.idle = [one.head for part, one in supervisions.items() if part not in self.supervisions]
         self.weights, self.images = weights, images
-        self.teacher, self.pixels = teacher, teacher_pixel_values
-        if self.pixels is None and any(one.teacher_states for one in self.supervisions.values()):
+        self.teacher, self.pixels, self.features = teacher, teacher_pixel_values, teacher_features
+        self._all_states = sorted({state for one in supervisions.values() for state in one.teacher_states})
+        if self.pixels is None and self.features is None and any(one.teacher_states for one in self.supervisions.values()):
             raise LitEveError("a teacher is attached, but the batch has no teacher_pixel_values")
         # Supervisions that read the same places share what is read there.
         self._positions = {part: one.positions(images) for part, one in self.supervisions.items()}
@@ -109,11 +111,6 @@ class Supervisor:
         needed = {state for one in self.supervisions.values() for state in one.teacher_states}
         if not needed:
             return {}
-        teacher = self.teacher
-        if not self.images.num_images:
-            nothing = self.pixels.new_zeros(0, teacher.grid.side**2, teacher.width, dtype=teacher.dtype)
-            return dict.fromkeys(needed, nothing)
-        pixels = normalize_pixels(self.pixels, teacher.grid.mean, teacher.std, teacher.dtype)
-        if needed == {teacher.depth}:
-            return {teacher.depth: teacher(pixels)}
-        return dict(enumerate(teacher(pixels, every=True)))
+        if self.features is not None:
+            return dict(zip(self._all_states, self.features.unbind(1), strict=True))
+        return self.teacher.states_of(self.pixels, needed)
