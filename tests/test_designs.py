@@ -76,6 +76,37 @@ def test_the_page_names_all_parts():
     assert found == {key: shipped(registry) for key, registry in parts.items()}
 
 
+COLUMNS = ("geometry", "patch_embedding", "decoder_kind", "image_attention", "positions", "supervision")
+TITLES = {"eve_7b": "EVE v1", "eve_7b_hd": "EVE v1 HD", "eve_v2": "EVE v2", "fuyu": "Fuyu", "gemma4_unified": "Gemma 4 unified"}
+TITLES |= {"llava_1.5": "LLaVA-1.5", "mono_internvl": "Mono-InternVL", "neo": "NEO", "solo": "SOLO", "vora": "VoRA"}
+
+
+def parts_of(folder: Path) -> dict[str, set[str]]:
+    """The entries, other than defaults, that the stages of a design name for each kind."""
+    found = {key: set() for key in COLUMNS}
+    for path in folder.glob("*.yaml"):
+        blueprint = read_recipe(str(path)).module.blueprint
+        for key in COLUMNS[:-1]:
+            found[key] |= {(getattr(blueprint, key) or {"name": "dense"})["name"]} - {"dense", "causal", "sequential"}
+        alone = [{"name": "patch_alignment"}] if blueprint.teacher else []
+        found["supervision"] |= {entry["name"] for entry in (blueprint.supervision or alone)}
+    return found
+
+
+def test_the_page_says_what_each_design_is_made_of():
+    page = (MODELS.parents[1] / "docs/models.md").read_text()
+    header, rows = re.search(r"^(\| design \|.*)\n\|[-|]+\n((?:\|.*\n)+)", page, flags=re.MULTILINE).groups()
+    assert re.findall(r"`(\w+)`", header) == list(COLUMNS)
+    written = {}
+    for row in rows.splitlines():
+        title, _, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        title = re.match(r"\[?([^],]+)", title)[1]
+        written[title] = {key: set(re.findall(r"`(\w+)`", cell)) for key, cell in zip(COLUMNS, cells, strict=True)}
+    folders = [MODELS.parent / name for name in ("eve_7b", "eve_7b_hd")]
+    folders += [MODELS / folder for folder in FOLDERS if folder.name != "nano"]
+    assert written == {TITLES[folder.name]: parts_of(folder) for folder in folders}
+
+
 def test_eve_v2_has_the_published_sizes():
     """As counted from the official code around Qwen2.5-7B: tests/data/eve_v2/tiny/moe_keys.json."""
     first, second, *_ = stages_of(Path("eve_v2"))

@@ -84,7 +84,7 @@ def test_a_composition_keeps_the_contract(place):
     exec(blocks("py")[0], page)
     page["test_my_parts_keep_the_contract"]()
     assert check_variant({"geometry": {"name": "shrunk", "patch_size": 4}}) == {}
-    assert check_variant({"positions": {"name": "paused"}, "decoder_kind": {"name": "sloped"}}) == {}
+    assert check_variant({"positions": {"name": "one_step"}, "decoder_kind": {"name": "sloped"}}) == {}
     assert check_variant({"aligner": {"name": "last"}, "projector": {"name": "normed"}}) == {}
     assert check_variant({"image_attention": {"name": "secluded"}}, training_class=import_module("my_eve").EvenEve) == {}
 
