@@ -40,6 +40,7 @@ SMALL: dict[str, Any] = {  # arguments, for all parts whose constructors take th
     "pool_size": 2,
     "image_size": 32,
     "cells": 4,
+    "max_side": 32,
     "max_size": 32,
     "min_pixels": 64,
     "max_pixels": 1024,
