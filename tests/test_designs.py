@@ -347,6 +347,17 @@ def test_supervisions_are_printed_with_what_they_train(capsys, monkeypatch):
     assert f"│ next_patch │ TRAINABLE │ {size:,} │" in printed and "│ teacher │" not in printed
 
 
+def test_adapters_are_printed_with_what_they_train(capsys, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setenv("COLUMNS", "160")
+    train(["fit", "--config", str(MODELS / "eve_v2/1_prealign.yaml"), "--model.lora.rank=16", "--print_model"])
+    printed = re.sub(r" +", " ", capsys.readouterr().out)
+    size = 28 * 16 * 90_112  # rows and columns of each matrix of a layer
+    assert f"target_modules: null, use_dora: false │ {size:,} │" in printed
+    assert "│ decoder │ Qwen/Qwen2.5-7B-Instruct │ qwen2: 28 layers of width 3584, 152064 words │ 7,615,616,512 │" in printed
+    assert f"│ language_model │ TRAINABLE │ {size:,} │" in printed and "│ language_model │ FROZEN │ 7,615,616,512 │" in printed
+
+
 def test_printing_a_model_needs_a_recipe(capsys):
     with pytest.raises(SystemExit, match="--print_model stands behind `fit` and its settings"):
         train(["test", "--print_model"])

@@ -31,6 +31,8 @@ def transformer_lens_bridge(model: EveForConditionalGeneration, processor: EvePr
     """
     if (kind := model.config.decoder_kind["name"]) != "dense":
         raise LitEveError(f"TransformerLens does not know decoders of the kind {kind!r}: it computes blocks in its own way")
+    if model.config.lora is not None:
+        raise LitEveError("TransformerLens does not know adapters (lora): lit_eve.load(..., merge=True) merges them")
     if not model.image_attention.is_causal:
         raise LitEveError("TransformerLens was not tried with images that are not read like text (image_attention)")
     if not model.positions.is_sequential:

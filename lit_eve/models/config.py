@@ -18,6 +18,8 @@ class EveConfig(PreTrainedConfig):
         text_config: config of the decoder, any causal LM of transformers (a config, or a dict with its ``model_type``). It
             counts the layers that ``decoder_kind`` adds.
         decoder_kind: ``{"name": ..., **arguments}`` of what is built into the decoder (``dense``: nothing).
+        lora: ``rank``, ``alpha``, ``dropout``, ``target_modules`` and ``use_dora`` of adapters that peft puts into the decoder;
+            None without them.
         patch_embedding: ``{"name": ..., **arguments}`` of a registered patch embedding.
         projector: ``{"name": ..., **arguments}`` of a registered projector.
         image_attention: ``{"name": ..., **arguments}`` of a registered image attention; default: ``causal``.
@@ -48,6 +50,7 @@ class EveConfig(PreTrainedConfig):
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     decoder_kind: dict[str, Any] | None = None
+    lora: dict[str, Any] | None = None
     patch_embedding: dict[str, Any] | None = None
     projector: dict[str, Any] | None = None
     image_attention: dict[str, Any] | None = None

@@ -23,6 +23,7 @@ from lit_eve.models.decoders import (
     DECODER_KINDS,
     FamilyHead,
     ImageSlots,
+    add_lora,
     blocks_of,
     check_image_attention,
     embed_tokens,
@@ -92,11 +93,23 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
             check_image_attention(config.text_config, config.image_attention["name"])
         self.positions = POSITIONS.build(config.positions)
         self.positions.extend(self.language_model)
+        if config.lora is not None:
+            self._add_lora()
         self.geometry = geometry
         self.without_supervision()
         if config.image_token_id < config.text_config.vocab_size:  # it marks the place of an image: nothing to be written
             self.generation_config.suppress_tokens = [config.image_token_id]
         self.post_init()
+
+    def _add_lora(self) -> None:
+        kind, positions = self.config.decoder_kind["name"], self.config.positions["name"]
+        for key, name, is_right in (
+            ("decoder_kind", kind, kind == "dense"),
+            ("positions", positions, not self.positions.adds_weights),
+        ):
+            if not is_right:
+                raise ConfigError(f"lora beside {key} {name!r} is not proven to be right: leave one of them out")
+        add_lora(self.language_model, self.config.lora)
 
     def _part(self, key: str, registry: Registry, **context: Any) -> Any:
         spec = getattr(self.config, key)

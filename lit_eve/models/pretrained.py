@@ -93,6 +93,8 @@ class EvePreTrainedModel(PreTrainedModel):
             ConfigError: modules of the decoder have more weights than their own, which a kernel would pass over, or positions
                 that kernels were not tried with.
         """
+        if use_kernels and self.config.lora is not None:
+            raise ConfigError("use_kernels: kernels would pass over adapters (lora); merge them first")
         if use_kernels and (kind := self.config.decoder_kind["name"]) != "dense":
             raise ConfigError(f"use_kernels: kernels would pass over what a decoder of the kind {kind!r} adds to its modules")
         if use_kernels and not self.positions.is_sequential:

@@ -26,6 +26,7 @@ from lit_eve.errors import ConfigError
 from lit_eve.losses import AbsentTeacher
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.decoders import blocks_of
+from lit_eve.models.decoders.quantized import BLOCK
 from lit_eve.planning.gpus import GIB
 from lit_eve.training.optimizers import build_optimizer, trained_parameters
 
@@ -277,7 +278,7 @@ def memory_of(
     size = layout.stored.itemsize
     share = lambda count: -(-count * size // layout.shards)  # noqa: E731
     return Memory(
-        weights=share(_size(student)),
+        weights=-(-stored_bytes(student, layout) // layout.shards),
         gradients=share(trained),
         optimizer=optimizer_bytes([model, own], layout, optimizer),
         teacher=0 if model.teacher is None else _size(model.teacher.parameters()) * layout.teacher.itemsize,
@@ -312,7 +313,15 @@ def optimizer_bytes(modules: Iterable[nn.Module], layout: Layout, optimizer: Map
     return size
 
 
+def stored_bytes(parameters: Iterable[Tensor], layout: Layout) -> int:
+    """What parameters take where they are kept whole: packed ones (uint8) stay packed."""
+    packed = [parameter for parameter in parameters if parameter.dtype == torch.uint8]
+    scales = sum(2 * parameter.numel() // BLOCK * 4 for parameter in packed)  # float32, one for a block
+    return _size(parameters) * layout.stored.itemsize + sum(parameter.numel() for parameter in packed) + scales
+
+
 def _size(parameters: Iterable[Tensor], trained: bool = False) -> int:
+    parameters = [parameter for parameter in parameters if parameter.dtype != torch.uint8]
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad or not trained)
 
 

@@ -36,18 +36,17 @@ class Needs:
     host: int
 
 
-def checkpoint_bytes(memory: Memory, layout: Layout) -> int:
-    """Two checkpoints, each of weights and states of the optimizer, and the exported weights."""
-    whole = memory.weights + memory.optimizer
-    return (2 * whole + memory.weights) * layout.shards
+def checkpoint_bytes(memory: Memory, layout: Layout, weights: int) -> int:
+    """Two checkpoints, each of weights (bytes of all) and states of the optimizer, and the exported weights."""
+    return 3 * weights + 2 * memory.optimizer * layout.shards
 
 
-def host_bytes(memory: Memory, layout: Layout, gpus: int, workers: int) -> int:
+def host_bytes(memory: Memory, layout: Layout, gpus: int, workers: int, weights: int) -> int:
     """Memory of a node's CPUs: its processes, and what is copied there for a checkpoint or collected for the export.
 
     Under FSDP2 every process copies its part of a checkpoint to the host, and writes it while training goes on.
     """
     local = min(gpus, GPUS_OF_NODE)
     copied = (memory.weights + memory.optimizer) * local if layout.gathers else 0
-    collected = memory.weights * layout.shards  # by the first process
+    collected = weights  # by the first process
     return local * (PROCESS + workers * WORKER) + max(copied, collected)

@@ -13,12 +13,13 @@ from torch import nn
 from lit_eve.errors import ConfigError
 from lit_eve.losses import AbsentTeacher
 from lit_eve.models import EveForConditionalGeneration
+from lit_eve.models.decoders.quantized import quantize, unpacked_sizes
 from lit_eve.planning.flops import Flops, total_flops, training_flops
 from lit_eve.planning.gpus import GIB, Gpu
 from lit_eve.planning.memory import Layout, Memory, measure, memory_of, meta_batch
 from lit_eve.planning.needs import IMAGE_BYTES, Needs, checkpoint_bytes, host_bytes
 from lit_eve.planning.typical_data import TypicalEpoch, typical_epoch
-from lit_eve.planning.ways import Way, smaller_decoder, ways_to_fit
+from lit_eve.planning.ways import Way, adapters, smaller_decoder, ways_to_fit
 from lit_eve.training.auxiliary import planned_auxiliaries
 from lit_eve.training.module import LitEve
 from lit_eve.training.recipe import Recipe
@@ -133,6 +134,8 @@ def make_plan(
         raise ConfigError(f"--samples must be a number of at least 1, got {num_samples:g}")
     _check_end(recipe.trainer)
     layout = Layout.of(recipe.trainer, gpus)
+    if layout.gathers:
+        recipe.module.stage.check_sharded()
     accumulated = _accumulated(recipe, gpus)
     model, own = _model(recipe, layout.computed)
     epoch = typical_epoch(recipe, model.geometry, num_samples, progress)
@@ -149,8 +152,11 @@ def make_plan(
     fits = memory[checkpointing].total <= gpu.memory_gib * GIB
     ways = []
     if compare and not fits:
-        ways = [*ways_to_fit(recipe, model, own, row, gpus, gpu), smaller_decoder(recipe, model, row, gpus, gpu)]
+        ways = [*ways_to_fit(recipe, model, own, row, gpus, gpu), adapters(recipe, row, gpus, gpu)]
+        ways.append(smaller_decoder(recipe, model, row, gpus, gpu))
 
+    saved = sum(one.trainable + one.frozen for name, one in _parameters(model, own).items() if name != "teacher")
+    saved *= layout.stored.itemsize
     work = total_flops(flops) * steps.samples_per_step * steps.steps
     seconds = work / (gpus * gpu.teraflops * 1e12 * mfu) if fits else None
     images = steps.images_per_sample * steps.samples_per_step * steps.steps
@@ -170,8 +176,8 @@ def make_plan(
             images_per_second=None if seconds is None else images / seconds,
             data=epoch.num_bytes if epoch.num_bytes is not None else _assumed_bytes(epoch),
             data_counted=epoch.num_bytes is not None,
-            checkpoints=checkpoint_bytes(memory[checkpointing], layout),
-            host=host_bytes(memory[checkpointing], layout, gpus, recipe.data.num_workers),
+            checkpoints=checkpoint_bytes(memory[checkpointing], layout, saved),
+            host=host_bytes(memory[checkpointing], layout, gpus, recipe.data.num_workers, saved),
         ),
         ways=tuple(way for way in ways if way is not None),
         unmeasured=_with_own_losses(recipe.module),
@@ -186,6 +192,8 @@ def _model(recipe: Recipe, dtype: torch.dtype) -> tuple[EveForConditionalGenerat
     """The recipe's model and auxiliary parts on the meta device, with gradients required where the stage trains."""
     model = recipe.module.blueprint.skeleton(planned=True).to(dtype)
     own = planned_auxiliaries(recipe.module, model)
+    if recipe.module.stage.packs_weights:
+        quantize(model.language_model)
     recipe.module.stage.apply(model, own)
     return model, own
 
@@ -196,9 +204,13 @@ def _with_own_losses(module: LitEve) -> str | None:
 
 
 def _parameters(model: EveForConditionalGeneration, own: Mapping[str, nn.Module]) -> dict[str, Parameters]:
-    parts = {name: list(part.parameters()) for name, part in (*model.named_children(), *own.items())}
+    unpacked = unpacked_sizes(model)
+    parts = {
+        name: [(p.requires_grad, unpacked.get(f"{name}.{key}", p.numel())) for key, p in part.named_parameters()]
+        for name, part in (*model.named_children(), *own.items())
+    }
     return {
-        name: Parameters(*(sum(p.numel() for p in part if p.requires_grad is trained) for trained in (True, False)))
+        name: Parameters(*(sum(size for trains, size in part if trains is trained) for trained in (True, False)))
         for name, part in parts.items()
     }
 

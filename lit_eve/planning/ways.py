@@ -16,6 +16,7 @@ from lit_eve.planning.gpus import GIB, Gpu
 from lit_eve.planning.memory import Layout, Measured, measure, memory_of, meta_batch
 from lit_eve.training.auxiliary import planned_auxiliaries
 from lit_eve.training.recipe import Recipe
+from lit_eve.training.stages import Lora
 
 MOST_GPUS = 1024
 
@@ -90,6 +91,27 @@ def ways_to_fit(
         if place < len(counts):
             ways.append(Way(settings, counts[place], total(settings, rows, on, counts[place])))
     return ways
+
+
+def adapters(recipe: Recipe, row: Mapping[str, int], gpus: int, gpu: Gpu) -> Way | None:
+    """Adapters in place of the decoder's own weights, with recomputation where it must be; else as :func:`ways_to_fit`."""
+    module, layout = recipe.module, Layout.of(recipe.trainer, gpus)
+    if module.stage.lora is not None:
+        return None
+    try:  # not without peft, and not beside other kinds of decoders
+        model = replace(module.blueprint, lora=Lora()).skeleton(planned=True).to(layout.computed)
+        auxiliaries = planned_auxiliaries(module, model)
+        replace(module.stage, lora=Lora()).apply(model, auxiliaries)
+    except LitEveError:
+        return None
+    batch, setting = meta_batch(model, recipe.data.rows, recipe.data.max_tokens, row), f"model.lora.rank={Lora().rank}"
+    for on in dict.fromkeys((module.gradient_checkpointing, True)):
+        step = measure(model, batch, on, module.forward_arguments)
+        size = memory_of(model, layout, step, module.optimizer, auxiliaries).total
+        if size <= gpu.memory_gib * GIB:
+            more = () if on == module.gradient_checkpointing else ("model.gradient_checkpointing=true",)
+            return Way((*more, setting), gpus, size)
+    return None
 
 
 def smaller_decoder(

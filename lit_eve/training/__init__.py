@@ -2,6 +2,6 @@
 
 from lit_eve.training.fsdp import FSDP2Strategy
 from lit_eve.training.module import LitEve
-from lit_eve.training.stages import STAGES, Rule, Stage
+from lit_eve.training.stages import STAGES, Lora, Rule, Stage
 
-__all__ = ["STAGES", "FSDP2Strategy", "LitEve", "Rule", "Stage"]
+__all__ = ["STAGES", "FSDP2Strategy", "LitEve", "Lora", "Rule", "Stage"]

@@ -38,16 +38,18 @@ from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
 from lit_eve.models.checkpoints.heads import heads_in
 from lit_eve.models.checkpoints.loading import read_architecture
-from lit_eve.models.checkpoints.merging import has_adapters, iterate_merged
+from lit_eve.models.checkpoints.merging import iterate_merged
 from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
+from lit_eve.models.decoders.quantized import quantize
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
 from lit_eve.models.supervision import build_supervision, entries_of, without_weight
 from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
 from lit_eve.training.architecture import differences, is_irrelevant
-from lit_eve.training.growth import Growth, check_growth, is_dense
+from lit_eve.training.growth import Growth, check_growth, is_dense, is_merged
 from lit_eve.training.keys import check_keys
+from lit_eve.training.stages import Lora
 from lit_eve.training.teachers import NamedTeacher
 from lit_eve.training.towers import NamedTower, beside_tower, check_pixels, check_same_tower, without_tower
 
@@ -69,6 +71,7 @@ class Blueprint:
     init_from: str | None = None
     decoder: str | None = None
     decoder_kind: Mapping[str, Any] | None = None
+    lora: Lora | None = None
     patch_embedding: Mapping[str, Any] | None = None
     projector: Mapping[str, Any] | None = None
     image_attention: Mapping[str, Any] | None = None
@@ -239,6 +242,8 @@ class Blueprint:
         source = str(self.init_from or self.decoder)
         weights = self._weights(model, parts["patch_embedding"])
         fill(model, parts=parts, may_be_new=self._may_be_new, device=device, source=source, **weights)
+        if self.lora is not None and self.lora.quantization is not None:
+            quantize(model.language_model)
         if self.teacher is not None:
             dtype = teacher_dtype or model.dtype
             model.teacher = self.named_teacher.load(dtype).to(device)
@@ -297,6 +302,7 @@ class Blueprint:
             text_config=self._extended(self.decoder_kind, copy.deepcopy(text_config)),  # models write into their config
             tie_word_embeddings=getattr(text_config, "tie_word_embeddings", False),
             supervision=self.supervision,
+            lora=self._lora,
             **self._given(planned),
         )
         if self._tower is not None:
@@ -335,6 +341,7 @@ class Blueprint:
                 setattr(config, key, value)
         if is_dense(self._source[0]) and config.decoder_kind["name"] != "dense":
             config.text_config = self._extended(config.decoder_kind, config.text_config)
+        config.lora = self._lora
         config.supervision = None if self.supervision is None else [dict(entry) for entry in self.supervision]
         if self.geometry is not None:
             same = self.geometry.get("name") in (None, config.geometry["name"])
@@ -359,11 +366,6 @@ class Blueprint:
                 f"({'; '.join(lines[:6])})"
             )
 
-    @property
-    def _is_merged(self) -> bool:
-        """Whether adapters of ``init_from`` are added to its weights."""
-        return has_adapters(self._source[0]) and not has_adapters(self.config)
-
     # ---- weights
 
     def _parts(self, teacher: FrozenTeacher | None) -> dict[str, torch.nn.Module]:
@@ -385,6 +387,10 @@ class Blueprint:
         projector = PROJECTORS.build(config.projector, input_size=patch_embedding.width, output_size=hidden_size)
         parts = {"patch_embedding": patch_embedding, "projector": projector}
         return parts | {part: build_supervision(entry, config, teacher).head for part, entry in self._entries.items()}
+
+    @property
+    def _lora(self) -> dict[str, Any] | None:
+        return None if self.lora is None else self.lora.architecture
 
     @property
     def _entries(self) -> dict[str, dict[str, Any]]:
@@ -419,7 +425,7 @@ class Blueprint:
         if source.aligner is None:
             wanted.discard("aligner")
         unwanted = tuple(f"{part}." for part in heads_in(source.supervision) if part not in wanted)
-        if self._is_merged:
+        if is_merged(source, self.config):
             weights = iterate_merged(self.init_from, source, shapes_only)
         else:
             weights = iterate_weights(self.init_from, shapes_only)

@@ -43,7 +43,10 @@ def print_model(recipe: Recipe) -> None:
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config.text_config)
     known = {model.decoder_kind.name_of(name) for name, _ in plain.named_parameters()}
-    added = {name: "decoder_kind" for name, _ in model.language_model.named_parameters() if name not in known}
+    names = [name for name, _ in model.language_model.named_parameters()]
+    added = {name: "decoder_kind" for name in names if name.replace(".base_layer.", ".") not in known}
+    if model.config.lora is not None:
+        added = dict.fromkeys(added, "lora")
     added |= dict.fromkeys(model.positions.weights(model.language_model), "positions")
     counts = parameters_of(sizes, {f"language_model.{name}": key for name, key in added.items()})
     for key, name, arguments in rows_of(model.config, module.blueprint.decoder):
@@ -70,6 +73,8 @@ def rows_of(config: EveConfig, decoder: str | None) -> list[tuple[str, str, str]
             rows.append(("decoder", decoder or text.model_type, f"{text.model_type}: {shape}" if decoder else shape))
         if spec is not None:
             rows.append((key, spec["name"], _written(spec)))
+        if key == "decoder_kind" and config.lora is not None:
+            rows.append(("lora", "dora" if config.lora["use_dora"] else "lora", _written(config.lora)))
     # The row of a head stands under its name, so that its parameters are found.
     rows += [(part, "supervision", _written(entry)) for entry in config.supervision or () if (part := entry["name"])]
     if config.supervision is not None:

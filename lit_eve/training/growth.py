@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import POSITIONS, EveConfig, EveForConditionalGeneration
-from lit_eve.models.checkpoints.merging import merges_of
+from lit_eve.models.checkpoints.merging import has_adapters, merges_of
 from lit_eve.models.decoders import DECODER_KINDS
+from lit_eve.models.decoders.lora import lora_drawn, lora_started
 
 _PREFIX = "language_model."
 
@@ -21,6 +22,11 @@ _PREFIX = "language_model."
 def is_dense(source: EveConfig | None) -> bool:
     """Whether a kind of decoder may still be built into what is there: a model of this config, or a plain language model."""
     return source is None or source.decoder_kind["name"] == "dense"
+
+
+def is_merged(source: EveConfig, config: EveConfig) -> bool:
+    """Whether adapters of ``source`` are added to the weights: those of a stage always, those of a kind if it is dense now."""
+    return source.lora is not None or (has_adapters(source) and config.decoder_kind["name"] == "dense")
 
 
 def check_growth(name: str, source: EveConfig, config: EveConfig) -> None:
@@ -94,6 +100,7 @@ class Growth:
             drawn.append(self.model.decoder_kind.drawn(language_model))
         if self._gets_positions:
             drawn.append(self.model.positions.drawn(language_model))
+        drawn.append(lora_drawn(language_model))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed())
             for name, tensor in chain.from_iterable(drawn):
@@ -101,6 +108,9 @@ class Growth:
 
     def become(self, stored: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Weights that are there, under the names that they get, and others that begin as something of them."""
+        return lora_started(self._without_lora(stored), self.model.language_model, _PREFIX)
+
+    def _without_lora(self, stored: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in stored:
             if not name.startswith(_PREFIX):
                 yield name, tensor

@@ -9,7 +9,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lit_eve.errors import ConfigError
 from lit_eve.losses import ALIGNERS
 from lit_eve.models import IMAGE_ATTENTIONS, PATCH_EMBEDDINGS, POSITIONS, PROJECTORS
-from lit_eve.models.decoders import DECODER_KINDS
+from lit_eve.models.decoders import DECODER_KINDS, quantized
+from lit_eve.models.decoders.lora import check_installed
 from lit_eve.models.own import attention_module
 from lit_eve.models.supervision import check_entries, needs_teacher
 from lit_eve.processing import GEOMETRIES, ImageGeometry, templates
@@ -42,6 +43,7 @@ def check_keys(keys: Blueprint) -> None:
             raise ConfigError(f"model.{key} must be three numbers, one per channel, got {list(value)}")
     if keys.aligner is not None and keys.teacher is None:
         raise ConfigError("model.aligner needs model.teacher: without a teacher there is nothing to align to")
+    _check_lora(keys)
     _check_supervision(keys)
     for key, registry, context in (
         ("decoder_kind", DECODER_KINDS, ()),
@@ -75,6 +77,21 @@ def check_keys(keys: Blueprint) -> None:
         raise ConfigError(
             f"model.attn_implementation: {name!r} is of your own (`{module}`), and a saved model would be loaded without "
             "it: let the constructor of a model_class choose it"
+        )
+
+
+def _check_lora(keys: Blueprint) -> None:
+    if keys.lora is None:
+        return
+    try:
+        check_installed()
+        if keys.lora.quantization is not None:
+            quantized.check_installed()
+    except ConfigError as error:
+        raise ConfigError(f"model.stage: {error}") from error
+    if keys.decoder_kind is not None and keys.decoder_kind.get("name") != "dense":
+        raise ConfigError(
+            f"model.stage: lora beside decoder_kind {keys.decoder_kind.get('name')!r} is not proven to be right: leave one out"
         )
 
 

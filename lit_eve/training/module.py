@@ -31,7 +31,7 @@ from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.fsdp import sharding_strategy
 from lit_eve.training.optimizers import build_optimizer, check_optimizer, trained_parameters, warmup_then_cosine
 from lit_eve.training.record import log_scalars
-from lit_eve.training.stages import STAGES, Stage, get_stage, print_stage
+from lit_eve.training.stages import STAGES, Lora, Stage, get_stage, print_stage
 from lit_eve.training.term_sums import TermSums
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class LitEve(LightningModule):
         stage: what trains, at which rate: prealign, pretrain, finetune, or a stage of your own: its name, if a module of
             yours adds it to STAGES, or all of it (see `--model.stage.help`).
         lr: peak learning rate; null takes the stage's.
+        lora: adapters of peft that train in place of the decoder's own weights, as in {rank: 16}; null takes the stage's.
         warmup: steps of linear warm-up, or their fraction of all steps if below 1; null takes the stage's.
         lr_floor: learning rate at the end of the cosine, as a fraction of the peak.
         optimizer: the optimizer by name, with its arguments, as in {name: adamw, betas: [0.9, 0.98]} or
@@ -125,6 +126,7 @@ class LitEve(LightningModule):
         around_images: dict[str, Any] | None = None,
         stage: Literal[*STAGES] | Stage = "pretrain",
         lr: float | None = None,
+        lora: Lora | None = None,
         warmup: float | None = None,
         lr_floor: float = 0.0,
         optimizer: dict[str, Any] = {"name": "adamw"},  # noqa: B006 - never written to
@@ -133,8 +135,8 @@ class LitEve(LightningModule):
         max_new_tokens: int = 64,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="stage")
-        self.stage = get_stage(stage, lr, warmup)
+        self.save_hyperparameters(ignore=["stage", "lora"])
+        self.stage = get_stage(stage, lr, warmup, lora)
         self.hparams["stage"] = asdict(self.stage)
         self.hparams["imports"] = asked_for()
         from lit_eve.training.blueprint import Blueprint
@@ -143,6 +145,7 @@ class LitEve(LightningModule):
             init_from=init_from,
             decoder=decoder,
             decoder_kind=decoder_kind,
+            lora=self.stage.lora,
             patch_embedding=patch_embedding,
             projector=projector,
             image_attention=image_attention,
@@ -220,6 +223,7 @@ class LitEve(LightningModule):
         if self.model is not None:
             return
         if (strategy := sharding_strategy(self)) is not None:
+            self.stage.check_sharded()
             self.model = self.blueprint.build(strategy.shard, strategy.root_device, strategy.compute_dtype).train()
         else:
             self.model = self.blueprint.build().train()
@@ -281,8 +285,10 @@ class LitEve(LightningModule):
         """Refuse what could not be saved; print what trains."""
         check_as_built(self, self._built, self._rates)
         if self.trainer.is_global_zero:
+            from lit_eve.models.decoders.quantized import unpacked_sizes
+
             parameters = [*self.model.named_parameters(), *ModuleDict(auxiliaries(self)).named_parameters()]
-            sizes = {name: parameter.numel() for name, parameter in parameters}
+            sizes = {name: parameter.numel() for name, parameter in parameters} | unpacked_sizes(self.model)
             print_stage(self.stage, sizes, self._rates)
 
     # ---- train

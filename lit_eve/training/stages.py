@@ -20,7 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_eve.errors import ConfigError
 
@@ -56,6 +56,44 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Adapters of the library ``peft`` in the decoder, which train in place of its own weights (extra ``peft``).
+
+    Args:
+        rank: rows of A, columns of B.
+        alpha: what they add is multiplied by alpha / rank.
+        dropout: of what A reads.
+        target_modules: linear layers of the decoder's blocks by the ends of their names, as in ["q_proj", "v_proj"]; null: all.
+        use_dora: DoRA, which also trains the length of each row of a weight.
+        quantization: nf4 keeps the adapted weights in 4 bits (QLoRA; package bitsandbytes); null: as they are.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+    use_dora: bool = False
+    quantization: Literal["nf4"] | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.rank) is not int or self.rank < 1:
+            raise ConfigError(f"lora.rank must be a whole number of at least 1, got {self.rank!r}")
+        if not self.alpha > 0:
+            raise ConfigError(f"lora.alpha must be positive, got {self.alpha!r}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout must be at least 0 and below 1, got {self.dropout!r}")
+        if self.quantization not in (None, "nf4"):
+            raise ConfigError(f"lora.quantization must be nf4 or null, got {self.quantization!r}")
+        if self.quantization is not None and self.use_dora:
+            raise ConfigError("lora.use_dora needs the lengths of rows, which lora.quantization packs: choose one of them")
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What of it is part of a saved model; quantization is not: what was packed is saved as the weights that it was."""
+        return {key: value for key, value in vars(self).items() if key != "quantization"}
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of training.
 
@@ -64,18 +102,31 @@ class Stage:
         lr: peak learning rate of every rule that gives none.
         rules: the first rule that fits a parameter's name decides; a parameter that no rule fits stays frozen.
         warmup: steps of linear warm-up, or their fraction of all steps if below 1.
+        lora: adapters in the decoder. Its own weights are frozen then, whatever the rules say; the adapters train where no rule
+            fits. What starts from the result starts from merged weights.
     """
 
     name: str
     lr: float
     rules: list[Rule]
     warmup: float = 0.01
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ConfigError(f"stage.lr must be positive, got {self.lr}")
         if self.warmup < 0:
             raise ConfigError(f"stage.warmup must not be negative, got {self.warmup}")
+
+    @property
+    def packs_weights(self) -> bool:
+        """Whether adapted weights of the decoder are kept in 4 bits."""
+        return self.lora is not None and self.lora.quantization is not None
+
+    def check_sharded(self) -> None:
+        """Raise a ConfigError where FSDP2 cannot train this stage."""
+        if self.packs_weights:
+            raise ConfigError("trainer.strategy: fsdp2 cannot share out the packed weights of lora.quantization")
 
     def rates(self, names: Iterable[str], auxiliary: Iterable[str] = ()) -> dict[str, float | None]:
         """The peak learning rate of each parameter, None where it is frozen.
@@ -97,9 +148,13 @@ class Stage:
         for name in names:
             rule = self._rule_of(name)
             trains = name in auxiliary if rule is None else rule.trainable
+            if self.lora is not None and name.startswith("language_model."):
+                trains = ".lora_" in name and (rule is None or rule.trainable)
             rates[name] = (self.lr if rule is None else rule.lr or self.lr) if trains else None
         if not any(rates.values()):
             raise ConfigError(f"stage {self.name!r} freezes every parameter: nothing is left to train")
+        if self.lora is not None and not any(rate for name, rate in rates.items() if name.startswith("language_model.")):
+            raise ConfigError(f"stage {self.name!r} has lora, and a rule that freezes all of its adapters")
         return rates
 
     def label(self, name: str) -> str:
@@ -155,8 +210,13 @@ STAGES: dict[str, Stage] = {
 name: it is never trained."""
 
 
-def get_stage(stage: str | Stage | Mapping[str, Any], lr: float | None = None, warmup: float | None = None) -> Stage:
-    """A stage by name, as a mapping or as itself, with learning rate and warm-up replaced where they are not None.
+def get_stage(
+    stage: str | Stage | Mapping[str, Any],
+    lr: float | None = None,
+    warmup: float | None = None,
+    lora: Lora | Mapping[str, Any] | None = None,
+) -> Stage:
+    """A stage by name, as a mapping or as itself, with learning rate, warm-up and adapters replaced where they are not None.
 
     Raises:
         ConfigError: no stage has that name, or a value cannot be.
@@ -166,8 +226,13 @@ def get_stage(stage: str | Stage | Mapping[str, Any], lr: float | None = None, w
             raise ConfigError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
         stage = STAGES[stage]
     elif isinstance(stage, Mapping):
-        stage = Stage(**{**stage, "rules": [Rule(**rule) for rule in stage["rules"]]})
-    return replace(stage, lr=stage.lr if lr is None else lr, warmup=stage.warmup if warmup is None else warmup)
+        stage = Stage(**{**stage, "rules": [Rule(**rule) for rule in stage["rules"]], "lora": _lora(stage.get("lora"))})
+    given = {"lr": lr, "warmup": warmup, "lora": _lora(lora)}
+    return replace(stage, **{key: value for key, value in given.items() if value is not None})
+
+
+def _lora(lora: Lora | Mapping[str, Any] | None) -> Lora | None:
+    return Lora(**lora) if isinstance(lora, Mapping) else lora
 
 
 def print_stage(stage: Stage, sizes: Mapping[str, int], rates: Mapping[str, float | None]) -> None:

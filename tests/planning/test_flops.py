@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from lit_eve.losses import FrozenTeacher
 from lit_eve.models import EveConfig
 from lit_eve.planning.flops import Flops, Workload, meta_model, total_flops, training_flops
 from lit_eve.training import Rule, Stage
-from lit_eve.training.stages import STAGES, get_stage
+from lit_eve.training.stages import STAGES, Lora, get_stage
 from tests import towers
 from tests.models import tiny
 from tests.models.attention.images import both_ways, numbers, samples
@@ -102,6 +103,14 @@ def test_adapters_are_what_torch_counts(stage, monkeypatch):
 def test_channels_for_row_and_column_are_what_torch_counts(stage, monkeypatch):
     parts = {"decoder_kind": {"name": "pre_buffer", "layers": 1}, "positions": {"name": "neo"}}
     parts_are_what_torch_counts(monkeypatch, stage, "qwen3", **parts, patch_embedding={"name": "linear", "width": 16})
+
+
+@pytest.mark.parametrize("stage", [STAGES["prealign"], STAGES["pretrain"]], ids=lambda stage: stage.name)
+def test_adapters_of_peft_are_what_torch_counts(stage, monkeypatch):
+    pytest.importorskip("peft")
+    lora = Lora(rank=4, target_modules=["q_proj", "up_proj"])
+    stage, embedding = replace(stage, lora=lora), {"name": "linear", "width": 16}
+    parts_are_what_torch_counts(monkeypatch, stage, "qwen3", lora=lora.architecture, patch_embedding=embedding)
 
 
 def parts_are_what_torch_counts(monkeypatch, stage, decoder, **variant):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_eve.cli import main
+from lit_eve.errors import ConfigError
 from lit_eve.planning import ways
 from lit_eve.planning.gpus import GIB, Gpu
 from lit_eve.planning.plan import Plan, make_plan
@@ -41,7 +42,7 @@ def size_of(recipe: Recipe, gpus: int = 1) -> int:
 
 def way_of(plan: Plan, gpus: int = 1) -> ways.Way:
     """The change that leaves the number of GPUs."""
-    (way,) = [way for way in plan.ways if way.gpus == gpus]
+    (way,) = [way for way in plan.ways if way.gpus == gpus and "lora" not in str(way.settings)]
     return way
 
 
@@ -146,3 +147,43 @@ def test_shards_that_are_there_are_counted(read):
     plan = make_plan(recipe, 2, gpu_with(1e12), compare=False)
     shards = [shard for source in recipe.data.sources["train"] for shard in Path(source.path).glob("*.tar")]
     assert plan.needs.data_counted and plan.needs.data == sum(shard.stat().st_size for shard in shards)
+
+
+# ---- adapters
+
+
+def test_adapters_are_named_where_they_fit(read):
+    """By a setting that can be given, which costs what was said."""
+    pytest.importorskip("peft")
+    settings = ("model.gradient_checkpointing=true", "data.rows=1")
+    adapted = size_of(read(*settings, "model.lora.rank=16"))
+    recipe = read(*settings)
+    assert adapted < size_of(recipe)
+    assert ways.Way(("model.lora.rank=16",), 1, adapted) in make_plan(recipe, 1, gpu_with(adapted)).ways
+    assert not any("lora" in str(way) for way in make_plan(recipe, 1, gpu_with(adapted - 1)).ways)
+    experts = read(*settings, "model.decoder_kind={name: experts}")
+    assert not any("lora" in str(way) for way in make_plan(experts, 1, gpu_with(adapted)).ways)
+
+
+def test_adapters_are_counted(read):
+    pytest.importorskip("peft")
+    own = sum(make_plan(read(), 1, gpu_with(1e12), compare=False).parameters["language_model"].__dict__.values())
+    plan = make_plan(read("model.lora.rank=2"), 1, gpu_with(1e12), compare=False)
+    assert plan.parameters["language_model"].frozen == own
+    assert plan.parameters["language_model"].trainable == 2 * 2 * (4 * (32 + 32) + 3 * (32 + 64))
+    trainable = sum(part.trainable for part in plan.parameters.values())
+    assert plan.memory.gradients == 4 * trainable and 8 * trainable <= plan.memory.optimizer < 8 * trainable + 1000
+
+
+def test_packed_weights_take_an_eighth_and_are_saved_whole(read):
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    plain, packed = (
+        make_plan(read(f"model.lora={{rank: 2{more}}}", "trainer.strategy=auto"), 1, gpu_with(1e12), compare=False)
+        for more in ("", ", quantization: nf4")
+    )
+    adapted = 2 * (4 * 32 * 32 + 3 * 32 * 64)
+    assert plain.memory.weights - packed.memory.weights == adapted * 4 - adapted // 2 - adapted // 64 * 4
+    assert packed.parameters == plain.parameters and packed.needs.checkpoints == plain.needs.checkpoints
+    with pytest.raises(ConfigError, match="fsdp2 cannot share out the packed weights"):
+        make_plan(read("model.lora={quantization: nf4}"), 1, gpu_with(1e12))

@@ -12,19 +12,20 @@ from lit_eve.errors import CheckpointError
 from lit_eve.models.checkpoints.weights import iterate_weights
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import DECODER_KINDS, Merge
+from lit_eve.models.decoders.lora import lora_merges
 
 _PREFIX = "language_model."
 
 
 def has_adapters(config: EveConfig) -> bool:
     """Whether the decoder has more than its own weights, which may be merged into them."""
-    return config.decoder_kind["name"] != "dense"
+    return config.decoder_kind["name"] != "dense" or config.lora is not None
 
 
 def merged_config(config: EveConfig) -> EveConfig:
     """The config of the merged model."""
     config = copy.deepcopy(config)
-    config.decoder_kind = {"name": "dense"}
+    config.decoder_kind, config.lora = {"name": "dense"}, None
     config.imports.pop("decoder_kind", None)
     return config
 
@@ -35,6 +36,8 @@ def merges_of(config: EveConfig, names: Iterable[str] = ()) -> dict[str, Merge]:
     Raises:
         ConfigError: this decoder cannot be merged.
     """
+    if config.lora is not None:
+        return lora_merges(names, config.lora)  # beside a dense decoder
     DECODER_KINDS.require(config.decoder_kind["name"], config.imports.get("decoder_kind"))
     return DECODER_KINDS.build(config.decoder_kind).merges(names)
 

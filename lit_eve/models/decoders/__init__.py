@@ -13,6 +13,7 @@ from lit_eve.models.decoders.families import (
 from lit_eve.models.decoders.head import FamilyHead
 from lit_eve.models.decoders.image_adapter import ImageAdapter
 from lit_eve.models.decoders.kinds import DECODER_KINDS, DecoderKind, Dense, Merge
+from lit_eve.models.decoders.lora import add_lora
 from lit_eve.models.decoders.pre_buffer import PreBuffer
 from lit_eve.models.decoders.routing import ImageSlots, modules_by_tokens
 from lit_eve.models.decoders.side_by_side import SideBySide, packed_inputs, usual_attention
@@ -29,6 +30,7 @@ __all__ = [
     "PreBuffer",
     "Merge",
     "SideBySide",
+    "add_lora",
     "blocks_of",
     "check_decoder",
     "check_image_attention",
