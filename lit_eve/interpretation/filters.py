@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_eve.errors import LitEveError
 from lit_eve.models.patch_embeddings import PATCH_EMBEDDINGS
@@ -40,7 +40,8 @@ class FilterSpectrum:
 def patch_filters(model: EveForConditionalGeneration) -> Tensor:
     """The filters as images: (E, 3, y, x) float32, of a patch (``eve_v1``) or of a whole pooling window (``linear``).
 
-    They are applied to normalised pixels; those of ``gemma4_unified`` behind one more normalisation, of each window.
+    They are applied to normalised pixels; those of ``gemma4_unified`` behind one more normalisation, of each window. A
+    ``vision_tower`` has those of its encoder's convolution.
 
     Raises:
         LitEveError: the patch embedding is another one, so that it is not known what its filters are.
@@ -48,6 +49,9 @@ def patch_filters(model: EveForConditionalGeneration) -> Tensor:
     name, geometry = model.config.patch_embedding["name"], model.geometry
     if name not in PATCH_EMBEDDINGS or PATCH_EMBEDDINGS.module_of(name) is not None:
         raise LitEveError(f"the filters of the patch embedding {name!r} are not known; those of lit_eve's own are")
+    if name == "vision_tower":
+        convolution = next(module for module in model.patch_embedding.tower.modules() if isinstance(module, nn.Conv2d))
+        return convolution.weight.detach().float().cpu()
     layer = model.patch_embedding.projection if name == "linear" else model.patch_embedding.patch_projection
     # The patches of a window lie one behind another; of a patch alone, the window is one.
     pool = 1 if layer.in_features == geometry.patch_dim else geometry.pool_size

@@ -7,11 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import AutoConfig
 
 from lit_eve.errors import LitEveError
 from lit_eve.interpretation.filters import filter_figure, filter_spectrum, patch_filters, spectrum_figure
 from lit_eve.models import PATCH_EMBEDDINGS
 from lit_eve.processing.images import patchify
+from lit_eve.vision_towers import fields_of
+from tests import towers
 from tests.models import tiny
 from tests.tiny_model import scene_image
 
@@ -21,7 +24,7 @@ WINDOWS = {"linear": "width", "gemma4_unified": "width", "vora": "patch_width"}
 
 def test_all_patch_embeddings_are_tried_here() -> None:
     shipped = {name for name in PATCH_EMBEDDINGS if PATCH_EMBEDDINGS.module_of(name) is None}
-    assert shipped == PATCHES.keys() | WINDOWS.keys()
+    assert shipped == PATCHES.keys() | WINDOWS.keys() | {"vision_tower"}
 
 
 @pytest.mark.parametrize("name", [*PATCHES, *WINDOWS])
@@ -47,6 +50,18 @@ def test_filters_lie_on_the_pixels_as_the_patch_embedding_sees_them(name: str) -
         found = outputs[row // per, column // per, row % per, column % per]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=0.05)
     assert np.std(pixels) > 10
+
+
+@pytest.mark.parametrize("kind", towers.CONFIGS)
+@torch.no_grad()
+def test_filters_of_a_vision_tower_are_those_of_its_convolution(kind: str) -> None:
+    tower = fields_of(AutoConfig.for_model(**towers.CONFIGS[kind]))
+    geometry = {"name": "square", "image_size": 64, "patch_size": 8}
+    model = tiny.model(patch_embedding={"name": "vision_tower", "tower": tower}, geometry=geometry)
+    (convolution,) = (one for one in model.patch_embedding.tower.modules() if isinstance(one, torch.nn.Conv2d))
+    filters, pixels = patch_filters(model), torch.randn(1, 3, 8, 8)
+    convolved = F.conv2d(pixels, convolution.weight)[0, :, 0, 0]
+    torch.testing.assert_close((filters * pixels).sum((1, 2, 3)), convolved, rtol=1e-4, atol=1e-5)
 
 
 def test_the_spectrum_is_that_of_plain_sums() -> None:
