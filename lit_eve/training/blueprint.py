@@ -135,9 +135,10 @@ class Blueprint:
     def processor(self) -> EveProcessor:
         """The processor of that architecture, with the tokenizer of ``init_from`` or the decoder."""
         config, source = self.config, None if self._source is None else self._source[1]
-        template, around = self.template or (source and source.template), self.around_images
-        if around is None and source is not None:
-            around = source.around_images.to_dict()
+        template, around, limits = self.template or (source and source.template), self.around_images, {}
+        if source is not None:
+            around = source.around_images.to_dict() if around is None else around
+            limits = {key: getattr(source, key) for key in ("max_image_pixels", "max_aspect_ratio")}
         return EveProcessor(
             self._tokenizer if source is None else source.tokenizer,
             geometry=config.image_geometry,
@@ -145,6 +146,7 @@ class Blueprint:
             image_mean=config.image_mean,
             image_std=config.image_std,
             around_images=around,
+            **limits,
             **({"template": template} if template else {}),
         )
 

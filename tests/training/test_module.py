@@ -298,6 +298,7 @@ def test_what_no_key_says_is_as_in_init_from(world, tmp_path, beside_the_decoder
     keys["around_images"] = {"before": "<s>", "after": "</s>"}
     first = micro.make_module(world, **keys, image_attention={"name": "bidirectional"}, decoder_kind={"name": "experts"})
     first.configure_model()
+    first.processor.max_image_pixels, first.processor.max_aspect_ratio = 10**6, 7.0
     first.model.save_pretrained(tmp_path)
     first.processor.save_pretrained(tmp_path)
     later = LitEve(init_from=str(tmp_path), decoder=str(world / "decoder") if beside_the_decoder else None)
@@ -305,6 +306,7 @@ def test_what_no_key_says_is_as_in_init_from(world, tmp_path, beside_the_decoder
     parts = ("geometry", "patch_embedding", "projector", "decoder_kind", "image_attention", "image_mean", "image_std")
     assert {key: now[key] for key in (*parts, "image_token_id")} == {key: before[key] for key in (*parts, "image_token_id")}
     assert later.processor.image_mean == (0.5, 0.5, 0.5)
+    assert (later.processor.max_image_pixels, later.processor.max_aspect_ratio) == (10**6, 7.0)
     assert later.processor.around_images == first.processor.around_images != AroundImages()
     without = LitEve(init_from=str(tmp_path), around_images={})
     assert without.processor.around_images == AroundImages()
