@@ -19,6 +19,13 @@ class SampleError(LitEveError):
     """One training sample that cannot be used; the data pipeline skips, counts and lists it."""
 
 
+def check_sizes(key: str, **sizes: int) -> None:
+    """Raise ConfigError for arguments of the part ``key`` that are no whole numbers of at least 1."""
+    for name, value in sizes.items():
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{key}.{name} must be a whole number of at least 1, got {value!r}")
+
+
 def one_line(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split())

@@ -78,20 +78,22 @@ class Registry(Generic[T]):
         if module is not None and name not in self._variants:
             raise ConfigError(f"this model needs the {self.kind} {name!r} from `{module}`: {how_to_import(module)}")
 
-    def check(self, spec: Mapping[str, Any], context: tuple[str, ...] = ()) -> None:
+    def check(self, spec: Mapping[str, Any], context: tuple[str, ...] = (), beside: tuple[str, ...] = ()) -> None:
         """Raise ConfigError unless ``spec`` names a variant and all its arguments exist (and the required ones are given).
 
         Args:
             spec: ``{"name": ..., **arguments}``.
             context: names of the arguments that ``build`` will add by itself.
+            beside: keys that may stand in ``spec`` and are no arguments.
         """
         if not isinstance(spec, Mapping) or "name" not in spec:
             raise ConfigError(f"the {self.kind} needs a 'name'; known: {', '.join(self)}")
         parameters = inspect.signature(self[spec["name"]]).parameters
         allowed = [p for p in parameters if p not in context]
         for key in spec:
-            if key != "name" and key not in allowed:
-                raise ConfigError(f"{self.kind} {spec['name']!r} has no argument {key!r}; it takes: {', '.join(allowed)}")
+            if key not in ("name", *allowed, *beside):
+                known = ", ".join([*allowed, *beside]) or "none"
+                raise ConfigError(f"{self.kind} {spec['name']!r} has no argument {key!r}; it takes: {known}")
         for key in allowed:
             if parameters[key].default is inspect.Parameter.empty and key not in spec:
                 raise ConfigError(f"{self.kind} {spec['name']!r} needs the argument {key!r}")

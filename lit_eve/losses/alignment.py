@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, check_sizes
 from lit_eve.registry import Registry
 
 ALIGNERS: Registry[nn.Module] = Registry("aligner")
@@ -42,6 +42,7 @@ class LayerwiseAligner(nn.Module):
         self, hidden_size: int, num_layers: int, teacher_width: int, layer_interval: int = 4, num_heads: int = 8
     ) -> None:
         super().__init__()
+        check_sizes("aligner", layer_interval=layer_interval, num_heads=num_heads)
         self.taps: tuple[int, ...] = tuple(range(num_layers, -1, -layer_interval))
         if len(self.taps) < 2:
             raise ConfigError(

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, check_sizes
 from lit_eve.registry import Registry
 
 PROJECTORS: Registry[nn.Module] = Registry("projector")
@@ -27,8 +27,7 @@ class MlpProjector(nn.Sequential):
     """
 
     def __init__(self, input_size: int, output_size: int, depth: int = 2) -> None:
-        if depth < 1:
-            raise ConfigError(f"projector.depth must be at least 1, got {depth}")
+        check_sizes("projector", depth=depth)
         widths = [input_size] + [output_size] * depth
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):

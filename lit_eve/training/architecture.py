@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_eve.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from lit_eve.models import EveConfig
     from lit_eve.training.module import LitEve
 
 # Keys that say nothing about the weights.
@@ -62,6 +63,12 @@ def check_architecture(checkpoint: Mapping[str, Any], module: LitEve) -> None:
     weights = {key: tuple(value.shape) for key, value in checkpoint.get("state_dict", shapes).items()}
     if keys := differences(weights, shapes):
         raise CheckpointError(f"the checkpoint's weights are of another shape (checkpoint -> this run): {_some(keys)}")
+
+
+def other_parts(old: EveConfig, new: EveConfig, keys: Iterable[str]) -> str:
+    """The end of a sentence about weights that do not fit: in which of ``keys`` two configs differ; empty if in none."""
+    lines = differences(*({key: getattr(config, key) for key in keys} for config in (old, new)))
+    return f"; keys that are others than there: {_some(lines)}" if lines else ""
 
 
 def _some(lines: list[str]) -> str:

@@ -46,7 +46,7 @@ from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
 from lit_eve.models.supervision import build_supervision, entries_of, without_weight
 from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
-from lit_eve.training.architecture import differences, is_irrelevant
+from lit_eve.training.architecture import differences, is_irrelevant, other_parts
 from lit_eve.training.growth import Growth, check_growth, is_dense, is_merged
 from lit_eve.training.keys import check_keys
 from lit_eve.training.stages import Lora
@@ -179,7 +179,8 @@ class Blueprint:
             weights = self._weights(model, model.patch_embedding, shapes_only=True)
             check_weights(model, may_be_new=self._may_be_new, source=getattr(self, key), **weights)
         except CheckpointError as error:
-            raise CheckpointError(f"model.{key}: {error}") from error
+            other = "" if self._source is None else other_parts(self._source[0], self.config, PARTS)
+            raise CheckpointError(f"model.{key}: {error}{other}") from error
 
     def skeleton(self, planned: bool = False) -> EveForConditionalGeneration:
         """The model on the meta device, with teacher and heads of supervisions; in the default dtype.

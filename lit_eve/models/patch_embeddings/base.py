@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, check_sizes
 from lit_eve.processing.geometries import ImageGeometry
 from lit_eve.registry import Registry
 
@@ -35,10 +35,15 @@ class PatchEmbedding(nn.Module):
     Args:
         geometry: sizes of patches and pooling windows.
         width: E.
+        **sizes: other sizes among the variant's arguments, to be checked.
+
+    Raises:
+        ConfigError: the width, or one of ``sizes``, is no whole number of at least 1.
     """
 
-    def __init__(self, geometry: ImageGeometry, width: int) -> None:
+    def __init__(self, geometry: ImageGeometry, width: int, **sizes: int) -> None:
         super().__init__()
+        check_sizes("patch_embedding", width=width, **sizes)
         self.width = width
         self.window = geometry.pool_size**2  # patches that become a token
         self.class_embedding = nn.Parameter(torch.empty(width)) if geometry.class_token else None

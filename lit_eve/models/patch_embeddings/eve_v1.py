@@ -35,7 +35,7 @@ class EveV1PatchEmbedding(PatchEmbedding):
         attend_windows: bool = True,
         attend_images: bool = True,
     ) -> None:
-        super().__init__(geometry, width)
+        super().__init__(geometry, width, num_heads=num_heads)
         if width % num_heads:
             raise ConfigError(f"patch_embedding: num_heads {num_heads} does not divide the width {width}")
         # A convolution whose stride is its kernel, on patches that are cut already: a matrix product.

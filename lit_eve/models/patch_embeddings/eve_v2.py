@@ -24,7 +24,7 @@ class EveV2PatchEmbedding(PatchEmbedding):
     """
 
     def __init__(self, geometry: ImageGeometry, hidden_size: int, patch_width: int = 1024) -> None:
-        super().__init__(geometry, hidden_size)
+        super().__init__(geometry, hidden_size, patch_width=patch_width)
         # Convolutions whose stride is their kernel, on patches that are cut and ordered already: matrix products.
         self.patch_projection = nn.Linear(geometry.patch_dim, patch_width)
         self.window_projection = nn.Linear(self.window * patch_width, hidden_size)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from lit_eve.errors import ConfigError, check_sizes
 from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, ImageTokens, PatchEmbedding
 from lit_eve.models.patch_embeddings.places import check_places, places_of_tokens
 from lit_eve.processing.geometries import ImageGeometry
@@ -26,11 +27,20 @@ class Gemma4UnifiedPatchEmbedding(PatchEmbedding):
         hidden_size: D.
         width: E; null: D, as in Gemma 4.
         positions: rows and columns that the tables know.
+
+    Raises:
+        ConfigError: all images have more along a side.
     """
 
     def __init__(self, geometry: ImageGeometry, hidden_size: int, width: int | None = None, positions: int = 1120) -> None:
-        super().__init__(geometry, hidden_size)
-        pixels, inner = self.window * geometry.patch_dim, width or hidden_size
+        inner = hidden_size if width is None else width
+        super().__init__(geometry, hidden_size, positions=positions)
+        check_sizes("patch_embedding", width=inner)
+        if geometry.longest_side is not None and geometry.longest_side > positions:
+            raise ConfigError(
+                f"patch_embedding.positions = {positions}, but images have {geometry.longest_side} tokens along a side"
+            )
+        pixels = self.window * geometry.patch_dim
         self.pixel_norm = nn.LayerNorm(pixels)
         self.patch_projection = nn.Linear(pixels, inner)
         self.patch_norm = nn.LayerNorm(inner)

@@ -27,7 +27,7 @@ class MonoInternVLPatchEmbedding(PatchEmbedding):
     """
 
     def __init__(self, geometry: ImageGeometry, hidden_size: int, patch_width: int = 1024, positions: int = 32) -> None:
-        super().__init__(geometry, hidden_size)
+        super().__init__(geometry, hidden_size, patch_width=patch_width, positions=positions)
         self.pool_size = geometry.pool_size
         self.patch_projection = nn.Linear(geometry.patch_dim, patch_width)
         self.positions = PositionGrid(positions, patch_width)

@@ -31,7 +31,7 @@ class NeoPatchEmbedding(PatchEmbedding):
     """
 
     def __init__(self, geometry: ImageGeometry, hidden_size: int, patch_width: int = 1024, theta: float = 10_000.0) -> None:
-        super().__init__(geometry, hidden_size)
+        super().__init__(geometry, hidden_size, patch_width=patch_width)
         if patch_width % 4:
             raise ConfigError(
                 f"patch_embedding: patch_width {patch_width} must be a multiple of 4, for pairs in two directions"

@@ -32,7 +32,7 @@ class VoraPatchEmbedding(PatchEmbedding):
     def __init__(
         self, geometry: ImageGeometry, hidden_size: int, patch_width: int = 1536, positions: int = 32, eps: float = 1e-6
     ) -> None:
-        super().__init__(geometry, hidden_size)
+        super().__init__(geometry, hidden_size, patch_width=patch_width, positions=positions)
         self.patch_projection = nn.Linear(self.window * geometry.patch_dim, patch_width)
         self.norm = nn.RMSNorm(patch_width, eps=eps)
         self.positions = ZeroPositionGrid(positions, patch_width)

@@ -41,7 +41,7 @@ def check_entries(entries: Iterable[Mapping[str, Any]]) -> None:
     """Raise ConfigError for entries that are unknown, have unknown arguments or impossible weights, or come twice."""
     names = set()
     for entry in entries:
-        SUPERVISIONS.check(without_weight(entry) if isinstance(entry, Mapping) else entry, CONTEXT)
+        SUPERVISIONS.check(entry, CONTEXT, beside=("weight",))
         name, weight = entry["name"], entry.get("weight", 1.0)
         if name in names:
             raise ConfigError(f"{name!r} stands there twice")
