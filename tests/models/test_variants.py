@@ -63,6 +63,13 @@ def test_many_parts_together_keep_it_in_processes_too():
     assert check_variant(MANY, processes=True) == {}
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_of_peft_keep_the_contract(use_dora):
+    pytest.importorskip("peft")
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.1, "target_modules": ["q_proj", "up_proj"], "use_dora": use_dora}
+    assert check_variant({"lora": lora}) == {}
+
+
 @pytest.mark.slow
 @entries
 def test_every_entry_trains_in_processes(composition):
@@ -332,4 +339,4 @@ def test_refusals_are_handed_on(own):
 
 def test_every_kind_of_part_is_tried():
     keys = {key for key, kind in EveConfig.__annotations__.items() if "dict" in kind} - {"text_config", "imports"}
-    assert keys == REGISTRIES.keys()
+    assert keys == REGISTRIES.keys() | {"lora"}  # which is below
