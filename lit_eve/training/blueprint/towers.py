@@ -5,28 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
 from lit_eve.models import EveConfig, PatchEmbedding
-from lit_eve.models.checkpoints.catalog import known_tower
 from lit_eve.models.checkpoints.skeletons import parameters_on_meta
-from lit_eve.models.checkpoints.towers import check_tower, empty_tower, tower_weights
+from lit_eve.models.checkpoints.towers import empty_tower, tower_weights
 from lit_eve.training.architecture import differences
-from lit_eve.vision_towers import Normalization, cut_tower, depth_of, family_of, fields_of, read_tower
+from lit_eve.training.blueprint.encoders import NamedEncoder
+from lit_eve.vision_towers import cut_tower, depth_of, fields_of
 
 KEY = "model.patch_embedding.tower"
 _PREFIX = "patch_embedding.tower."
 
 
 @dataclass(frozen=True)
-class NamedTower:
+class NamedTower(NamedEncoder):
     """A vision encoder that ``patch_embedding: {name: vision_tower, tower: NAME}`` names.
 
     Args:
@@ -34,7 +32,8 @@ class NamedTower:
         spec: of the patch embedding.
     """
 
-    name: str
+    key = KEY
+
     spec: Mapping[str, Any]
 
     @classmethod
@@ -44,23 +43,9 @@ class NamedTower:
             return None
         return cls(local_path(spec["tower"], KEY), spec)
 
-    def read(self, planned: bool = False) -> tuple[PreTrainedConfig, Normalization]:
-        """Its config and normalisation; well-known ones are taken from a list where a training is only planned."""
-        if planned and (known := known_tower(self.name)):
-            return known, family_of(known).pixels
-        return self._read
-
-    @cached_property
-    def _read(self) -> tuple[PreTrainedConfig, Normalization]:
-        return read_tower(self.name, KEY)
-
     def settled(self, planned: bool = False) -> dict[str, Any]:
         """The patch embedding with the tower's config in place of its name."""
         return {**self.spec, "tower": fields_of(self.read(planned)[0])}
-
-    def check_files(self) -> None:
-        """Raise CheckpointError for files and weights that are missing, damaged or of another shape."""
-        check_tower(self.name, KEY)
 
     def weights(self, shapes_only: bool = False) -> Iterator[tuple[str, Tensor]]:
         """The weights that the model has of it, one after another, under the names of the model."""

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from lit_eve.data.features import TeacherFeatures
 from lit_eve.losses import AbsentTeacher, FrozenTeacher, load_teacher
 from lit_eve.models import EveConfig
-from lit_eve.models.checkpoints.catalog import known_tower
-from lit_eve.models.checkpoints.towers import check_tower, empty_tower, tower_weights
+from lit_eve.models.checkpoints.towers import empty_tower, tower_weights
 from lit_eve.processing import TeacherGrid
-from lit_eve.vision_towers import Normalization, family_of, fields_of, read_tower
+from lit_eve.training.blueprint.encoders import NamedEncoder
+from lit_eve.vision_towers import fields_of
 
 KEY = "model.teacher"
 
 
 @dataclass(frozen=True)
-class NamedTeacher:
+class NamedTeacher(NamedEncoder):
     """A teacher by name.
 
     Args:
@@ -31,19 +29,10 @@ class NamedTeacher:
         is_absent: its features are in the shards; it is not loaded.
     """
 
-    name: str
+    key = KEY
+
     config: EveConfig
     is_absent: bool = False
-
-    def read(self, planned: bool = False) -> tuple[PreTrainedConfig, Normalization]:
-        """Its config and normalisation; well-known ones are taken from a list where a training is only planned."""
-        if planned and (known := known_tower(self.name)):
-            return known, family_of(known).pixels
-        return self._read
-
-    @cached_property
-    def _read(self) -> tuple[PreTrainedConfig, Normalization]:
-        return read_tower(self.name, KEY)
 
     @property
     def grid(self) -> TeacherGrid:
@@ -61,10 +50,6 @@ class NamedTeacher:
         """The teacher with its weights, or without, where it is absent."""
         sizes = self.config.teacher_layer, self.config.teacher_image_size
         return self.empty() if self.is_absent else load_teacher(self.name, *sizes, key=KEY, dtype=dtype)
-
-    def check_files(self) -> None:
-        """Raise CheckpointError for files and weights that are missing, damaged or of another shape."""
-        check_tower(self.name, KEY)
 
     def features(self, states: set[int]) -> TeacherFeatures:
         """Its hidden states as files of features name them; all weights are read, for their fingerprint."""

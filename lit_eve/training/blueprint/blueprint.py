@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,10 @@ from lit_eve.data.features import TeacherFeatures
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, not_found
 from lit_eve.files import local_path
 from lit_eve.imports import path_of
-from lit_eve.losses import FrozenTeacher
 from lit_eve.models import (
     PACKED,
     PACKED_SDPA,
     PACKED_VARLEN,
-    PATCH_EMBEDDINGS,
-    PROJECTORS,
     EveConfig,
     EveForConditionalGeneration,
 )
@@ -36,22 +32,20 @@ from lit_eve.models.attention import check_takes_masks
 from lit_eve.models.checkpoints.catalog import known_decoder
 from lit_eve.models.checkpoints.filling import check_weights, fill
 from lit_eve.models.checkpoints.folders import is_hub_name
-from lit_eve.models.checkpoints.heads import heads_in
 from lit_eve.models.checkpoints.loading import read_architecture
-from lit_eve.models.checkpoints.merging import iterate_merged
-from lit_eve.models.checkpoints.weights import is_checkpoint, iterate_weights
+from lit_eve.models.checkpoints.weights import is_checkpoint
 from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_apart
 from lit_eve.models.decoders.quantized import quantize
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
-from lit_eve.models.supervision import build_supervision, entries_of, without_weight
 from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
 from lit_eve.training.architecture import differences, is_irrelevant, other_parts
-from lit_eve.training.growth import Growth, check_growth, is_dense, is_merged
-from lit_eve.training.keys import check_keys
+from lit_eve.training.blueprint.growth import check_growth, is_dense
+from lit_eve.training.blueprint.keys import check_keys
+from lit_eve.training.blueprint.teachers import NamedTeacher
+from lit_eve.training.blueprint.towers import NamedTower, check_pixels, check_same_tower
+from lit_eve.training.blueprint.weights import WeightSources
 from lit_eve.training.stages import Lora
-from lit_eve.training.teachers import NamedTeacher
-from lit_eve.training.towers import NamedTower, beside_tower, check_pixels, check_same_tower, without_tower
 
 PARTS = (
     *("decoder_kind", "patch_embedding", "projector", "image_attention", "positions", "geometry"),
@@ -102,15 +96,15 @@ class Blueprint:
     @cached_property
     def config(self) -> EveConfig:
         """The architecture, as found in ``init_from`` or at the decoder."""
-        if self._source is None:
+        if self.source is None:
             config = self._around(self._decoder_config)
             config.image_token_id = EveProcessor(self._tokenizer, geometry=config.image_geometry).image_token_id
             return config
         if self.decoder is not None:
-            self._check_same_decoder(self._source[0])
-        config = self._overridden(self._source[0])
-        check_growth(self.init_from, self._source[0], config)
-        check_same_tower(config, self._source[0], self.init_from)
+            self._check_same_decoder(self.source[0])
+        config = self._overridden(self.source[0])
+        check_growth(self.init_from, self.source[0], config)
+        check_same_tower(config, self.source[0], self.init_from)
         return config
 
     @cached_property
@@ -134,7 +128,7 @@ class Blueprint:
     @cached_property
     def processor(self) -> EveProcessor:
         """The processor of that architecture, with the tokenizer of ``init_from`` or the decoder."""
-        config, source = self.config, None if self._source is None else self._source[1]
+        config, source = self.config, None if self.source is None else self.source[1]
         template, around, limits = self.template or (source and source.template), self.around_images, {}
         if source is not None:
             around = source.around_images.to_dict() if around is None else around
@@ -169,17 +163,17 @@ class Blueprint:
             raise ConfigError(f"model.template: {error}") from error
         if self.teacher is not None:
             self.named_teacher.check_files()
-        if self._tower is not None and self.init_from is None:
-            self._tower.check_files()
+        if self.tower is not None and self.init_from is None:
+            self.tower.check_files()
         self._stored_ends()
         model = self.skeleton()
         model.teacher = None  # whose weights were looked at above
-        key = "decoder" if self.init_from is None else "init_from"
+        key, sources = "decoder" if self.init_from is None else "init_from", WeightSources(self)
         try:  # what the hub has is downloaded
-            weights = self._weights(model, model.patch_embedding, shapes_only=True)
-            check_weights(model, may_be_new=self._may_be_new, source=getattr(self, key), **weights)
+            weights = sources.of(model, model.patch_embedding, shapes_only=True)
+            check_weights(model, may_be_new=sources.may_be_new, source=getattr(self, key), **weights)
         except CheckpointError as error:
-            other = "" if self._source is None else other_parts(self._source[0], self.config, PARTS)
+            other = "" if self.source is None else other_parts(self.source[0], self.config, PARTS)
             raise CheckpointError(f"model.{key}: {error}{other}") from error
 
     def skeleton(self, planned: bool = False) -> EveForConditionalGeneration:
@@ -238,13 +232,14 @@ class Blueprint:
                 model.language_model.set_attn_implementation(self.attn_implementation)
             except (ImportError, ValueError) as error:
                 raise ConfigError(f"model.attn_implementation: {error}") from error
-        parts = self._parts(model.teacher)
+        sources = WeightSources(self)
+        parts = sources.parts(model.teacher)
         model.teacher = None  # read as a whole below, and never sharded
         if shard is not None:
             shard(model)
         source = str(self.init_from or self.decoder)
-        weights = self._weights(model, parts["patch_embedding"])
-        fill(model, parts=parts, may_be_new=self._may_be_new, device=device, source=source, **weights)
+        weights = sources.of(model, parts["patch_embedding"])
+        fill(model, parts=parts, may_be_new=sources.may_be_new, device=device, source=source, **weights)
         if self.lora is not None and self.lora.quantization is not None:
             quantize(model.language_model)
         if self.teacher is not None:
@@ -287,14 +282,14 @@ class Blueprint:
             raise not_found(f"model.{key}", name, what, error) from error
 
     @cached_property
-    def _tower(self) -> NamedTower | None:
+    def tower(self) -> NamedTower | None:
         """The vision encoder that ``patch_embedding`` names."""
         return NamedTower.of(self.patch_embedding)
 
     def _given(self, planned: bool = False) -> dict[str, Any]:
         """The parts that are given here, as the model's config has them."""
         given = {key: value for key in PARTS if (value := getattr(self, key)) is not None}
-        return given if self._tower is None else given | {"patch_embedding": self._tower.settled(planned)}
+        return given if self.tower is None else given | {"patch_embedding": self.tower.settled(planned)}
 
     def _around(self, text_config: PreTrainedConfig, planned: bool = False) -> EveConfig:
         try:
@@ -305,11 +300,11 @@ class Blueprint:
             text_config=self._extended(self.decoder_kind, copy.deepcopy(text_config)),  # models write into their config
             tie_word_embeddings=getattr(text_config, "tie_word_embeddings", False),
             supervision=self.supervision,
-            lora=self._lora,
+            lora=self.lora and self.lora.architecture,
             **self._given(planned),
         )
-        if self._tower is not None:
-            check_pixels(config, self._tower.read(planned)[1], self._tower.name)
+        if self.tower is not None:
+            check_pixels(config, self.tower.read(planned)[1], self.tower.name)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, key, getattr(text_config, key, None))
         return config
@@ -329,7 +324,8 @@ class Blueprint:
         return self.init_from is not None and (Path(self.init_from).exists() or is_hub_name(self.init_from))
 
     @cached_property
-    def _source(self) -> tuple[EveConfig, EveProcessor] | None:
+    def source(self) -> tuple[EveConfig, EveProcessor] | None:
+        """Config and processor of ``init_from``."""
         if self.init_from is None:
             return None
         if not self._is_there:
@@ -342,9 +338,9 @@ class Blueprint:
         for key, value in self._given().items():
             if key != "geometry":
                 setattr(config, key, value)
-        if is_dense(self._source[0]) and config.decoder_kind["name"] != "dense":
+        if is_dense(self.source[0]) and config.decoder_kind["name"] != "dense":
             config.text_config = self._extended(config.decoder_kind, config.text_config)
-        config.lora = self._lora
+        config.lora = self.lora and self.lora.architecture
         config.supervision = None if self.supervision is None else [dict(entry) for entry in self.supervision]
         if self.geometry is not None:
             same = self.geometry.get("name") in (None, config.geometry["name"])
@@ -368,70 +364,3 @@ class Blueprint:
                 f"model.init_from: {self.init_from!r} was made around another decoder than model.decoder {self.decoder!r} "
                 f"({'; '.join(lines[:6])})"
             )
-
-    # ---- weights
-
-    def _parts(self, teacher: FrozenTeacher | None) -> dict[str, torch.nn.Module]:
-        """The parts around the decoder with random weights, on the CPU.
-
-        They are drawn from the beginning of the seed, whatever this process has drawn before: they are the same in all.
-        """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch.initial_seed())
-            return self._drawn_parts(teacher)
-
-    def _drawn_parts(self, teacher: FrozenTeacher | None) -> dict[str, torch.nn.Module]:
-        config = self.config
-        hidden_size = config.text_config.hidden_size
-        context = {"geometry": config.image_geometry, "hidden_size": hidden_size}
-        build = lambda: PATCH_EMBEDDINGS.build(config.patch_embedding, **context)  # noqa: E731
-        is_read = self._tower is not None or (self.init_from and config.patch_embedding["name"] == "vision_tower")
-        patch_embedding = without_tower(build) if is_read else build()
-        projector = PROJECTORS.build(config.projector, input_size=patch_embedding.width, output_size=hidden_size)
-        parts = {"patch_embedding": patch_embedding, "projector": projector}
-        return parts | {part: build_supervision(entry, config, teacher).head for part, entry in self._entries.items()}
-
-    @property
-    def _lora(self) -> dict[str, Any] | None:
-        return None if self.lora is None else self.lora.architecture
-
-    @property
-    def _entries(self) -> dict[str, dict[str, Any]]:
-        return entries_of(self.config, self.teacher is not None)
-
-    @property
-    def _may_be_new(self) -> list[str]:
-        """The parts whose weights are drawn where there are none."""
-        around = ["patch_embedding", "projector"] if self.init_from is None else []
-        return [*around, *self._entries]
-
-    def _weights(
-        self, model: EveForConditionalGeneration, patch_embedding: torch.nn.Module, shapes_only: bool = False
-    ) -> dict[str, Any]:
-        """Those that are there, copies of them, and new ones: of the decoder, and beside a vision tower that is read."""
-        growth = Growth(model, None if self.init_from is None else self._source[0])
-        beside = beside_tower(patch_embedding) if self._tower is not None and self.init_from is None else ()
-        stored = growth.become(self._stored(shapes_only))
-        return {"stored": stored, "copies": growth.copies, "drawn": chain(beside, growth.drawn())}
-
-    def _stored(self, shapes_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors of the weights that are there, without heads that are not wanted or are others here."""
-        if self.init_from is None:
-            yield from iterate_weights(self.decoder, shapes_only)
-            if self._tower is not None:
-                yield from self._tower.weights(shapes_only)
-            return
-        source = self._source[0]
-        there = entries_of(source, with_teacher=True) if source.supervision is None else entries_of(source, False)
-        same = lambda part, entry: part in there and without_weight(there[part]) == without_weight(entry)  # noqa: E731
-        wanted = {part for part, entry in self._entries.items() if same(part, entry)}
-        if source.aligner is None:
-            wanted.discard("aligner")
-        unwanted = tuple(f"{part}." for part in heads_in(source.supervision) if part not in wanted)
-        if is_merged(source, self.config):
-            weights = iterate_merged(self.init_from, source, shapes_only)
-        else:
-            weights = iterate_weights(self.init_from, shapes_only)
-        for name, tensor in weights:
-            if not name.startswith(unwanted):
-                yield name, tensor
