@@ -160,6 +160,7 @@ def _sample(
         "labels": torch.cat([silent, text[questions:]]),
         "pixel_values": noise(int(grid.prod()), geometry.patch_dim),
         "image_grid_hw": torch.from_numpy(grid)[None],
+        "image_seeds": torch.zeros(1, dtype=torch.long),
         "teacher_pixel_values": noise(1, 3, side, side),
         "key": "noise",
         "shard": "noise",
