@@ -18,8 +18,10 @@ from lit_eve.cli import main as lit_eve_command
 from lit_eve.errors import ConfigError
 from lit_eve.evaluation.benchmarks import BENCHMARKS
 from lit_eve.evaluation.tasks import find_tasks
+from lit_eve.processing import templates
 from lit_eve.testing import check_patch_embedding, check_variant
 from lit_eve.training.cli import EveCLI
+from lit_eve.training.optimizers import OPTIMIZERS
 from tests.models import tiny
 from tests.models.variants import REGISTRIES
 from tests.training import world as micro
@@ -49,9 +51,12 @@ def place(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "path", [*sys.path])
+        for registry in (*REGISTRIES.values(), templates, OPTIMIZERS):  # other tests must not find the page's parts
+            patch.setattr(registry, "_variants", dict(registry._variants))
+        patch.setitem(BENCHMARKS, "colours", None)
+        del BENCHMARKS["colours"]
         EveCLI(args=[*command("fit"), *(f"--trainer.{key}={value}" for key, value in few.items())])
         yield place
-    BENCHMARKS.pop("colours")
 
 
 def test_all_of_it_trains(place):

@@ -272,7 +272,9 @@ def test_a_question_without_answer_at_the_end_is_kept(processor):
 # ---- templates of one's own
 
 
-def test_a_template_of_ones_own(processor):
+def test_a_template_of_ones_own(processor, monkeypatch):
+    monkeypatch.setattr(templates, "_variants", dict(templates._variants))
+
     @templates.register("short")
     class Short(Dialogue):
         def __init__(self, words: int = 1) -> None:

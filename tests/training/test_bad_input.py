@@ -63,7 +63,7 @@ def test_an_unknown_supervision_or_argument(world, tmp_path):
     for entry, words in (
         ({"name": "nothing"}, "unknown supervision 'nothing'; known: .*distillation, .*next_patch"),
         ({"name": "next_patch", "wieght": 2}, "supervision 'next_patch' has no argument 'wieght'; it takes: weight"),
-        ({"name": "patch_alignment", "aligner": {"name": "last"}}, "unknown aligner 'last'; known: layerwise"),
+        ({"name": "patch_alignment", "aligner": {"name": "missing"}}, "unknown aligner 'missing'; known: .*layerwise"),
     ):
         said = refusal(world, tmp_path / "run", {"aligner": "null", "supervision": [entry]})
         assert re.match(f"model.supervision: .*{words}", said), said

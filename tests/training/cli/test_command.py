@@ -62,7 +62,7 @@ def fails(arguments: list[str], capsys) -> str:
         ("--model.lr_floor=2", "model.lr_floor must lie between 0 and 1, got 2"),
         ("--model.max_new_tokens=0", "model.max_new_tokens must be at least 1, got 0"),
         ("--model.alignment_weight=-1", "model.alignment_weight must be at least 0, got -1"),
-        ("--model.teacher_layer=99", "teacher_layer = 99 does not exist: the teacher has 3 layers"),
+        ("--model.teacher_layer=99", "teacher_layer = 99 does not exist: the CLIP has 3 layers"),
         ("--checkpoint.every_n_steps=0", "checkpoint.every_n_steps must be at least 1, got 0"),
         ("--answers.num_samples=-1", "answers.num_samples must be at least 0, got -1"),
         ("--answers.max_new_tokens=0", "answers.max_new_tokens must be at least 1, got 0"),
