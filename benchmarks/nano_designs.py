@@ -44,25 +44,25 @@ def run_seed(options: argparse.Namespace, folder: Path, seed: int) -> None:
 
 
 def read_design(folder: Path, config: Path) -> dict[str, Any]:
-    """What counts of a run's ``metrics.json``, and what its stages took."""
+    """What counts of a run's ``metrics.json``, and the seconds of a core that its stages took."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    seconds = {stage: metrics["seconds"][stage] for stage in stages_of(config)}
+    core_seconds = {stage: metrics["core_seconds"][stage] for stage in stages_of(config)}
     by_type = {kind: row["accuracy"] for kind, row in metrics["by_type"].items()}
-    return {name: metrics[name] for name in NUMBERS} | {"by_type": by_type, "seconds": seconds}
+    return {name: metrics[name] for name in NUMBERS} | {"by_type": by_type, "core_seconds": core_seconds}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Statistics of every design's numbers over the seeds."""
     return {
         name: {number: describe([run["designs"][name][number] for run in runs]) for number in NUMBERS}
-        | {"seconds": describe([sum(run["designs"][name]["seconds"].values()) for run in runs])}
+        | {"core_seconds": describe([sum(run["designs"][name]["core_seconds"].values()) for run in runs])}
         for name in runs[0]["designs"]
     }
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row per design."""
-    heads = ["design", "questions answered right", "caption tokens predicted right", "loss of captions", "seconds of training"]
+    heads = ["design", "questions answered right", "caption tokens predicted right", "loss of captions", "seconds of a core"]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for name, numbers in summary(runs).items():
         of = lambda number: [run["designs"][name][number] for run in runs]  # noqa: E731, B023
@@ -70,7 +70,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             ", ".join(f"{100 * value:.1f}" for value in of(number)) for number in ("question_accuracy", "caption_accuracy")
         ]
         losses = ", ".join(f"{value:.3f}" for value in of("caption_loss"))
-        lines.append([name, *(f"{share} %" for share in shares), losses, f"{numbers['seconds']['mean']:.0f}"])
+        lines.append([name, *(f"{share} %" for share in shares), losses, f"{numbers['core_seconds']['mean']:.0f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -127,7 +127,8 @@ def run_pipeline(
             console.rule(f"[bold]{title}[/]", align="left", style="dim")
             journal.run(step)
     results = json.loads((output / "evaluation" / "results.json").read_text())
-    metrics = {**results, "seconds": _seconds(journal, steps), **environment()}
+    core_seconds = {step.name: journal.core_seconds(step) for step in steps}
+    metrics = {**results, "seconds": _seconds(journal, steps), "core_seconds": core_seconds, **environment()}
     write_atomically(output / METRICS, json.dumps(metrics, indent=2) + "\n")
     _print_results(console, output, metrics)
     return metrics

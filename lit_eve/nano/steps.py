@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -21,6 +22,8 @@ from lit_eve.errors import ConfigError
 from lit_eve.files import write_atomically
 
 HEARTBEAT = 1.0  # seconds; a kill loses at most so much of the time taken
+CLOCKS = ("seconds", "core_seconds")
+"""What the state of a step counts: the time that passed, and the work of cores, which does not grow on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Journal:
     def seconds(self, step: Step) -> float:
         """Time that the step took, over all attempts."""
         return self._read(step).get("seconds", 0.0)
+
+    def core_seconds(self, step: Step) -> float:
+        """Seconds of one core that the step took, its processes included, over all attempts."""
+        return self._read(step).get("core_seconds", 0.0)
 
     def is_done(self, step: Step) -> bool:
         """Whether the step is complete, and made as it would be made now.
@@ -108,11 +115,12 @@ class Journal:
 
     @contextmanager
     def _clock(self, step: Step, state: dict[str, Any]) -> Iterator[None]:
-        """Keep the time in the step's file up to date, so that a kill does not lose it."""
-        before, start, stop = state["seconds"], time.monotonic(), threading.Event()
+        """Keep the times in the step's file up to date, so that a kill does not lose them."""
+        before, start, stop = [state[clock] for clock in CLOCKS], _clocks(), threading.Event()
 
         def write() -> None:
-            state["seconds"] = round(before + time.monotonic() - start, 2)
+            taken = zip(before, _clocks(), start, strict=True)
+            state.update(zip(CLOCKS, (round(old + now - then, 2) for old, now, then in taken), strict=True))
             self._write(step, state)
 
         def beat() -> None:
@@ -130,10 +138,11 @@ class Journal:
             write()
 
     def _unfinished(self, step: Step) -> dict[str, Any]:
+        begun = self._read(step) if step.output.exists() else {}
         return {
             "settings": step.settings,
             "made_from": {earlier.name: earlier.digest for earlier in step.after},
-            "seconds": self.seconds(step) if step.output.exists() else 0.0,
+            **{clock: begun.get(clock, 0.0) for clock in CLOCKS},
             "done": False,
         }
 
@@ -146,6 +155,11 @@ class Journal:
     def _read(self, step: Step) -> dict[str, Any]:
         path = self._path(step)
         return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _clocks() -> tuple[float, float]:
+    """Now, in seconds: on the wall, and of the cores that this process and its ended children have used."""
+    return time.monotonic(), sum(os.times()[:4])
 
 
 def dependents(steps: Sequence[Step], name: str) -> list[Step]:

@@ -255,7 +255,7 @@ def test_arms_differ_in_the_alignment_alone(tmp_path: Path) -> None:
 def test_the_table_of_designs_has_a_row_for_each() -> None:
     module = script("nano_designs")
     numbers = dict.fromkeys(module.NUMBERS, 0.5)
-    design = lambda right, seconds: numbers | {"question_accuracy": right, "seconds": {"1": seconds, "2": 1.0}}  # noqa: E731
+    design = lambda right, seconds: numbers | {"question_accuracy": right, "core_seconds": {"1": seconds, "2": 1.0}}  # noqa: E731
     runs = [
         {"designs": {"eve_v1": design(0.8, 9), "other": design(0.9, 19)}},
         {"designs": {"eve_v1": design(0.7, 11), "other": design(0.6, 9)}},
@@ -280,7 +280,7 @@ def test_designs_share_what_comes_before_their_stages(tmp_path: Path) -> None:
         weights = lambda folder, name: (folder / name / "model.safetensors").read_bytes()  # noqa: E731
         assert weights(first, "language_model") == weights(second, "language_model")
         assert weights(first, "model") != weights(second, "model") and not (second / "teacher").exists()
-        assert list(run["designs"]["eve_v2"]["seconds"]) == ["1_prealign", "2_vision", "3_align", "4_finetune"]
+        assert list(run["designs"]["eve_v2"]["core_seconds"]) == ["1_prealign", "2_vision", "3_align", "4_finetune"]
     loss = [run["designs"]["eve_v2"]["caption_loss"] for run in result["runs"]]
     assert loss[0] != loss[1] and result["summary"]["eve_v2"]["caption_loss"]["mean"] == pytest.approx(fmean(loss))
     assert (output / "table.md").read_text().count("\n| eve_v") == 2

@@ -131,3 +131,16 @@ steps.Journal(out).run(steps.Step("nap", "nap", out / "nap", {{}}, work))
     assert not journal.is_done(step)
     journal.run(step)
     assert journal.is_done(step) and before > 0.5 and journal.seconds(step) == pytest.approx(before + 0.2, abs=0.15)
+
+
+def test_core_seconds_count_work_and_processes_but_no_waiting(tmp_path: Path) -> None:
+    spin = "import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+
+    def work() -> None:
+        (tmp_path / "sum").mkdir()
+        time.sleep(2)
+        subprocess.run([sys.executable, "-c", spin], check=True)
+
+    step, journal = Step("sum", "sum", tmp_path / "sum", {}, work), Journal(tmp_path)
+    journal.run(step)
+    assert 0.5 <= journal.core_seconds(step) < 1.5 < 2.5 <= journal.seconds(step)
