@@ -126,11 +126,14 @@ def _header(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], facts: Ma
 class FeatureFile:
     """The features of one shard.
 
+    Args:
+        is_checked: the samples of the shard were compared with those of the file before (:func:`check_features`).
+
     Raises:
         ConfigError: there are none, or of another teacher, hidden state, image size, geometry or shard.
     """
 
-    def __init__(self, shard: Path, wanted: TeacherFeatures) -> None:
+    def __init__(self, shard: Path, wanted: TeacherFeatures, is_checked: bool = False) -> None:
         self.path = features_file(shard)
         if not self.path.is_file():
             raise ConfigError(f"{shard} has no features of a teacher ({self.path.name}): make them with lit-eve pack --teacher")
@@ -148,7 +151,7 @@ class FeatureFile:
                 raise ConfigError(f"{self.path} was made for another {key}: {there}, and here it is {here}")
         if missing := [state for state in wanted.states if state not in states]:
             raise ConfigError(f"{self.path} holds the teacher's hidden states {states}, and {missing[0]} is needed")
-        if written["samples"] != samples_mark(index_shard(shard)):
+        if not is_checked and written["samples"] != samples_mark(index_shard(shard)):
             raise ConfigError(f"{self.path} was made for other samples: {shard.name} has changed since; make it again")
         self._columns = [states.index(state) for state in wanted.states]
         self._offset, self._first, self._usable = offset, first, usable
@@ -170,7 +173,7 @@ class FeatureReader:
     """The features of many shards; a handful of files stay open.
 
     Args:
-        paths: the shards; samples are addressed by their place in this list.
+        paths: the shards, which :func:`check_features` has seen; samples are addressed by their place in this list.
         wanted: what is read.
     """
 
@@ -185,7 +188,7 @@ class FeatureReader:
         else:
             if len(self._files) >= self.max_open:
                 self._files.popitem(last=False)
-            self._files[shard] = FeatureFile(self.paths[shard], self.wanted)
+            self._files[shard] = FeatureFile(self.paths[shard], self.wanted, is_checked=True)
         return self._files[shard].read(offset, key)
 
     def __getstate__(self) -> dict[str, Any]:  # open files do not travel to worker processes

@@ -130,6 +130,20 @@ def enumerate_segments(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     return segment, torch.arange(total, device=counts.device) - starts[segment]
 
 
+def starts_of_samples(rows: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Where the sample of each token begins, as a place in the flattened tokens: (B * T,) int64.
+
+    Args:
+        rows: (B, T) of anything.
+        cu_seqlens: (S + 1,) boundaries of samples over the flattened tokens; None: a row is a sample.
+    """
+    place = torch.arange(rows.shape[0] * rows.shape[1], device=rows.device)
+    if cu_seqlens is None:
+        return place // rows.shape[1] * rows.shape[1]
+    bounds = cu_seqlens.long()
+    return bounds[torch.searchsorted(bounds, place, right=True) - 1]
+
+
 def check(condition: Tensor, message: str) -> None:
     """Raise LitEveError(message) unless ``condition`` (0-dim bool) holds; off the CPU, without waiting for the device.
 

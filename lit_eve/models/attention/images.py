@@ -30,6 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_eve.models.splice import starts_of_samples
 from lit_eve.registry import Registry
 
 
@@ -96,18 +97,13 @@ def number_images(is_image: Tensor, slots: Tensor, cu_seqlens: Tensor | None = N
     Returns:
         (B, T) int64
     """
-    rows, length = is_image.shape
     flat = is_image.flatten()
     seen = flat.cumsum(0)  # slots up to each token, its own with them
     ends = slots.cumsum(0)  # (N,)
     image = torch.searchsorted(ends, seen - 1, right=True)  # (B * T,)
-    place = torch.arange(rows * length, device=flat.device)
-    if cu_seqlens is None:
-        start = place // length * length
-    else:
-        start = cu_seqlens.long()[torch.searchsorted(cu_seqlens.long(), place, right=True) - 1]
+    start = starts_of_samples(is_image, cu_seqlens)
     before = torch.searchsorted(ends, (seen - flat.long())[start], right=True)  # images in front of the sample
-    return torch.where(flat & (image < len(slots)), image - before, -1).view(rows, length)
+    return torch.where(flat & (image < len(slots)), image - before, -1).view_as(is_image)
 
 
 def name_of(kind: ImageAttention) -> str:

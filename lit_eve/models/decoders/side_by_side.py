@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lit_eve.models.attention import PACKED, ImageMask, packed_rows
 from lit_eve.models.decoders.families import keeps_samples_apart
+from lit_eve.models.splice import starts_of_samples
 
 
 def packed_inputs(
@@ -34,7 +35,7 @@ def packed_inputs(
     Args:
         decoder: of any family.
         inputs_embeds: (B, T, D).
-        position_ids: (B, T), restarting at every sample.
+        position_ids: (B, T), restarting at every sample; counted where they are missing.
         cu_seqlens: (S + 1,) int32, boundaries over the flattened B * T tokens; no sample crosses a row.
         max_seqlen: K or more; default: T.
         images: what tokens see, where images are not read like text; for families that read packed rows as they are.
@@ -47,6 +48,9 @@ def packed_inputs(
         mask, boundaries = packed_rows(decoder.config._attn_implementation, cu_seqlens, max_seqlen, rows, length, images)
         if images is not None and not boundaries:
             mask = images.for_decoder(decoder.config, inputs_embeds)
+        if position_ids is None:
+            starts = starts_of_samples(inputs_embeds[..., 0], cu_seqlens)
+            position_ids = (torch.arange(len(starts), device=starts.device) - starts).view(rows, length)
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
         return inputs | boundaries, lambda hidden: hidden
     apart = SideBySide.of(cu_seqlens, max_seqlen, rows, length)

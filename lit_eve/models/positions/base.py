@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_eve.errors import LitEveError
+from lit_eve.models.splice import starts_of_samples
 from lit_eve.processing.geometries import ImageGeometry
 from lit_eve.registry import Registry
 
@@ -131,17 +132,13 @@ class Positions:
                 f"where tokens stand needs an attention_mask {tuple(is_image.shape)}, which tells padding alone; or give "
                 "token_positions (model.position_tokens)"
             )
+        first = starts_of_samples(is_image, cu_seqlens)  # (B * T,)
         shape, is_image = is_image.shape, is_image.flatten()  # (B * T,)
         in_grid, row, column, size = _in_images(is_image, grid_hw, geometry, self.steps)
         step = torch.where(in_grid, size * (row + column == 0), 1)  # an image takes its steps at its first token
         if attention_mask is not None:
             step = step * (attention_mask.flatten() != 0)
         end = step.cumsum(0)
-        place = torch.arange(len(end), device=end.device)
-        if cu_seqlens is None:
-            first = place // shape[1] * shape[1]
-        else:
-            first = cu_seqlens.long()[torch.searchsorted(cu_seqlens.long(), place, right=True) - 1]
         end = end - (end - step)[first]  # from the beginning of the sample
         start = end - torch.where(in_grid, size, step)
         positions = torch.stack([*self.stand(start, row, column), end], -1)  # (B * T, 4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -36,6 +36,7 @@ class ImageBatch:
     teacher_grid: TeacherGrid | None
     normalized_patches: Callable[[], Tensor]  # -> (P, 3 * p * p) float32
     seeds: Tensor | None = None  # (N,) int64
+    _made: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_images(self) -> int:
@@ -71,6 +72,12 @@ class ImageBatch:
     def random_of_tokens(self) -> Tensor:
         """(Q,) float32 in [0, 1), the same for each image token."""
         return draw(self._seeds[self.layout.image_of_token], self.offset_of_token)
+
+    def once(self, key: object, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, computed at the first call with this key: for what a supervision needs in several methods."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     @property
     def _seeds(self) -> Tensor:

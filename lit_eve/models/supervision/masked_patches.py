@@ -89,11 +89,19 @@ class MaskedPatches(Supervision):
 
     def _masked(self, images: ImageBatch) -> Tensor:
         """(Q,) bool."""
-        numbers = self.ratio.numbers(images.tokens_of_image, images.random_of_images)
-        return choose_tokens(images.random_of_tokens, images.layout.image_of_token, images.offset_of_token, numbers)
+
+        def draw() -> Tensor:
+            numbers = self.ratio.numbers(images.tokens_of_image, images.random_of_images)
+            return choose_tokens(images.random_of_tokens, images.layout.image_of_token, images.offset_of_token, numbers)
+
+        return images.once((self, "masked"), draw)
 
     def _chosen(self, images: ImageBatch) -> tuple[Tensor, Tensor]:
         """(K,) int64, masked tokens and then others; (K,) bool, which are masked."""
         is_masked = self._masked(images)
-        chosen = is_masked.byte().argsort(descending=True, stable=True)[: self.ratio.at_most(len(is_masked))]
-        return chosen, is_masked[chosen]
+
+        def choose() -> tuple[Tensor, Tensor]:
+            chosen = is_masked.byte().argsort(descending=True, stable=True)[: self.ratio.at_most(len(is_masked))]
+            return chosen, is_masked[chosen]
+
+        return images.once((self, "chosen"), choose)

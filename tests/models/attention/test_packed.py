@@ -127,6 +127,14 @@ def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decode
     tiny.assert_packed_like_alone(model, tiny.samples(model, [1, 0, 2, 1, 0]), implementation, checkpointing)
 
 
+def test_positions_of_packed_rows_are_counted_where_they_are_missing(implementation):
+    model = tiny.model()
+    model.language_model.config._attn_implementation = implementation
+    batch = tiny.packed([tiny.samples(model, [1, 0])])
+    expected = model(**batch)
+    assert_close(model(**batch | {"position_ids": None}).loss, expected.loss, rtol=0, atol=0)
+
+
 def test_mask():
     packed = PackedRows(torch.tensor([0, 2, 5], dtype=torch.int32), 3, 1, 5, "mask")
     mask = packed.mask()[0, 0].int()

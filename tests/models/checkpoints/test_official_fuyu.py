@@ -66,6 +66,13 @@ def test_sizes_of_the_hub_where_the_checkpoint_does_not_say_them(folder):
     assert (geometry.max_width, geometry.max_height, geometry.patch_size) == (1920, 1080, 6)
 
 
+def test_a_processor_file_without_settings_of_images_hides_no_other_file(folder):
+    expected = lit_eve.load(folder)[1].geometry
+    assert expected.max_width != 1920
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "FuyuProcessor"}))
+    assert lit_eve.load(folder)[1].geometry == expected
+
+
 def test_saved_and_converted(folder, tmp_path):
     model, processor = lit_eve.load(folder)
     model.save_pretrained(tmp_path / "saved")

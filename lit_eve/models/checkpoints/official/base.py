@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lit_eve.errors import CheckpointError
+from lit_eve.models.checkpoints.folders import read_json
 from lit_eve.models.config import EveConfig
 
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -132,6 +133,21 @@ def is_square_kernel(value: Tensor) -> bool:
 def is_pixel_kernel(value: Tensor) -> bool:
     """Whether a tensor is the kernel of a convolution over squares of RGB pixels: (out, 3, s, s)."""
     return is_square_kernel(value) and value.shape[1] == 3
+
+
+def image_processor_of(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The settings of a folder's image processor and their file: that of today's transformers, or that of the hub.
+
+    Returns:
+        The file that holds settings of images, and these without those that are null; ``config.json`` and none where no file
+        does.
+    """
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        found = read_json(folder / name) if (folder / name).is_file() else {}
+        found = found.get("image_processor", found)
+        if "image_mean" in found or "size" in found:
+            return folder / name, {key: value for key, value in found.items() if value is not None}
+    return folder / "config.json", {}
 
 
 def require_keys(path: Path, found: Mapping[str, Any], keys: Iterable[str], what: str) -> None:

@@ -14,7 +14,7 @@ from transformers import FuyuConfig
 
 from lit_eve.errors import CheckpointError, one_line
 from lit_eve.models.checkpoints.folders import read_json
-from lit_eve.models.checkpoints.official.base import ENDS, NameTable, OfficialLayout
+from lit_eve.models.checkpoints.official.base import ENDS, NameTable, OfficialLayout, image_processor_of
 from lit_eve.models.config import EveConfig
 from lit_eve.processing.fuyu import ANSWER, BEGIN, END
 
@@ -107,7 +107,8 @@ class FuyuLayout(OfficialLayout):
                 f"{path}: Fuyu is a persimmon that sees 3 channels, not a {text.model_type} with {config.num_channels}"
             )
         text.tie_word_embeddings = config.tie_word_embeddings
-        path, sizes = _image_processor(folder)
+        path, sizes = image_processor_of(folder)
+        sizes = _SIZES | sizes
         _check_sizes(path, sizes, config.patch_size)
         mean, std = (value if isinstance(value, list) else [value] * 3 for value in (sizes["image_mean"], sizes["image_std"]))
         return EveConfig(
@@ -126,16 +127,6 @@ class FuyuLayout(OfficialLayout):
             tie_word_embeddings=config.tie_word_embeddings,
             **{key: theirs.get(key, getattr(text, key, None)) for key in ENDS},
         )
-
-
-def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The settings of the image processor, from the file of today's transformers or from that of the hub, and the file."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            found = read_json(folder / name)
-            found = found.get("image_processor", found)
-            return folder / name, _SIZES | {key: value for key, value in found.items() if value is not None}
-    return folder / "config.json", dict(_SIZES)
 
 
 def _check_sizes(path: Path, sizes: Mapping[str, Any], patch_size: int) -> None:

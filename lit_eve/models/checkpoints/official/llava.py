@@ -13,7 +13,7 @@ from transformers import LlavaConfig
 
 from lit_eve.errors import CheckpointError, ConfigError, one_line
 from lit_eve.models.checkpoints.folders import read_json
-from lit_eve.models.checkpoints.official.base import ENDS, NameTable, OfficialLayout
+from lit_eve.models.checkpoints.official.base import ENDS, NameTable, OfficialLayout, image_processor_of
 from lit_eve.models.config import EveConfig
 from lit_eve.vision_towers import depth_of, family_of, fields_of, prefix_tokens, read_normalization, tower_config
 
@@ -136,13 +136,8 @@ def _depth(path: Path, config: LlavaConfig) -> int:
 
 def _fit(folder: Path, side: int) -> dict[str, Any]:
     """How a photo becomes a square, as the settings of the image processor say; without them, padded as upstream does."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        path = folder / name
-        found = read_json(path) if path.is_file() else {}
-        found = found.get("image_processor", found)
-        if "image_mean" in found:
-            break
-    else:
+    path, found = image_processor_of(folder)
+    if not found:
         return {"image_size": side, "fit": "pad"}
     for key, value in _FIXED.items():
         if found.get(key, value) != value:
