@@ -1,0 +1,1 @@
+"""Ablations: arms x seeds of a recipe, as processes that survive any interruption, and what can be said of their results."""
