@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Colours that people who see red and green alike can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#00805E", "#C0392B"
+CATEGORIES = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#8C6D1F", "#5B4B8A")
 INK, SOFT, FAINT = "#222222", "#7A7A7A", "#C9C9C9"
 
 STYLE = {
@@ -40,6 +41,11 @@ def shades(count: int) -> np.ndarray:
     from matplotlib import colormaps
 
     return colormaps["viridis"](np.linspace(0, 0.85, count))
+
+
+def colours(count: int) -> Sequence[object]:
+    """Colours of lines that have no order: ``CATEGORIES``, or shades where these are too few."""
+    return CATEGORIES[:count] if count <= len(CATEGORIES) else shades(count)
 
 
 @contextmanager

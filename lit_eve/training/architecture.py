@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lit_eve.errors import CheckpointError
+from lit_eve.records import differences
 
 if TYPE_CHECKING:
     from lit_eve.models import EveConfig
@@ -16,25 +16,6 @@ if TYPE_CHECKING:
 # Keys that say nothing about the weights.
 _IRRELEVANT = ("transformers_version", "_name_or_path", "architectures", "dtype", "teacher", "use_cache")
 _SHOWN = 6
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], same: Callable[[Any, Any], bool] = operator.eq) -> list[str]:
-    """Keys of two nested mappings whose values differ, as "a.b: 1 -> 2", sorted; ``same`` compares two values."""
-    old, new = flatten(old), flatten(new)
-    missing = object()
-    return [
-        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if not same(old.get(key, missing), new.get(key, missing))
-    ]
 
 
 def is_irrelevant(line: str) -> bool:

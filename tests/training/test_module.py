@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from lit_eve.errors import CheckpointError, ConfigError
 from lit_eve.processing import AroundImages
 from lit_eve.training import LitEve, Rule, Stage
 from lit_eve.training.callbacks import NonFiniteError, NonFiniteGuard
+from lit_eve.training.record import MetricsFile
 from tests.models import tiny
 from tests.training import world as micro
 
@@ -164,10 +166,35 @@ def test_scalars_that_a_run_logs(world, tmp_path):
     trainer.fit(module, micro.loader(micro.make_batches(module, [[joined(ROWS)]])))
     metrics = trainer.callback_metrics
     losses = {f"train/{name}" for name in ("loss", "language_loss", "alignment_loss", "gradient_norm")}
-    speed = {"speed/tokens_per_second", "speed/images_per_second", "data/padding"}
+    speed = {"speed/tokens_per_second", "speed/images_per_second", "speed/seconds", "data/padding", "data/tokens"}
     assert losses | speed | {"lr/stage", "lr/projector"} <= metrics.keys()
     norm = torch.stack([g.norm() for g in recorder.gradients[0].values()]).norm()
     assert metrics["train/gradient_norm"] == pytest.approx(norm.item(), rel=1e-5), "the norm before clipping"
+
+
+def test_tokens_and_seconds_until_a_step(world, tmp_path):
+    """They add up over the lines of a run, without padding; a validation takes no time of training."""
+
+    class Slow(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            time.sleep(1.0)
+
+    module = micro.make_module(world)
+    module.configure_model()
+    batches = micro.make_batches(module, [[joined(ROWS)]] * 3)
+    for batch in batches:
+        batch["num_padding"] = 5
+    log = MetricsFile(tmp_path)
+    trainer = micro.trainer(tmp_path, logger=log, log_every_n_steps=2, val_check_interval=1, callbacks=[Slow()])
+    start = time.perf_counter()
+    trainer.fit(module, micro.loader(batches), micro.loader(batches[:1]))
+    seconds = time.perf_counter() - start
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["data/tokens"]]
+    real = [batch["input_ids"].numel() - 5 for batch in batches]
+    assert [(int(row["step"]), float(row["data/tokens"])) for row in rows] == [(2, sum(real[:2])), (3, sum(real))]
+    first, last = (float(row["speed/seconds"]) for row in rows)
+    assert 0 < first < last < seconds - 3.0
 
 
 def test_a_run_with_muon(world, tmp_path):

@@ -45,6 +45,7 @@ def test_it_is_loaded(place, name):
 def test_it_goes_on(place):
     EveCLI(args=micro.arguments(Path("world"), Path("run"), **{"trainer.max_steps": 8}))
     found, expected = (list(csv.DictReader(io.StringIO(Path(f).read_text()))) for f in ("run/metrics.csv", "continued.csv"))
+    assert not {"data/tokens", "speed/seconds"} & found[0].keys(), "what it began with is not known"
     assert [row["step"] for row in found] == [row["step"] for row in expected] == [str(step) for step in range(1, 9)]
     for key in ("train/language_loss", "train/alignment_loss", "train/loss", "val/alignment_loss"):
         for ours, theirs in zip(found, expected, strict=True):

@@ -118,6 +118,9 @@ def test_stopped_by_a_signal_and_called_again(world, stage1, tmp_path, signum):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     record = json.loads((run / "metrics.json").read_text())
     assert record["finished"] and record["step"] == 8 and record["seconds"] > 0
+    with (run / "metrics.csv").open(newline="") as file:
+        seconds = [float(row["speed/seconds"]) for row in csv.DictReader(file)]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] <= record["seconds"], "they go on where they were"
     assert record["metrics"]["val/loss"] == float(rows_of(whole)[-1]["val/loss"])
     assert record["seeds"] == {"seed_everything": 0, "data": 0}
 

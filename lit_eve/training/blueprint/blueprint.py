@@ -39,7 +39,8 @@ from lit_eve.models.decoders.quantized import quantize
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
 from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
-from lit_eve.training.architecture import differences, is_irrelevant, other_parts
+from lit_eve.records import differences
+from lit_eve.training.architecture import is_irrelevant, other_parts
 from lit_eve.training.blueprint.growth import check_growth, is_dense
 from lit_eve.training.blueprint.keys import check_keys
 from lit_eve.training.blueprint.teachers import NamedTeacher

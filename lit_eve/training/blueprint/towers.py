@@ -15,7 +15,7 @@ from lit_eve.files import local_path
 from lit_eve.models import EveConfig, PatchEmbedding
 from lit_eve.models.checkpoints.skeletons import parameters_on_meta
 from lit_eve.models.checkpoints.towers import empty_tower, tower_weights
-from lit_eve.training.architecture import differences
+from lit_eve.records import differences
 from lit_eve.training.blueprint.encoders import NamedEncoder
 from lit_eve.vision_towers import cut_tower, depth_of, fields_of
 

@@ -26,13 +26,17 @@ class TrainingMonitor(Callback):
     ``train/token_accuracy`` are means over all tokens or all images of these steps. All are of the global batch, over
     micro-batches and ranks. ``train/gradient_norm`` is the last step's, before clipping; ``lr/stage`` is the stage's learning
     rate, beside those of rules that have their own, named by their patterns; ``weight/*`` are the last step's weights of
-    supervisions that have a schedule. ``speed/*`` and ``data/padding`` count all ranks since the last line. Everything stays on
-    the device until a line is due, so that no step waits for it; a checkpoint holds what was added up for the next line.
+    supervisions that have a schedule. ``speed/*_per_second`` and ``data/padding`` count all ranks since the last line.
+    ``data/tokens`` are those of all ranks, and ``speed/seconds`` the seconds of training without its validations, since the run
+    began. Everything stays on the device until a line is due, so that no step waits for it; a checkpoint holds what was added
+    up for the next line.
     """
 
     def __init__(self) -> None:
         self._sums, self._steps, self._loss = TermSums(), 0, 0.0
         self._tokens = self._padding = 0
+        self._so_far: dict[str, float] | None = {"tokens": 0, "seconds": 0.0}  # in lines; None: an older version began the run
+        self._start: float | None = None
         self._saved: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,6 +117,9 @@ class TrainingMonitor(Callback):
         scalars["speed/tokens_per_second"] = timed_tokens / seconds
         scalars["speed/images_per_second"] = timed_images / seconds
         scalars["data/padding"] = padding / (tokens + padding)
+        if self._so_far is not None:
+            self._so_far = {"tokens": self._so_far["tokens"] + int(tokens), "seconds": self._so_far["seconds"] + seconds}
+            scalars |= {"data/tokens": float(self._so_far["tokens"]), "speed/seconds": self._so_far["seconds"]}
         if isinstance(trainer.datamodule, EveDataModule):
             scalars["data/skipped"] = float(trainer.datamodule.num_skipped)
         log_scalars(pl_module, scalars, prog_bar=CONSOLE, over=over)
@@ -129,14 +136,19 @@ class TrainingMonitor(Callback):
         """Keep what is added up for the next line; a step that is not complete is begun again and counts then."""
         loss, tokens, padding = self._over_ranks(pl_module, self._loss, self._tokens, self._padding)
         sums = self._sums.state(pl_module.device)
+        so_far = self._so_far
+        if so_far is not None and self._start is not None:
+            so_far = {**so_far, "seconds": so_far["seconds"] + time.perf_counter() - self._start}
         checkpoint["training_monitor"] = {
             "steps": self._steps,
             "loss": loss,
             "tokens": int(tokens),
             "padding": int(padding),
             "sums": sums,
+            "so_far": so_far,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with the line that the checkpoint was written in."""
         self._saved = checkpoint.get("training_monitor")
+        self._so_far = (self._saved or {}).get("so_far")

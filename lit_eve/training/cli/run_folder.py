@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_eve.errors import ConfigError
 from lit_eve.files import same_path, write_atomically
-from lit_eve.training.architecture import differences
+from lit_eve.records import differences
 from lit_eve.training.callbacks.checkpoint import FOLDER
 from lit_eve.training.cli.config_files import KEY as BASE
 from lit_eve.training.cli.config_files import MODEL_CLASS

@@ -14,9 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_eve.files import write_atomically
-
-FILE = "metrics.csv"
-STEP = "step"
+from lit_eve.records import METRICS_CSV, STEP, read_rows
 
 
 class MetricsFile(Logger):
@@ -32,7 +30,7 @@ class MetricsFile(Logger):
 
     def __init__(self, folder: str | Path, after: int = 0) -> None:
         super().__init__()
-        self.path, self.after = Path(folder, FILE), after
+        self.path, self.after = Path(folder, METRICS_CSV), after
         self._columns: list[str] | None = None
         self._last: dict[str, str] = {}
         self._last_at = 0  # byte at which the last row begins
@@ -40,7 +38,7 @@ class MetricsFile(Logger):
     @property
     def name(self) -> str:
         """Shown by Lightning."""
-        return FILE
+        return METRICS_CSV
 
     @property
     def version(self) -> str:
@@ -87,7 +85,7 @@ class MetricsFile(Logger):
 
 def last_values(folder: str | Path) -> dict[str, float]:
     """The newest value of every tag in the ``metrics.csv`` of a run."""
-    return {tag: float(text) for row in _rows(Path(folder, FILE)) for tag, text in row.items() if tag != STEP}
+    return {tag: float(text) for row in _rows(Path(folder, METRICS_CSV)) for tag, text in row.items() if tag != STEP}
 
 
 def forget_after(path: Path, step: int) -> None:
@@ -101,13 +99,8 @@ def forget_after(path: Path, step: int) -> None:
 
 
 def _rows(path: Path, until: float = float("inf")) -> list[dict[str, str]]:
-    """Rows up to a step, without their empty cells; what a crash cut in two is none."""
-    if not path.exists():
-        return []
-    text = path.read_bytes().decode("utf-8", "replace")
-    table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    rows = [{tag: value for tag, value in row.items() if value} for row in table]
-    return [row for row in rows if int(row[STEP]) <= until]
+    """Rows up to a step, without their empty cells; what a crash has damaged is none."""
+    return [row for row in read_rows(path)[0] if int(row[STEP]) <= until]
 
 
 def _line(columns: list[str], row: Mapping[str, str]) -> bytes:
