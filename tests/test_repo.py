@@ -218,6 +218,15 @@ PRIVATE = re.compile(
 )
 
 
+def test_nothing_is_tracked_that_git_shall_ignore():
+    """Such as a link ``.venv``: a checkout would put it in the place of the environment that is there."""
+    listing = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("no git checkout")
+    assert done.stdout.split("\n") == [""]
+
+
 def test_no_paths_or_hosts_of_a_machine():
     found = []
     for path in tracked_files():

@@ -381,3 +381,15 @@ def test_an_axis_that_files_do_not_know(runs, capsys, tmp_path):
 )
 def test_short_names(paths, names):
     assert short_names(paths) == names
+
+
+def test_the_example_of_the_page(runs, tmp_path, monkeypatch, capsys):
+    page = (micro.ROOT / "docs/runs.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for name, folder in re.findall(r"lit-eve compare (\S+) (\S+2_pretrain)", page):
+        shutil.copytree(runs / "slow", name)
+        shutil.copytree(runs / "fast", folder)
+    exec(code, found := {})
+    assert "model.lr" in capsys.readouterr().out and Path("curves.png").stat().st_size > 10_000
+    assert found["values"][-1] == points(runs / "fast", "val/language_loss")[-1][1]
