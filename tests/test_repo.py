@@ -19,13 +19,11 @@ PACKAGE = ROOT / "lit_eve"
 
 # A folder imports only from those in front of it. docs/architecture.md says why.
 ORDER = [
-    *("errors", "files", "records", "bars", "imports", "registry", "plotting", "processing", "vision_towers", "losses", "data"),
-    *("models", "interpretation", "training", "planning", "testing", "evaluation", "demo", "nano", "sweeps", "cli"),
+    *("errors", "files", "records", "markdown", "bars", "imports", "registry", "plotting", "processing", "vision_towers"),
+    *("losses", "data", "models", "interpretation", "training", "planning", "testing", "evaluation", "demo", "nano"),
+    *("sweeps", "cli"),
 ]
-NO_LIGHTNING = (
-    *("errors", "files", "records", "bars", "imports", "registry", "plotting", "processing", "vision_towers", "losses"),
-    "models",
-)
+NO_LIGHTNING = (*ORDER[: ORDER.index("data")], "models")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.md")])
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -16,6 +16,7 @@ from lit_eve.evaluation import normalize_answer
 from lit_eve.files import write_atomically
 from lit_eve.interpretation import attend, overlay, rollout
 from lit_eve.interpretation.strips import beside, stacked
+from lit_eve.markdown import table
 from lit_eve.nano.evaluate import ANSWERS, MAX_NEW_TOKENS, RESULTS, question_of
 from lit_eve.nano.figures import Example, plot_accuracy, plot_examples, plot_losses, read_curves
 from lit_eve.processing import load_image
@@ -140,8 +141,8 @@ def write_report(
         **results,
         **results["baselines"],
         blind=BASELINES[best],
-        by_type_table=_table(("type", "questions", "model", "other image", "no image"), rows),
-        seconds=_table(("step", "seconds"), times),
+        by_type_table=table(("type", "questions", "model", "other image", "no image"), rows),
+        seconds=table(("step", "seconds"), times),
         machine=f"{machine['processor']}, {machine['cores']} cores, {machine['accelerator'] or 'no GPU'}",
         versions=", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version),
         learning=LEARNING if drawn else "",
@@ -208,9 +209,3 @@ def make_examples(run: Path) -> list[Example]:
             )
         )
     return examples
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A markdown table; all columns but the first are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

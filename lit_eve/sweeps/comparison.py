@@ -9,7 +9,7 @@ from math import isfinite
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.ablation import Ablation, Metric
 from lit_eve.sweeps.results import Trial
-from lit_eve.sweeps.statistics import Difference, holm, paired_difference, seeds_to_resolve
+from lit_eve.sweeps.statistics import LEVEL, Difference, holm, paired_difference, seeds_to_resolve
 from lit_eve.sweeps.verdict import Verdict, verdict
 
 
@@ -25,8 +25,8 @@ class Row:
     adjusted_p: float | None = None
     """Holm's, over the arms of the metric."""
     needed: int | None = None
-    """Seeds that resolve the metric's difference with a power of 0.8, if differences vary as these do; None: not known, or
-    more than 10,000."""
+    """Seeds that resolve the metric's difference with a power of 0.8, at the level of Holm's first step, if differences vary
+    as these do; None: not known, or more than 10,000."""
     verdict: Verdict | None = None
     """None: the reference."""
     sign_of_paper: int = 0
@@ -42,6 +42,8 @@ class Comparison:
     rows: tuple[Row, ...]
     not_finite: tuple[str, ...]
     """Trials whose value is no finite number; they count as missing."""
+    first_level: float
+    """What Holm compares the smallest p with: 0.05 by the number of tests."""
 
     def gain(self, row: Row) -> Difference | None:
         """The difference of a row, positive where the arm is better."""
@@ -82,16 +84,17 @@ def _compare(ablation: Ablation, metric: Metric, trials: Sequence[Trial]) -> Com
             not_finite.append(trial.name)
     others = [name for name in values if name != ablation.reference]
     differences = {name: paired_difference(values[name], values[ablation.reference]) for name in others}
-    ps = holm([difference.p if difference else None for difference in differences.values()])
+    ps = [difference.p if difference else None for difference in differences.values()]
+    level = LEVEL / max(1, len(ps) - ps.count(None))
     rows = {ablation.reference: Row(ablation.reference, values[ablation.reference])}
-    for (name, difference), p in zip(differences.items(), ps, strict=True):
+    for (name, difference), p in zip(differences.items(), holm(ps), strict=True):
         gain, sign = difference and difference.times(metric.sign), ablation.paper.sign(name)
         said = verdict(gain, p, sign, ablation.reference)
-        rows[name] = Row(name, values[name], difference, p, _needed(difference, metric), said, sign)
-    return Comparison(metric, ablation.reference, tuple(rows[name] for name in values), tuple(not_finite))
+        rows[name] = Row(name, values[name], difference, p, _needed(difference, metric, level), said, sign)
+    return Comparison(metric, ablation.reference, tuple(rows[name] for name in values), tuple(not_finite), level)
 
 
-def _needed(difference: Difference | None, metric: Metric) -> int | None:
+def _needed(difference: Difference | None, metric: Metric, level: float) -> int | None:
     if difference is None or not difference.deviation or metric.difference is None:  # equal differences tell of no spread
         return None
-    return seeds_to_resolve(difference.deviation, metric.difference)
+    return seeds_to_resolve(difference.deviation, metric.difference, level=level)

@@ -1,0 +1,141 @@
+"""``report.md``: the answer of an ablation, its tables and pictures, from as many trials as there are.
+
+report.md                       what a reader wants to know
+results.csv, curves.csv         the numbers, tidy
+figures/differences.png         the forest plot
+figures/learning_curves.png
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lit_eve.files import write_atomically
+from lit_eve.markdown import code_block
+from lit_eve.sweeps import sections
+from lit_eve.sweeps.ablation import Ablation
+from lit_eve.sweeps.comparison import Comparison, compare
+from lit_eve.sweeps.figures import draw_curves, draw_differences
+from lit_eve.sweeps.results import CURVES, RESULTS, Trial, write_csv, write_curves
+from lit_eve.sweeps.verdict import RULE
+
+REPORT, DIFFERENCES, LEARNING = "report.md", "figures/differences.png", "figures/learning_curves.png"
+PANELS = 6  # learning curves that are drawn; all are in curves.csv
+PAIRED = (
+    "Differences are arm minus reference, paired by seed. The interval is Student's over seeds, of one arm alone. p is "
+    "two-sided and adjusted, so a difference can be not resolved though its interval is without 0."
+)
+NEEDED = (
+    "Seeds needed: the fewest with which a paired t test finds a true difference of {difference:g} with a power of 0.8, at the "
+    "level {level:.2g} (0.05 by the arms compared, Holm's first step), if differences vary as they do here."
+)
+QUESTIONS = (
+    "Of the questions that arm and reference both answered, all seeds together. The interval is a bootstrap over images: it "
+    "tells of other questions to these models, not of other seeds."
+)
+FOREST = (
+    "Gains are to the right, whether the metric shall be low or high. A small dot is one seed. Filled: resolved. "
+    "Grey: less than is worth resolving."
+)
+COST = "Means over the trials of an arm. Seconds of a core are of processor time, which a busy machine does not stretch."
+
+
+def write_report(
+    folder: Path,
+    ablation: Ablation,
+    trials: Sequence[Trial],
+    failed: Mapping[str, str],
+    command: str,
+    date: datetime.date | None = None,
+) -> Path:
+    """Write tables, pictures and ``report.md``, in place of older ones. Trials may be missing; the report says which.
+
+    Args:
+        folder: of the ablation.
+        ablation: its file.
+        trials: those that are done, in any order.
+        failed: of trials that failed, by name (``ARM/seed_N``), the end of the log.
+        command: what was called.
+        date: of the results; default: today.
+
+    Returns:
+        The path of ``report.md``.
+
+    Raises:
+        ConfigError: no trial wrote a metric of the file; a trial is there twice, or of an arm that the file does not have; or
+            scipy is not installed.
+    """
+    trials = in_order(ablation, trials)
+    comparisons = compare(ablation, trials)
+    write_csv(folder / RESULTS, trials)
+    write_curves(folder / CURVES, trials)
+    day = (date or datetime.date.today()).isoformat()
+    parts = [
+        f"# {ablation.question}",
+        sections.by_rule(ablation, comparisons, trials) if trials else "No trial is done yet.",
+        sections.state(ablation, trials, failed),
+        _titled("What is known", sections.paper(ablation)),
+        _titled("Arms", sections.arms(ablation)),
+        _titled("Where the numbers come from", sections.provenance(ablation, trials, command, day)),
+        *_results(folder, ablation, comparisons, trials),
+        _titled("Cost", f"{sections.cost(ablation, trials)}\n\n{COST}" if trials else ""),
+        _failures(failed),
+        _titled("Note", ablation.note or ""),
+        f"All numbers: [{RESULTS}]({RESULTS}), [{CURVES}]({CURVES}).",
+    ]
+    path = folder / REPORT
+    write_atomically(path, "\n\n".join(filter(None, parts)) + "\n")
+    return path
+
+
+def in_order(ablation: Ablation, trials: Sequence[Trial]) -> list[Trial]:
+    """Trials in the order of the arms, then of the seeds."""
+    names = [arm.name for arm in ablation.arms]
+    return sorted(trials, key=lambda trial: (names.index(trial.arm) if trial.arm in names else len(names), trial.seed))
+
+
+def metric_section(comparison: Comparison) -> str:
+    """The table of a metric, under its name."""
+    metric, lines = comparison.metric, [sections.differences(comparison)]
+    if metric.difference is not None:
+        lines.append(NEEDED.format(difference=metric.difference, level=comparison.first_level))
+    if any(row.difference is not None and row.difference.deviation == 0 for row in comparison.rows):
+        lines.append("Where all differences are equal, there is no interval, and p is that of the sign test.")
+    if comparison.not_finite:
+        lines.append(f"No finite number, so left out: {', '.join(comparison.not_finite)}.")
+    return "\n\n".join([f"### {metric.name} ({metric.better} is better)", *lines])
+
+
+def _titled(title: str, text: str) -> str:
+    return f"## {title}\n\n{text}" if text else ""
+
+
+def _results(folder: Path, ablation: Ablation, comparisons: Sequence[Comparison], trials: Sequence[Trial]) -> list[str]:
+    """Tables and pictures of what came out."""
+    if not trials:
+        return []
+    parts = ["## Results", f"{RULE} {PAIRED}", *map(metric_section, comparisons)]
+    if any(row.difference for comparison in comparisons for row in comparison.rows):
+        draw_differences(folder / DIFFERENCES, comparisons)
+        parts += [f"![Paired differences of each arm to {ablation.reference}]({DIFFERENCES})", FOREST]
+    if over_questions := sections.questions(ablation, trials):
+        parts += ["### Accuracy over questions", over_questions, QUESTIONS]
+    if names := shown_curves(ablation, trials):
+        bands = draw_curves(folder / LEARNING, trials, [arm.name for arm in ablation.arms], ablation.reference, names)
+        parts += ["### Learning curves", f"![Learning curves of all arms]({LEARNING})", bands]
+    return parts
+
+
+def shown_curves(ablation: Ablation, trials: Sequence[Trial]) -> list[str]:
+    """Names of the curves to draw, at most six: those of the file's metrics first, then other held-out ones."""
+    there = {name for trial in trials for name, curve in trial.curves.items() if len(curve) > 1}
+    own = [metric.name for metric in ablation.metrics if metric.name in there]
+    return [*own, *sorted(name for name in there if "val/" in name and name not in own)][:PANELS]
+
+
+def _failures(failed: Mapping[str, str]) -> str:
+    if not failed:
+        return ""
+    return "\n\n".join(["## Failed trials", *(f"{name}:\n\n{code_block(log)}" for name, log in failed.items())])

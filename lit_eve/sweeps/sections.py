@@ -1,0 +1,213 @@
+"""The pieces that ``report.md`` and ``RESULTS.md`` are made of: each is Markdown, without a newline at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import floor, log10
+from statistics import fmean, stdev
+
+from lit_eve.markdown import table
+from lit_eve.sweeps.ablation import SEED_OFFSET, SKIP, Ablation, Arm
+from lit_eve.sweeps.comparison import Comparison, Row
+from lit_eve.sweeps.results import Trial, trial_name
+from lit_eve.sweeps.statistics import MOST_SEEDS, question_interval
+
+EQUAL = {
+    "steps": "the same optimizer steps",
+    "flops": "the same training FLOPs",
+    "seconds": "the same seconds of a core",
+}
+NAMED = 12  # missing trials that are named
+NOTHING = "–"
+
+
+def answer(comparison: Comparison) -> str:
+    """What one metric says of all arms, by rule, in a sentence."""
+    said = [row for row in comparison.rows if row.verdict]
+    resolved = [
+        f"`{row.arm}` is {row.verdict.sentence.removeprefix('resolved: ')}"
+        + (f" ({row.verdict.paper})" if row.verdict.paper else "")
+        for row in said
+        if row.verdict.is_resolved
+    ]
+    others = [
+        f"{outcome}: {', '.join(f'`{row.arm}`' for row in said if row.verdict.outcome == outcome)}"
+        for outcome in ("not resolved", "not measured")
+        if any(row.verdict.outcome == outcome for row in said)
+    ]
+    return f"{comparison.metric.name}: {'; '.join([*resolved, *others]) or 'there is no arm to compare'}."
+
+
+def by_rule(ablation: Ablation, comparisons: Sequence[Comparison], trials: Sequence[Trial]) -> str:
+    """The answer, a line per metric; of how many trials, where some are missing."""
+    wanted = _wanted(ablation)
+    there = len({trial.name for trial in trials}.intersection(wanted))
+    so_far = "" if there == len(wanted) else f" so far ({there} of {len(wanted)} trials)"
+    return "\n".join([f"**Answer{so_far}, by rule:**", "", *(f"- {answer(comparison)}" for comparison in comparisons)])
+
+
+def _wanted(ablation: Ablation) -> list[str]:
+    return [trial_name(arm.name, seed) for arm in ablation.arms for seed in ablation.seeds]
+
+
+def state(ablation: Ablation, trials: Sequence[Trial], failed: Mapping[str, str]) -> str:
+    """How many trials there are, and which are not; empty where all are."""
+    wanted, there = _wanted(ablation), {trial.name for trial in trials}
+    missing = [name for name in wanted if name not in there and name not in failed]
+    if not missing and not failed:
+        return ""
+    said = ["Not complete."]
+    if missing:
+        rest = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        said.append(f"Missing: {', '.join(missing[:NAMED])}{rest}.")
+    if failed:
+        said.append(f"Failed: {', '.join(failed)}.")
+    if idle := [arm.name for arm in ablation.arms if not any(trial.arm == arm.name for trial in trials)]:
+        said.append(f"Without any trial: {', '.join(idle)}.")
+    return " ".join(said)
+
+
+def paper(ablation: Ablation) -> str:
+    """What is known of the question; empty where the file says nothing."""
+    known, lines = ablation.paper, []
+    if known.source or known.says:
+        lines.append(f"{': '.join(filter(None, (known.source, known.says)))}.")
+    for side, arms in (("better", known.better), ("worse", known.worse)):
+        if arms:
+            lines.append(f"There {side} than `{ablation.reference}`: {', '.join(f'`{arm}`' for arm in arms)}.")
+    return " ".join(lines)
+
+
+def arms(ablation: Ablation) -> str:
+    """The arms, and what each changes of the recipe."""
+    rows = [(_named(arm.name, ablation.reference), _changes(arm)) for arm in ablation.arms]
+    return table(("arm", "changes"), rows, ("arm", "changes"))
+
+
+def _changes(arm: Arm) -> str:
+    parts = [
+        f"{file}: `{setting}: {_yaml(value)}`" for file, changes in arm.changes.items() for setting, value in changes.items()
+    ]
+    parts += [f"{file}: {SKIP}" for file in arm.skipped]
+    parts += [f"{SEED_OFFSET}: {arm.seed_offset}"] if arm.seed_offset else []
+    return ", ".join(parts) or "nothing"
+
+
+def _yaml(value: object) -> str:
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.strip().removesuffix("...").strip()
+
+
+def provenance(ablation: Ablation, trials: Sequence[Trial], command: str, date: str) -> str:
+    """Command, date, commits and machines of the numbers, and how arms were made equal."""
+    commits = list(dict.fromkeys(_commit(trial.commit) for trial in trials))
+    machines = list(dict.fromkeys(trial.machine for trial in trials))
+    mixed = " (**the trials are not all of one commit**)" if len(commits) > 1 else ""
+    stages = f", stages {', '.join(ablation.stages)}" if ablation.stages else ""
+    scaled = f", by the steps of {ablation.scaled}" if ablation.scaled else ""
+    lines = [
+        f"Command: `{command}`",
+        f"Date: {date}",
+        f"Commit: {', '.join(commits) or NOTHING}{mixed}",
+        f"Machine: {'; '.join(machines) or NOTHING}",
+        f"Recipe: {ablation.base.name}{stages}; all arms have {EQUAL[ablation.equal]}{scaled}",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _commit(commit: str | None) -> str:
+    name, plus, changes = (commit or "unknown").partition("+")
+    return f"{name[:10]}{plus}{changes}"
+
+
+def differences(comparison: Comparison) -> str:
+    """The table of one metric: means of all arms, and their paired differences to the reference."""
+    metric, digits = comparison.metric, _digits(comparison)
+    header = ["arm", "seeds", "mean", "standard deviation", "difference", "95 % interval", "p (Holm)", "better in"]
+    header += ["seeds needed"] * (metric.difference is not None) + ["verdict"]
+    return table(header, [_cells(row, comparison, digits) for row in comparison.rows], ("arm", "verdict"))
+
+
+def _cells(row: Row, comparison: Comparison, digits: int) -> list[str]:
+    numbers = list(row.values.values())
+    cells = [
+        _named(row.arm, comparison.reference),
+        str(len(numbers)),
+        f"{fmean(numbers):.{digits}f}" if numbers else NOTHING,
+        f"{stdev(numbers):.{digits}f}" if len(numbers) > 1 else NOTHING,
+    ]
+    difference, gain = row.difference, comparison.gain(row)
+    has_needed = comparison.metric.difference is not None
+    if difference is None or gain is None or row.verdict is None:
+        return [*cells, *[NOTHING] * (4 + has_needed), row.verdict.sentence if row.verdict else ""]
+    cells.append(f"{difference.mean:+.{digits}f}")
+    cells.append("{:+.{d}f} to {:+.{d}f}".format(*difference.interval, d=digits) if difference.interval else NOTHING)
+    cells.append(NOTHING if row.adjusted_p is None else "< 0.001" if row.adjusted_p < 0.001 else f"{row.adjusted_p:.3f}")
+    cells.append(f"{gain.positive} of {gain.n}")
+    if has_needed:
+        cells.append(str(row.needed) if row.needed else f"> {MOST_SEEDS:,}" if difference.deviation else NOTHING)
+    return [*cells, "; ".join(filter(None, (row.verdict.sentence, row.verdict.paper)))]
+
+
+def _digits(comparison: Comparison) -> int:
+    """Decimals with which the narrowest interval, or the smallest spread over seeds, has two digits that count."""
+    spreads = [stdev(row.values.values()) for row in comparison.rows if len(row.values) > 1]
+    spreads += [(row.difference.interval[1] - row.difference.interval[0]) / 2 for row in comparison.rows if _has_interval(row)]
+    values = [abs(value) / 100 for row in comparison.rows for value in row.values.values()]
+    scale = min(filter(None, spreads), default=max(values, default=0.0))
+    return min(8, max(0, 1 - floor(log10(scale)))) if scale else 3
+
+
+def _has_interval(row: Row) -> bool:
+    return row.difference is not None and row.difference.interval is not None
+
+
+def _named(arm: str, reference: str) -> str:
+    return f"{arm} (reference)" if arm == reference else arm
+
+
+def questions(ablation: Ablation, trials: Sequence[Trial]) -> str:
+    """The table of accuracies over questions; empty where no trial has answers."""
+    answers = {
+        arm.name: {trial.seed: trial.answers for trial in trials if trial.arm == arm.name and trial.answers}
+        for arm in ablation.arms
+    }
+    rows = []
+    for arm, of_arm in answers.items():
+        found = question_interval(of_arm, answers[ablation.reference])
+        if found is None:
+            continue
+        difference = interval = NOTHING
+        if arm != ablation.reference:
+            difference = f"{100 * found.mean:+.1f}"
+            interval = "{:+.1f} to {:+.1f}".format(*(100 * end for end in found.interval)) if found.interval else NOTHING
+        name = _named(arm, ablation.reference)
+        rows.append((name, f"{found.questions:,}", f"{found.images:,}", f"{100 * found.accuracy:.1f}", difference, interval))
+    header = ("arm", "questions", "images", "answered right (%)", "difference", "95 % interval over questions")
+    return table(header, rows) if rows else ""
+
+
+def cost(ablation: Ablation, trials: Sequence[Trial]) -> str:
+    """The table of what a trial of each arm takes, in the mean."""
+    seconds = {
+        arm.name: fmean(of_arm)
+        for arm in ablation.arms
+        if (of_arm := [trial.core_seconds for trial in trials if trial.arm == arm.name])
+    }
+    rows = []
+    for arm in seconds:
+        own = [trial for trial in trials if trial.arm == arm]
+        flops = [trial.flops for trial in own]
+        rows.append(
+            (
+                _named(arm, ablation.reference),
+                len(own),
+                f"{fmean(trial.steps for trial in own):,.0f}",
+                NOTHING if None in flops else f"{fmean(flops):.3g}",
+                f"{seconds[arm]:,.0f}",
+                f"{seconds[arm] / seconds[ablation.reference]:.2f}" if seconds.get(ablation.reference) else NOTHING,
+            )
+        )
+    return table(("arm", "trials", "steps", "FLOPs", "seconds of a core", "times the reference"), rows)
