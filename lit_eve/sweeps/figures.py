@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_eve.plotting import BLUE, FAINT, GREEN, INK, ORANGE, SOFT, figure
+from lit_eve.plotting import BLUE, CATEGORIES, FAINT, INK, ORANGE, SOFT, figure
 from lit_eve.sweeps.comparison import Comparison, Row
 from lit_eve.sweeps.results import Trial
 
@@ -20,8 +21,6 @@ COLUMNS = 3  # panels beside each other
 LABEL = 26  # characters of an arm's name in a line
 FEWEST = 4  # seeds whose interval is narrower than a guess; of fewer, the range is shown
 BANDS = 4  # arms whose bands can be told apart
-# Okabe and Ito's colours that are dark enough for a line, in an order in which neighbours differ.
-COLOURS = (BLUE, "#D55E00", GREEN, ORANGE, "#CC79A7", "#56B4E9")
 PAPER = ORANGE
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 
@@ -158,9 +157,8 @@ def draw_curves(path: Path, trials: Sequence[Trial], arms: Sequence[str], refere
 def arm_styles(arms: Sequence[str], reference: str) -> dict[str, Mapping[str, Any]]:
     """Colour and line style of each arm; the reference is black."""
     others = [arm for arm in arms if arm != reference]
-    styles = {
-        arm: (COLOURS[place % len(COLOURS)], LINES[place // len(COLOURS) % len(LINES)]) for place, arm in enumerate(others)
-    }
+    kinds = [(colour, line) for line in LINES for colour in CATEGORIES]
+    styles = dict(zip(others, cycle(kinds), strict=False))
     styles[reference] = (INK, "-")
     return {
         arm: {"color": styles[arm][0], "linestyle": styles[arm][1], "linewidth": 1.5, "zorder": 3 if arm == reference else 2}

@@ -61,6 +61,14 @@ def trial_name(arm: str, seed: int) -> str:
     return f"{arm}/seed_{seed}"
 
 
+def short_commit(commit: str | None) -> str | None:
+    """The first ten digits, with "+changes" where files differ from the commit."""
+    if commit is None:
+        return None
+    digits, plus, changes = commit.partition("+")
+    return digits[:10] + plus + changes
+
+
 def write_csv(path: Path, trials: Iterable[Trial]) -> None:
     """Write a row per trial and metric, with :data:`COLUMNS`. What is not known is an empty cell."""
     shared = ("steps", "flops", "seconds", "core_seconds", "commit", "machine")

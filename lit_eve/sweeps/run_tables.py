@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from lit_eve.sweeps.results import short_commit
 from lit_eve.sweeps.run_comparison import Row, RunComparison, Value
 from lit_eve.sweeps.runs import Cost
 
@@ -113,17 +114,9 @@ def _costs(costs: Sequence[Cost]) -> list[tuple[str, list[str]]]:
         ("seconds", list(map(seconds, costs))),
         ("devices", [count(cost.devices) for cost in costs]),
         ("machine", [cost.machine or ABSENT for cost in costs]),
-        ("commit", [_short(cost.commit) for cost in costs]),
+        ("commit", [short_commit(cost.commit) or ABSENT for cost in costs]),
     ]
     return [(what, cells) for what, cells in rows if any(cell != ABSENT for cell in cells)]
-
-
-def _short(commit: str | None) -> str:
-    """The first ten digits, with "+changes" where files differ from the commit."""
-    if commit is None:
-        return ABSENT
-    digits, plus, changes = commit.partition("+")
-    return digits[:10] + plus + changes
 
 
 def _setting(value: Any) -> str:

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from lit_eve.markdown import table
 from lit_eve.sweeps.ablation import SEED_OFFSET, SKIP, Ablation, Arm
 from lit_eve.sweeps.comparison import Comparison, Row
-from lit_eve.sweeps.results import Trial, trial_name
+from lit_eve.sweeps.results import Trial, short_commit, trial_name
 from lit_eve.sweeps.statistics import MOST_SEEDS, question_interval
 
 EQUAL = {
@@ -102,7 +102,7 @@ def _yaml(value: object) -> str:
 
 def provenance(ablation: Ablation, trials: Sequence[Trial], command: str, date: str) -> str:
     """Command, date, commits and machines of the numbers, and how arms were made equal."""
-    commits = list(dict.fromkeys(_commit(trial.commit) for trial in trials))
+    commits = list(dict.fromkeys(short_commit(trial.commit) or "unknown" for trial in trials))
     machines = list(dict.fromkeys(trial.machine for trial in trials))
     mixed = " (**the trials are not all of one commit**)" if len(commits) > 1 else ""
     stages = f", stages {', '.join(ablation.stages)}" if ablation.stages else ""
@@ -115,11 +115,6 @@ def provenance(ablation: Ablation, trials: Sequence[Trial], command: str, date: 
         f"Recipe: {ablation.base.name}{stages}; all arms have {EQUAL[ablation.equal]}{scaled}",
     ]
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _commit(commit: str | None) -> str:
-    name, plus, changes = (commit or "unknown").partition("+")
-    return f"{name[:10]}{plus}{changes}"
 
 
 def differences(comparison: Comparison) -> str:
