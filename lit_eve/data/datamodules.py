@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,11 @@ from lit_eve.data.loader import ExactResume, FitProgress, PackedLoader
 from lit_eve.data.plan import RowPlan, plan_epoch
 from lit_eve.data.shards import ShardReader
 from lit_eve.data.shards.paths import list_shards
+from lit_eve.data.shards.writer import Images, write_shards
 from lit_eve.data.skips import SkipLog
+from lit_eve.data.source import Source
 from lit_eve.errors import ConfigError
-from lit_eve.files import local_path
 from lit_eve.processing import EveProcessor, TeacherGrid
-
-
-@dataclass
-class Source:
-    """One part of a training mixture.
-
-    Args:
-        path: a folder of shards (``*.tar``), a single shard, or names with wildcards, braces or unions (``list_shards``).
-        weight: how often each of its samples is seen per epoch: 1 once, 2 twice, 0.5 every second epoch (half of the samples
-            in each). The share of a source is its weight times its number of samples.
-    """
-
-    path: str
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        self.path = local_path(self.path, "data")
 
 
 class EveDataModule(LightningDataModule):
@@ -150,13 +133,26 @@ class EveDataModule(LightningDataModule):
         self.reads_longer_samples = reads_longer_samples
         return self
 
+    def make_samples(self, folder: str) -> Iterable[tuple[Mapping[str, Any], Images]] | None:
+        """For a subclass that makes its data itself: the samples of a folder that a split names and that is not there.
+
+        One process calls this, and writes shards of what comes; the folder appears when all of it is written.
+
+        Returns:
+            a record and its images for each sample, as :meth:`ShardWriter.write` takes them; None: there are none.
+        """
+        return None
+
     # ---- Lightning's hooks
 
     def prepare_data(self) -> None:
-        """Index and count what is new, on one process, with progress bars."""
+        """Make, index and count what is new, on one process, with progress bars."""
         self._set_accumulation()
         self._attach_model()
         for split in self._splits(self.trainer.state.fn.value if self.trainer else None):
+            for source in self.sources[split]:
+                if not os.path.lexists(source.path) and (samples := self.make_samples(source.path)) is not None:
+                    write_shards(source.path, samples)
             prepare_shards(self._paths(split), self.processor, self.template, self.index_workers, progress=True)
 
     def setup(self, stage: str | None = None) -> None:
@@ -393,11 +389,8 @@ class PrealignDataModule(EveDataModule):
         super().__init__(template=template, **kwargs)
 
 
-class PretrainDataModule(EveDataModule):
+class PretrainDataModule(PrealignDataModule):
     """Stage 2, captions: ``template`` is plain unless the YAML says otherwise."""
-
-    def __init__(self, template: str | dict[str, Any] | None = "plain", **kwargs: Any) -> None:
-        super().__init__(template=template, **kwargs)
 
 
 class FinetuneDataModule(EveDataModule):

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from lit_eve.errors import ConfigError, check_sizes
+from lit_eve.losses.terms import sum_of_image_means
 from lit_eve.registry import Registry
 
 ALIGNERS: Registry[nn.Module] = Registry("aligner")
@@ -84,5 +85,4 @@ def patch_alignment_loss(predictions: Tensor, targets: Tensor, image_of_cell: Te
         0-dim float32 tensor; divide it by the number of images of the whole (global) batch.
     """
     distance = 1 - F.cosine_similarity(predictions.float(), targets.float(), dim=-1)  # (M,)
-    cells = distance.new_zeros(num_images).index_add_(0, image_of_cell, torch.ones_like(distance))
-    return (distance / cells[image_of_cell]).sum()
+    return sum_of_image_means(distance, image_of_cell, num_images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Count = Literal["tokens", "images"]
@@ -38,6 +39,23 @@ def weighted_sum(terms: Mapping[str, Term], counts: Mapping[Count, Tensor | int]
 def mean_of(term: Term, counts: Mapping[Count, Tensor | int]) -> Tensor:
     """A term without its weight, divided by its count as in :func:`weighted_sum`; 0-dim."""
     return term.total / _at_least_one(counts[term.per])
+
+
+def sum_of_image_means(values: Tensor, image: Tensor, num_images: int, counts: Tensor | None = None) -> Tensor:
+    """The mean of the values of each image, summed over the images, in float32: 0-dim.
+
+    Divide it by the number of images of the whole (global) batch. An image of which no value counts adds 0.
+
+    Args:
+        values: (M,).
+        image: (M,) int64, the image that a value belongs to.
+        num_images: N images of this batch.
+        counts: (M,) bool, the values that are looked at; default: all.
+    """
+    values = values.float()
+    counts = torch.ones_like(values) if counts is None else counts.float()
+    number = values.new_zeros(num_images).index_add_(0, image, counts).clamp(min=1)  # (N,)
+    return (values * counts / number[image]).sum()
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lit_eve.losses.terms import sum_of_image_means
+
 
 def normalized_windows(windows: Tensor) -> Tensor:
     """Each window with mean 0 and deviation 1, in float32: (M, W) -> (M, W)."""
@@ -31,7 +33,5 @@ def window_loss(predictions: Tensor, windows: Tensor, counts: Tensor, image: Ten
         0-dim float32 tensor; divide it by the number of images of the whole (global) batch. An image of which no prediction
         counts adds 0.
     """
-    counts = counts.float()
-    error = (predictions.float() - normalized_windows(windows)).square().mean(-1) * counts  # (M,)
-    number = error.new_zeros(num_images).index_add_(0, image, counts).clamp(min=1)  # (N,)
-    return (error / number[image]).sum()
+    error = (predictions.float() - normalized_windows(windows)).square().mean(-1)  # (M,)
+    return sum_of_image_means(error, image, num_images, counts)

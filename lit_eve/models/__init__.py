@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lit_eve.models.attention import IMAGE_ATTENTIONS, PACKED, PACKED_SDPA, PACKED_VARLEN, ImageAttention, Tokens
 from lit_eve.models.checkpoints.loading import load
 from lit_eve.models.config import EveConfig
-from lit_eve.models.decoders import DECODER_KINDS, DecoderKind
+from lit_eve.models.decoders import DECODER_KINDS, DecoderKind, blocks_of
 from lit_eve.models.eve import EveForConditionalGeneration, EveOutput
 from lit_eve.models.patch_embeddings import (
     PATCH_EMBEDDINGS,
@@ -51,6 +51,7 @@ __all__ = [
     "Supervision",
     "TimeHeightWidth",
     "Tokens",
+    "blocks_of",
     "load",
     "places_of_tokens",
 ]

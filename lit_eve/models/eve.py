@@ -52,6 +52,7 @@ class EveOutput(ModelOutput):
     num_correct: Tensor | None = None  # 0-dim int64: targets predicted right; with labels
     terms: dict[str, Term] | None = None  # what the loss is made of, as sums; a subclass adds its own; with labels
     past_key_values: Cache | None = None
+    last_hidden_state: Tensor | None = None  # (B, T, D), behind the final norm
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None  # as the decoder ran: where samples lay side by side, one row each
 
@@ -319,6 +320,7 @@ class EveForConditionalGeneration(SupervisedModel, ImageGenerationMixin):
 
         result = EveOutput(
             past_key_values=outputs.past_key_values,
+            last_hidden_state=hidden,
             hidden_states=outputs.hidden_states and tuple(map(as_rows, outputs.hidden_states)),
             attentions=outputs.attentions,
         )

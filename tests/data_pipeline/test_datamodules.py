@@ -204,3 +204,28 @@ def test_samples_longer_than_the_decoder_was_made_for_are_told_at_the_start(
     data.max_tokens = 200
     with pytest.warns(UserWarning, match="are cut"):
         data.setup()
+
+
+def test_data_that_makes_itself_is_made_once_and_whole(tmp_path: Path, processor: EveProcessor) -> None:
+    asked = []
+
+    class Made(FinetuneDataModule):
+        def make_samples(self, folder):
+            asked.append(folder)
+            rng = np.random.default_rng(len(folder))
+            for number in range(6):
+                yield record(rng, number, 1), [photo(rng)]
+                if len(asked) == 1:
+                    raise KeyboardInterrupt
+
+    folders = {split: str(tmp_path / split) for split in ("train", "validation")}
+    data = Made(**folders, max_tokens=512, num_workers=0).attach(processor)
+    with pytest.raises(KeyboardInterrupt):
+        data.prepare_data()
+    assert not (tmp_path / "train").exists()
+    for _ in range(2):
+        data.prepare_data()
+    assert asked == [folders["train"], folders["train"], folders["validation"]]
+    data.setup()
+    assert [sample.key for sample in data.samples("validation")] == [f"s{number:05d}" for number in range(6)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "validation"]

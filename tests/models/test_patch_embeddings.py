@@ -89,8 +89,8 @@ class Base(LinearPatchEmbedding):
 
     more = None
 
-    def forward(self, patches, image_of_token, num_images):
-        return self.change(super().forward(patches, image_of_token, num_images), image_of_token)
+    def forward(self, patches, image_of_token, num_images, grid_hw):
+        return self.change(super().forward(patches, image_of_token, num_images, grid_hw), image_of_token)
 
     def change(self, found, image_of_token):
         return found

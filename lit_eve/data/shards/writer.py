@@ -6,11 +6,12 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from PIL import Image, ImageOps
 
@@ -22,6 +23,10 @@ from lit_eve.processing.images import image_format
 # The usual kinds need no look at more than their first bytes.
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
 _MAX_KEY = 80  # a name in a plain tar header has 100 bytes
+
+
+Images: TypeAlias = Iterable[bytes | str | os.PathLike[str] | Image.Image]
+"""Contents or paths of image files, or PIL images."""
 
 
 class ShardWriter:
@@ -67,7 +72,7 @@ class ShardWriter:
             mtime=0,  # same samples, same bytes
         )
 
-    def write(self, record: Mapping[str, Any], images: Iterable[bytes | str | os.PathLike[str] | Image.Image] = ()) -> str:
+    def write(self, record: Mapping[str, Any], images: Images = ()) -> str:
         """Add a sample.
 
         Args:
@@ -143,6 +148,17 @@ class ShardWriter:
             self._stream.close()
         self._stream = None
         os.unlink(name)
+
+
+def write_shards(folder: str | os.PathLike[str], samples: Iterable[tuple[Mapping[str, Any], Images]]) -> None:
+    """Write records and their images into a new folder, which appears when all of them are there."""
+    target = Path(output_folder(folder))
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    with ShardWriter(part) as writer:
+        for record, images in samples:
+            writer.write(record, images)
+    os.replace(part, target)
 
 
 def _json_bytes(record: Mapping[str, Any], name: str) -> bytes:

@@ -16,7 +16,7 @@ from lit_eve.errors import ConfigError
 from lit_eve.models.decoders.families import keeps_samples_apart
 from lit_eve.models.decoders.kinds import DECODER_KINDS, DecoderKind
 from lit_eve.models.decoders.routing import image_copies, route, route_block
-from lit_eve.models.decoders.structure import blocks_of, decoder_of
+from lit_eve.models.decoders.structure import blocks_of
 
 PARTS = ("norms", "attention", "mlp")
 HEADS_FIRST = (
@@ -59,7 +59,7 @@ class Experts(DecoderKind):
                 f"decoder_kind 'experts' cannot be used with a decoder of the family {family!r}: it reads samples side by "
                 "side, and does not tell its blocks where images stand"
             )
-        blocks = blocks_of(decoder_of(language_model))
+        blocks = blocks_of(language_model)
         modules = {part: [module for block in blocks for module in _modules(block, part, family)] for part in self.parts}
         for part, found in modules.items():
             if not found:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_eve.errors import ConfigError
-from lit_eve.models.decoders.structure import blocks_of, decoder_of
+from lit_eve.models.decoders.structure import blocks_of
 
 BYPASSED = ("axk2", "deepseek_v32", "doge", "glm_moe_dsa", "hy_v4", "jamba", "zaya")
 """Families that read the weight of a linear layer without calling it, or that no gradient reaches there."""
@@ -32,7 +32,7 @@ def linear_layers(
     family, found = language_model.config.model_type, {}
     if family in BYPASSED:
         raise ConfigError(f"a decoder of the family {family!r} passes over updates of some of its linear layers")
-    all_blocks = blocks_of(decoder_of(language_model))
+    all_blocks = blocks_of(language_model)
     if blocks is not None and blocks > len(all_blocks):
         raise ConfigError(f"layers = {blocks}, but the decoder has {len(all_blocks)} layers")
     inside = {id(module) for block in list(all_blocks)[:blocks] for module in block.modules()}

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lit_eve.errors import ConfigError
 from lit_eve.models.decoders.kinds import DECODER_KINDS, DecoderKind
-from lit_eve.models.decoders.structure import blocks_of, decoder_of
+from lit_eve.models.decoders.structure import blocks_of
 
 EQUAL_LAYERS = {"arcee", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3", "seed_oss", "starcoder2"}
 """Families whose layers do not depend on their number, but by ``layer_types``
@@ -71,7 +71,7 @@ class PreBuffer(DecoderKind):
     def drawn(self, language_model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         """Matrices of the new layers from a normal distribution; gains of norms are 1, biases 0."""
         place = {id(parameter): name for name, parameter in language_model.named_parameters()}
-        for block in blocks_of(decoder_of(language_model))[: self.layers]:
+        for block in blocks_of(language_model)[: self.layers]:
             for name, parameter in block.named_parameters():
                 yield place[id(parameter)], _fresh(name, parameter)
 

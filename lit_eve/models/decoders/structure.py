@@ -26,14 +26,14 @@ def final_norm_of(decoder: PreTrainedModel) -> nn.Module | None:
     return next((getattr(decoder, name) for name in ("norm", "final_layernorm") if hasattr(decoder, name)), None)
 
 
-def blocks_of(decoder: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's L blocks, whatever their name (``layers``, ``h``, ``blocks``).
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The L blocks of a language model, with or without its head, whatever their name (``layers``, ``h``, ``blocks``).
 
     Raises:
         LitEveError: there is no list of that length.
     """
-    count = decoder.config.num_hidden_layers
+    decoder = decoder_of(model) if model.get_output_embeddings() is not None else model
     for module in decoder.children():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) == decoder.config.num_hidden_layers:
             return module
-    raise LitEveError(f"{type(decoder).__name__} has no list of its {count} blocks")
+    raise LitEveError(f"{type(decoder).__name__} has no list of its {decoder.config.num_hidden_layers} blocks")

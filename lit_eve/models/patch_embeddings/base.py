@@ -9,9 +9,11 @@ import inspect
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from lit_eve.errors import ConfigError, check_sizes
+from lit_eve.models.patch_embeddings.places import places_of_tokens
 from lit_eve.processing.geometries import ImageGeometry
 from lit_eve.registry import Registry
 
@@ -27,10 +29,8 @@ class ImageTokens(NamedTuple):
 class PatchEmbedding(nn.Module):
     """What every patch embedding has: its width, and a learned class and split token where the geometry asks for them.
 
-    A variant adds ``forward(patches: (P, 3 * p * p) float, normalised, those of a window side by side, image_of_token: (Q,),
-    num_images: int) -> ImageTokens``. One that looks at neighbouring tokens has a further argument ``grid_hw``: (N, 2) int64,
-    rows and columns of each image's tokens, on the device. What a variant must do besides is tried by
-    :func:`lit_eve.testing.check_patch_embedding`.
+    A variant has :meth:`embed`, which makes a token of each window, or a :meth:`forward` of its own for all else. That one may
+    leave out ``grid_hw``. What a variant must do besides is tried by :func:`lit_eve.testing.check_patch_embedding`.
 
     Args:
         geometry: sizes of patches and pooling windows.
@@ -49,6 +49,30 @@ class PatchEmbedding(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(width)) if geometry.class_token else None
         self.split_embedding = nn.Parameter(torch.empty(width)) if geometry.split_token else None
         self.reset_parameters()
+
+    def embed(self, windows: Tensor, places: Tensor) -> Tensor:
+        """Tokens of all images, each from its own window.
+
+        Args:
+            windows: (Q, pool * pool * 3 * p * p) float, the normalised pixels of each token.
+            places: (Q, 2) int64, row and column of each token in its image.
+
+        Returns:
+            (Q, E)
+        """
+        raise ConfigError(f"{type(self).__name__} has neither `embed` nor `forward`: one of them must make tokens of patches")
+
+    def forward(self, patches: Tensor, image_of_token: Tensor, num_images: int, grid_hw: Tensor) -> ImageTokens:
+        """:meth:`embed`, and the learned class and split token beside it.
+
+        Args:
+            patches: (P, 3 * p * p) float, normalised, those of a window side by side.
+            image_of_token: (Q,) int64.
+            num_images: N.
+            grid_hw: (N, 2) int64, rows and columns of each image's tokens, on the device.
+        """
+        windows = rearrange(patches, "(q w) d -> q (w d)", w=self.window)
+        return self.with_embeddings(self.embed(windows, places_of_tokens(grid_hw, image_of_token)), num_images)
 
     def with_embeddings(self, tokens: Tensor, num_images: int) -> ImageTokens:
         """Tokens (Q, E) beside the class token, the same for all images, and the split token, where the geometry has them."""

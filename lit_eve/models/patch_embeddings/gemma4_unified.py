@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from lit_eve.errors import ConfigError, check_sizes
-from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, ImageTokens, PatchEmbedding
-from lit_eve.models.patch_embeddings.places import check_places, places_of_tokens
+from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, PatchEmbedding
+from lit_eve.models.patch_embeddings.places import check_places
 from lit_eve.processing.geometries import ImageGeometry
 
 
@@ -40,21 +39,18 @@ class Gemma4UnifiedPatchEmbedding(PatchEmbedding):
             raise ConfigError(
                 f"patch_embedding.positions = {positions}, but images have {geometry.longest_side} tokens along a side"
             )
-        pixels = self.window * geometry.patch_dim
-        self.pixel_norm = nn.LayerNorm(pixels)
-        self.patch_projection = nn.Linear(pixels, inner)
+        self.pixel_norm = nn.LayerNorm(geometry.window_dim)
+        self.patch_projection = nn.Linear(geometry.window_dim, inner)
         self.patch_norm = nn.LayerNorm(inner)
         self.places = PlaceTables(positions, inner)
         self.place_norm = nn.LayerNorm(inner)
         self.output_projection = nn.Linear(inner, hidden_size, bias=False)
 
-    def forward(self, patches: Tensor, image_of_token: Tensor, num_images: int, grid_hw: Tensor) -> ImageTokens:
-        """(P, 3 * p * p) patches, those of a window side by side -> tokens of all images; they share one class token."""
-        windows = rearrange(patches, "(q w) d -> q (w d)", w=self.window)
+    def embed(self, windows: Tensor, places: Tensor) -> Tensor:
+        """(Q, pool * pool * 3 * p * p) pixels at (Q, 2) places -> (Q, D)."""
         embedded = self.patch_norm(self.patch_projection(self.pixel_norm(windows)))  # (Q, E)
-        embedded = self.place_norm(embedded + self.places(places_of_tokens(grid_hw, image_of_token)))
-        tokens = self.output_projection(F.rms_norm(embedded, embedded.shape[-1:], eps=1e-6))  # (Q, D)
-        return self.with_embeddings(tokens, num_images)
+        embedded = self.place_norm(embedded + self.places(places))
+        return self.output_projection(F.rms_norm(embedded, embedded.shape[-1:], eps=1e-6))
 
 
 class PlaceTables(nn.Module):

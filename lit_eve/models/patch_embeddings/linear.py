@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from einops import rearrange
 from torch import Tensor, nn
 
-from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, ImageTokens, PatchEmbedding
+from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, PatchEmbedding
 from lit_eve.processing.geometries import ImageGeometry
 
 
@@ -24,9 +23,8 @@ class LinearPatchEmbedding(PatchEmbedding):
         self, geometry: ImageGeometry, width: int | None = 1024, bias: bool = True, hidden_size: int | None = None
     ) -> None:
         super().__init__(geometry, width or hidden_size)
-        self.projection = nn.Linear(self.window * geometry.patch_dim, self.width, bias=bias)
+        self.projection = nn.Linear(geometry.window_dim, self.width, bias=bias)
 
-    def forward(self, patches: Tensor, image_of_token: Tensor, num_images: int) -> ImageTokens:
-        """(P, 3 * p * p) patches, those of a window side by side -> tokens of all images."""
-        windows = rearrange(patches, "(q w) d -> q (w d)", w=self.window)  # (Q, window * 3 * p * p)
-        return self.with_embeddings(self.projection(windows), num_images)
+    def embed(self, windows: Tensor, places: Tensor) -> Tensor:
+        """(Q, pool * pool * 3 * p * p) pixels -> (Q, E)."""
+        return self.projection(windows)

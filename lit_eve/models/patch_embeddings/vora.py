@@ -33,7 +33,7 @@ class VoraPatchEmbedding(PatchEmbedding):
         self, geometry: ImageGeometry, hidden_size: int, patch_width: int = 1536, positions: int = 32, eps: float = 1e-6
     ) -> None:
         super().__init__(geometry, hidden_size, patch_width=patch_width, positions=positions)
-        self.patch_projection = nn.Linear(self.window * geometry.patch_dim, patch_width)
+        self.patch_projection = nn.Linear(geometry.window_dim, patch_width)
         self.norm = nn.RMSNorm(patch_width, eps=eps)
         self.positions = ZeroPositionGrid(positions, patch_width)
         self.output_projection = nn.Linear(patch_width, hidden_size, bias=False)

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.models.attention import PACKED, PACKED_SDPA, PACKED_VARLEN
-from lit_eve.models.decoders.structure import blocks_of, decoder_of
+from lit_eve.models.decoders.structure import blocks_of
 from lit_eve.models.decoders.swapped import Swapped
 from lit_eve.models.positions.base import POSITIONS, Positions, rotary_of
 from lit_eve.models.positions.native_attention import NEW, widen
@@ -74,7 +74,7 @@ class Neo(Positions):
                 f"positions 'neo' is not for decoders of the family {family!r}, only for {', '.join(sorted(FAMILIES))}: the "
                 "attention must be of Llama's form"
             )
-        blocks = blocks_of(decoder_of(language_model))
+        blocks = blocks_of(language_model)
         if (width := blocks[0].self_attn.head_dim) % 4:
             raise ConfigError(f"positions 'neo' needs heads whose width is a multiple of 4, not {width}")
         turn_blocks(language_model, "neo")
@@ -92,7 +92,7 @@ class Neo(Positions):
         """Projections of row and column begin as quarters of the language model's own."""
         stem, _, ending = name.rpartition("_proj.")
         if ending == "weight" and stem.endswith(("self_attn.q", "self_attn.k")):
-            width = blocks_of(decoder_of(language_model))[0].self_attn.head_dim
+            width = blocks_of(language_model)[0].self_attn.head_dim
             yield f"{stem}_proj_hw.weight", self._begun(stem[-1], weight, width)
 
     def drawn(self, language_model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -41,7 +41,7 @@ def turn_blocks(language_model: PreTrainedModel, kind: str) -> None:
             f"positions {kind!r} is not for decoders of the family {family!r}: it must have one rotary embedding for all "
             "layers, whose cosines are those of (i, i + r / 2), and read packed rows as they are"
         )
-    for block in blocks_of(decoder_of(language_model)):
+    for block in blocks_of(language_model):
         swap(block, TurnedBlock, keeps_name=True)
 
 

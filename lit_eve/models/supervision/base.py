@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lit_eve.errors import LitEveError
-from lit_eve.losses.terms import Count
+from lit_eve.losses.terms import Count, sum_of_image_means
 from lit_eve.models.splice import ImageLayout, TeacherCells, enumerate_segments
 from lit_eve.models.supervision.draws import draw
 from lit_eve.processing.geometries import ImageGeometry
@@ -73,6 +73,10 @@ class ImageBatch:
         """(Q,) float32 in [0, 1), the same for each image token."""
         return draw(self._seeds[self.layout.image_of_token], self.offset_of_token)
 
+    def sum_of_means(self, values: Tensor) -> Tensor:
+        """The mean of (Q,) values over the tokens of each image, summed over the images: 0-dim float32."""
+        return sum_of_image_means(values, self.layout.image_of_token, self.num_images)
+
     def once(self, key: object, make: Callable[[], Any]) -> Any:
         """What ``make`` returns, computed at the first call with this key: for what a supervision needs in several methods."""
         if key not in self._made:
@@ -98,8 +102,8 @@ class Supervision(ABC):
     ``head`` is what it trains; the model owns it, under the supervision's name, and saves it in a file of its own.
     """
 
-    term: ClassVar[str]
-    """What the loss is called in logs and in ``output.terms``."""
+    term: str
+    """What the loss is called in logs and in ``output.terms``; without one, the name in ``supervision`` and ``_loss``."""
     per: ClassVar[Count] = "images"
     """What its sum is averaged over: images or supervised tokens of the global batch."""
     taps: tuple[int, ...]
@@ -121,9 +125,12 @@ class Supervision(ABC):
         """
         return tokens
 
-    @abstractmethod
     def positions(self, images: ImageBatch) -> Tensor:
-        """Which hidden states are read: (M,) int64 into the flattened B * T tokens, or (M, k) for means over k tokens."""
+        """Which hidden states are read: (M,) int64 into the flattened B * T tokens, or (M, k) for means over k tokens.
+
+        By default those of all image tokens, without class and split tokens: M = Q.
+        """
+        return images.layout.token_position
 
     @abstractmethod
     def loss(self, images: ImageBatch, hidden: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

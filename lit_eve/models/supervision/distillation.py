@@ -18,8 +18,6 @@ from lit_eve.models.supervision.base import SUPERVISIONS, ImageBatch, Supervisio
 class Distillation(Supervision):
     """Each hidden state predicts the teacher's of the same number, up to ``teacher_layer`` (VoRA, arXiv 2503.20680)."""
 
-    term = "distillation_loss"
-
     def __init__(self, hidden_size: int, num_layers: int, teacher_width: int, teacher_depth: int) -> None:
         if teacher_depth > num_layers:
             raise ConfigError(

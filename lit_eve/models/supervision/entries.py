@@ -70,6 +70,8 @@ def build_supervision(entry: Mapping[str, Any], config: EveConfig, teacher: Froz
     if teacher is None and needs_teacher(entry["name"]):
         raise ConfigError(f"supervision {entry['name']!r} needs a teacher: name one (model.teacher)")
     made = SUPERVISIONS.build(without_weight(entry), **context)
+    if not hasattr(made, "term"):
+        made.term = f"{entry['name']}_loss"
     for what, states, last in (
         ("decoder", made.taps, text_config.num_hidden_layers),
         ("teacher", made.teacher_states, context["teacher_depth"]),

@@ -41,8 +41,6 @@ class MaskedPatches(Supervision):
         predict: False masks without a loss of its own, as Tuna-2 does for images that are read.
     """
 
-    term = "masked_patches_loss"
-
     def __init__(
         self,
         hidden_size: int,
@@ -53,7 +51,7 @@ class MaskedPatches(Supervision):
         predict: bool = True,
     ) -> None:
         self.ratio = MaskRatio(*ratio) if isinstance(ratio, Sequence) else MaskRatio(ratio, ratio)
-        self.head = MaskedPatchHead(hidden_size, geometry.pool_size**2 * geometry.patch_dim if predict else None)
+        self.head = MaskedPatchHead(hidden_size, geometry.window_dim if predict else None)
         self.taps = (num_layers if tap is None else tap,) if predict else ()
 
     @classmethod

@@ -15,15 +15,9 @@ from lit_eve.processing.geometries import ImageGeometry
 class NextPatch(Supervision):
     """A linear layer predicts the pixels of an image's next token, in row-major order (EVE, arXiv 2406.11832, table 4)."""
 
-    term = "next_patch_loss"
-
     def __init__(self, hidden_size: int, num_layers: int, geometry: ImageGeometry) -> None:
-        self.head = nn.Linear(hidden_size, geometry.pool_size**2 * geometry.patch_dim)
+        self.head = nn.Linear(hidden_size, geometry.window_dim)
         self.taps = (num_layers,)
-
-    def positions(self, images: ImageBatch) -> Tensor:
-        """(Q,): all image tokens."""
-        return images.layout.token_position
 
     def loss(self, images: ImageBatch, hidden: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Mean squared error against the normalised pixels of the next window."""

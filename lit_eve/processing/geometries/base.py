@@ -90,6 +90,11 @@ class ImageGeometry(ABC):
         """Numbers in one flattened patch: 3 * patch_size^2."""
         return 3 * self.patch_size**2
 
+    @property
+    def window_dim(self) -> int:
+        """Numbers in the pixels of one token: those of the ``pool_size``^2 patches of its window."""
+        return self.pool_size**2 * self.patch_dim
+
     # ---- one photo
 
     def view_sizes(self, width: int, height: int, images: int = 1) -> list[tuple[int, int]]:
