@@ -50,20 +50,32 @@ class Comparison:
         return None if row.difference is None else row.difference.times(self.metric.sign)
 
 
-def compare(ablation: Ablation, trials: Sequence[Trial]) -> list[Comparison]:
-    """Compare all arms with the reference, by every metric of the file; trials may be missing.
+def in_order(ablation: Ablation, trials: Sequence[Trial]) -> list[Trial]:
+    """Trials in the order of the arms, then of the seeds.
 
     Raises:
-        ConfigError: a trial is there twice, or of an arm that the file does not have; or no trial wrote a metric of the file.
+        ConfigError: a trial is there twice, or of an arm that the file does not have.
     """
     names = [arm.name for arm in ablation.arms]
-    for place, trial in enumerate(trials):
+    seen: set[str] = set()
+    for trial in trials:
         if trial.arm not in names:
             raise ConfigError(
                 f"{ablation.path}: {trial.name} is a trial of no arm of the file; its arms are {', '.join(names)}"
             )
-        if trial.name in (other.name for other in trials[:place]):
+        if trial.name in seen:
             raise ConfigError(f"{ablation.path}: the trial {trial.name} is there twice")
+        seen.add(trial.name)
+    return sorted(trials, key=lambda trial: (names.index(trial.arm), trial.seed))
+
+
+def compare(ablation: Ablation, trials: Sequence[Trial]) -> list[Comparison]:
+    """Compare all arms with the reference, by every metric of the file; trials may be missing.
+
+    Raises:
+        ConfigError: as of :func:`in_order`; or no trial wrote a metric of the file.
+    """
+    trials = in_order(ablation, trials)
     return [_compare(ablation, metric, trials) for metric in ablation.metrics]
 
 
@@ -75,7 +87,7 @@ def _compare(ablation: Ablation, metric: Metric, trials: Sequence[Trial]) -> Com
         )
     values: dict[str, dict[int, float]] = {arm.name: {} for arm in ablation.arms}
     not_finite = []
-    for trial in sorted(trials, key=lambda trial: trial.seed):
+    for trial in trials:
         if metric.name not in trial.metrics:
             continue
         if isfinite(trial.metrics[metric.name]):

@@ -9,13 +9,14 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_eve.sweeps.ablation import SKIP, Ablation, Arm
+from lit_eve.sweeps.comparison import in_order
 from lit_eve.sweeps.results import Trial
 
 FOLDER = "tensorboard"
 RESULT = "result/"  # before the name of a metric: a curve of a stage may have the same one
 
 
-def write_tensorboard(folder: Path, ablation: Ablation, trials: Sequence[Trial]) -> Path:
+def write_hparams(folder: Path, ablation: Ablation, trials: Sequence[Trial]) -> Path:
     """Write ``FOLDER/tensorboard/ARM_seed_N`` for each trial, in place of all that was there.
 
     A trial's hyperparameters are ``arm``, ``seed`` and the settings that its arm changes, as ``FILE/SETTING``; its results are
@@ -24,12 +25,15 @@ def write_tensorboard(folder: Path, ablation: Ablation, trials: Sequence[Trial])
     Args:
         folder: of the ablation.
         ablation: its file.
-        trials: those that are done, each of an arm of the file.
+        trials: those that are done.
 
     Returns:
         The folder for ``tensorboard --logdir``.
+
+    Raises:
+        ConfigError: a trial is there twice, or of an arm that the file does not have.
     """
-    root = folder / FOLDER
+    trials, root = in_order(ablation, trials), folder / FOLDER
     shutil.rmtree(root, ignore_errors=True)
     for trial in trials:
         with SummaryWriter(root / f"{trial.arm}_seed_{trial.seed}") as writer:

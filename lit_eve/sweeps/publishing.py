@@ -18,9 +18,8 @@ from lit_eve.files import write_atomically
 from lit_eve.markdown import table
 from lit_eve.sweeps import sections
 from lit_eve.sweeps.ablation import Ablation
-from lit_eve.sweeps.comparison import compare
+from lit_eve.sweeps.comparison import compare, in_order
 from lit_eve.sweeps.figures import draw_differences
-from lit_eve.sweeps.report import PAIRED, QUESTIONS, in_order, metric_section
 from lit_eve.sweeps.results import Trial, write_csv
 from lit_eve.sweeps.verdict import RULE
 
@@ -94,14 +93,14 @@ def _section(
         sections.by_rule(ablation, comparisons, trials),
         sections.state(ablation, trials, failed),
         f"Known: {known}" if (known := sections.paper(ablation)) else "",
-        *map(metric_section, comparisons),
+        *map(sections.metric_section, comparisons),
     ]
     if any(row.difference for comparison in comparisons for row in comparison.rows):
         draw_differences(folder / FOLDER / f"{ablation.name}.png", comparisons)
         title = f"Paired differences of each arm to {ablation.reference}; gains are to the right"
         parts.append(f"![{title}]({_link(ablation.name, '.png')})")
     if over_questions := sections.questions(ablation, trials):
-        parts += ["### Accuracy over questions", over_questions, QUESTIONS]
+        parts += ["### Accuracy over questions", over_questions, sections.QUESTIONS]
     parts += [
         f"Note: {ablation.note}" if ablation.note else "",
         sections.provenance(ablation, trials, command, date),
@@ -125,7 +124,7 @@ def _overview(published: Mapping[str, str]) -> str:
         said = f"{first[1].strip()}: {first[2]}" if first[1] else first[2]
         rows.append((question[1], said, f"[{name}](#{_anchor(name)})"))
     header = ("question", "answer, by rule", "ablation")
-    return f"{RULE} {PAIRED}\n\n{table(header, rows, header)}"
+    return f"{RULE} {sections.PAIRED}\n\n{table(header, rows, header)}"
 
 
 def _anchor(title: str) -> str:

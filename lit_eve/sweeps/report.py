@@ -11,30 +11,22 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from lit_eve.files import write_atomically
 from lit_eve.markdown import code_block
 from lit_eve.sweeps import sections
 from lit_eve.sweeps.ablation import Ablation
-from lit_eve.sweeps.comparison import Comparison, compare
+from lit_eve.sweeps.comparison import Comparison, compare, in_order
 from lit_eve.sweeps.figures import draw_curves, draw_differences
+from lit_eve.sweeps.publishing import publish
 from lit_eve.sweeps.results import CURVES, RESULTS, Trial, write_csv, write_curves
 from lit_eve.sweeps.verdict import RULE
 
+__all__ = ["publish", "write_report"]
+
 REPORT, DIFFERENCES, LEARNING = "report.md", "figures/differences.png", "figures/learning_curves.png"
-PANELS = 6  # learning curves that are drawn; all are in curves.csv
-PAIRED = (
-    "Differences are arm minus reference, paired by seed. The interval is Student's over seeds, of one arm alone. p is "
-    "two-sided and adjusted, so a difference can be not resolved though its interval is without 0."
-)
-NEEDED = (
-    "Seeds needed: the fewest with which a paired t test finds a true difference of {difference:g} with a power of 0.8, at the "
-    "level {level:.2g} (0.05 by the arms compared, Holm's first step), if differences vary as they do here."
-)
-QUESTIONS = (
-    "Of the questions that arm and reference both answered, all seeds together. The interval is a bootstrap over images: it "
-    "tells of other questions to these models, not of other seeds."
-)
+PANELS, MOST_LINES = 6, 12  # learning curves, and arms in each, that are drawn; all are in curves.csv
 FOREST = (
     "Gains are to the right, whether the metric shall be low or high. A small dot is one seed. Filled: resolved. "
     "Grey: less than is worth resolving."
@@ -90,24 +82,6 @@ def write_report(
     return path
 
 
-def in_order(ablation: Ablation, trials: Sequence[Trial]) -> list[Trial]:
-    """Trials in the order of the arms, then of the seeds."""
-    names = [arm.name for arm in ablation.arms]
-    return sorted(trials, key=lambda trial: (names.index(trial.arm) if trial.arm in names else len(names), trial.seed))
-
-
-def metric_section(comparison: Comparison) -> str:
-    """The table of a metric, under its name."""
-    metric, lines = comparison.metric, [sections.differences(comparison)]
-    if metric.difference is not None:
-        lines.append(NEEDED.format(difference=metric.difference, level=comparison.first_level))
-    if any(row.difference is not None and row.difference.deviation == 0 for row in comparison.rows):
-        lines.append("Where all differences are equal, there is no interval, and p is that of the sign test.")
-    if comparison.not_finite:
-        lines.append(f"No finite number, so left out: {', '.join(comparison.not_finite)}.")
-    return "\n\n".join([f"### {metric.name} ({metric.better} is better)", *lines])
-
-
 def _titled(title: str, text: str) -> str:
     return f"## {title}\n\n{text}" if text else ""
 
@@ -116,15 +90,19 @@ def _results(folder: Path, ablation: Ablation, comparisons: Sequence[Comparison]
     """Tables and pictures of what came out."""
     if not trials:
         return []
-    parts = ["## Results", f"{RULE} {PAIRED}", *map(metric_section, comparisons)]
+    parts = ["## Results", f"{RULE} {sections.PAIRED}", *map(sections.metric_section, comparisons)]
     if any(row.difference for comparison in comparisons for row in comparison.rows):
         draw_differences(folder / DIFFERENCES, comparisons)
         parts += [f"![Paired differences of each arm to {ablation.reference}]({DIFFERENCES})", FOREST]
     if over_questions := sections.questions(ablation, trials):
-        parts += ["### Accuracy over questions", over_questions, QUESTIONS]
+        parts += ["### Accuracy over questions", over_questions, sections.QUESTIONS]
     if names := shown_curves(ablation, trials):
-        bands = draw_curves(folder / LEARNING, trials, [arm.name for arm in ablation.arms], ablation.reference, names)
-        parts += ["### Learning curves", f"![Learning curves of all arms]({LEARNING})", bands]
+        arms = shown_arms(ablation, comparisons[0])
+        bands = draw_curves(folder / LEARNING, [one for one in trials if one.arm in arms], arms, ablation.reference, names)
+        left_out = f" Drawn are the reference and the best arms by {comparisons[0].metric.name}." * (
+            len(arms) < len(ablation.arms)
+        )
+        parts += ["### Learning curves", f"![Learning curves of the arms]({LEARNING})", f"{bands}{left_out}"]
     return parts
 
 
@@ -133,6 +111,13 @@ def shown_curves(ablation: Ablation, trials: Sequence[Trial]) -> list[str]:
     there = {name for trial in trials for name, curve in trial.curves.items() if len(curve) > 1}
     own = [metric.name for metric in ablation.metrics if metric.name in there]
     return [*own, *sorted(name for name in there if "val/" in name and name not in own)][:PANELS]
+
+
+def shown_arms(ablation: Ablation, main: Comparison) -> list[str]:
+    """Arms whose curves are drawn, in the order of the file: all, or of many the reference and the best by the main metric."""
+    means = {row.arm: main.metric.sign * fmean(row.values.values()) for row in main.rows if row.values}
+    ranked = sorted(means, key=lambda arm: (arm != ablation.reference, -means[arm]))[:MOST_LINES]
+    return [arm.name for arm in ablation.arms if len(ablation.arms) <= MOST_LINES or arm.name in ranked]
 
 
 def _failures(failed: Mapping[str, str]) -> str:

@@ -19,6 +19,18 @@ EQUAL = {
 }
 NAMED = 12  # missing trials that are named
 NOTHING = "–"
+PAIRED = (
+    "Differences are arm minus reference, paired by seed. The interval is Student's over seeds, of one arm alone. p is "
+    "two-sided and adjusted, so a difference can be not resolved though its interval is without 0."
+)
+NEEDED = (
+    "Seeds needed: the fewest with which a paired t test finds a true difference of {difference:g} with a power of 0.8, at the "
+    "level {level:.2g} (0.05 by the arms compared, Holm's first step), if differences vary as they do here."
+)
+QUESTIONS = (
+    "Of the questions that arm and reference both answered, all seeds together. The interval is a bootstrap over images: it "
+    "tells of other questions to these models, not of other seeds."
+)
 
 
 def answer(comparison: Comparison) -> str:
@@ -115,6 +127,18 @@ def provenance(ablation: Ablation, trials: Sequence[Trial], command: str, date: 
         f"Recipe: {ablation.base.name}{stages}; all arms have {EQUAL[ablation.equal]}{scaled}",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def metric_section(comparison: Comparison) -> str:
+    """The table of a metric, under its name."""
+    metric, lines = comparison.metric, [differences(comparison)]
+    if metric.difference is not None:
+        lines.append(NEEDED.format(difference=metric.difference, level=comparison.first_level))
+    if any(row.difference is not None and row.difference.deviation == 0 for row in comparison.rows):
+        lines.append("Where all differences are equal, there is no interval, and p is that of the sign test.")
+    if comparison.not_finite:
+        lines.append(f"No finite number, so left out: {', '.join(comparison.not_finite)}.")
+    return "\n\n".join([f"### {metric.name} ({metric.better} is better)", *lines])
 
 
 def differences(comparison: Comparison) -> str:

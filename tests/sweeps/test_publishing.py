@@ -12,11 +12,11 @@ from PIL import Image
 
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.ablation import Metric
-from lit_eve.sweeps.publishing import publish
+from lit_eve.sweeps.report import publish
 from lit_eve.sweeps.results import read_csv
 from tests.sweeps.made_up import LOSS, ablation, trials
 
-DAY = datetime.date(2026, 11, 28)
+DAY = datetime.date(2026, 2, 3)
 DONE = trials({"without": 0.0, "with": -0.05}, 8)
 ALIGNMENT = ablation("without", "with", note="Photos with text would show more.")
 LAYERS = replace(
@@ -43,7 +43,7 @@ def test_a_section_has_what_its_numbers_come_from(tmp_path):
     )
     for line in (
         "Command: `lit-eve sweep alignment.yaml`",
-        "Date: 2026-11-28",
+        "Date: 2026-02-03",
         "Commit: 2a5cce7f00",
         "Machine: AMD EPYC, 2 cores",
     ):

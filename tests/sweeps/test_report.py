@@ -12,12 +12,13 @@ from PIL import Image
 
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.ablation import Arm, Metric, Paper
-from lit_eve.sweeps.report import shown_curves, write_report
+from lit_eve.sweeps.comparison import compare
+from lit_eve.sweeps.report import MOST_LINES, shown_arms, shown_curves, write_report
 from lit_eve.sweeps.results import read_csv, read_curves
 from tests.sweeps.made_up import ACCURACY, LOSS, ablation, trial, trials
 
 COMMAND = "lit-eve sweep experiments/ablations/alignment.yaml"
-DAY = datetime.date(2026, 11, 28)
+DAY = datetime.date(2026, 2, 3)
 
 
 def report(folder, made, done, failed=None) -> str:
@@ -47,7 +48,7 @@ def test_a_whole_report(tmp_path):
     assert (
         "EVE v1 (arXiv 2406.11832), table 4: with it GQA is 60.8, without it 58.9. There better than `without`: `with`." in text
     )
-    for line in (f"Command: `{COMMAND}`", "Date: 2026-11-28", "Commit: 2a5cce7f00", "Machine: AMD EPYC, 2 cores"):
+    for line in (f"Command: `{COMMAND}`", "Date: 2026-02-03", "Commit: 2a5cce7f00", "Machine: AMD EPYC, 2 cores"):
         assert f"\n- {line}\n" in text
     assert "\n- Recipe: nano_hard, stages 2_pretrain; all arms have the same optimizer steps\n" in text
     assert "Not complete" not in text and "## Failed trials" not in text
@@ -174,3 +175,16 @@ def test_curves_that_are_drawn():
     one = trial("with", 0, curves={**dict.fromkeys(names, curve), "0/val/point": curve[:1]})
     made = ablation("without", "with", metrics=(Metric("z/val/loss", "lower"), Metric("train/loss", "lower")))
     assert shown_curves(made, [one]) == ["z/val/loss", "train/loss", "a/val/loss", "b/val/loss", "c/val/loss", "d/val/loss"]
+
+
+def test_arms_whose_curves_are_drawn(tmp_path):
+    """Of many, as a search has, the reference and the best."""
+    arms = ["without", *(f"sample_{number:04d}" for number in range(20))]
+    made = ablation(*arms, metrics=(LOSS, ACCURACY), seeds=1)
+    done = [trial(arm, 0, looks_loss=1 - place / 100, question_accuracy=0.5) for place, arm in enumerate(arms[:-1])]
+    loss, _ = compare(made, done)
+    assert shown_arms(made, loss) == ["without", *arms[20 - MOST_LINES + 1 : 20]]  # the last has no trial
+    assert shown_arms(replace(made, arms=made.arms[:3]), loss) == arms[:3]
+    curves = {"2_pretrain/val/loss": [(1, 2.0), (2, 1.0)]}
+    text = report(tmp_path, made, [replace(one, curves=curves) for one in done])
+    assert "Drawn are the reference and the best arms by looks_loss." in text
