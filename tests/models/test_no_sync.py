@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -43,14 +46,18 @@ def step(model, stage: Stage, batch: dict) -> Counter[str]:
     return calls.count
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(
-    ("geometry", "kind"),
-    [(tiny.GEOMETRY, "dense"), (tiny.HD_GEOMETRY, "dense"), (tiny.GEOMETRY, "experts")],
-    ids=["sd", "hd", "experts"],
-)
+def steps() -> Iterator[Any]:
+    """Each stage with each dtype, kind of model, and with checkpointing; what changes more than one thing at once is slow."""
+    parts = {"sd": (tiny.GEOMETRY, "dense"), "hd": (tiny.HD_GEOMETRY, "dense"), "experts": (tiny.GEOMETRY, "experts")}
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    for part, dtype, checkpointing, stage in product(parts, dtypes, (True, False), STAGES.values()):
+        changes = (part != "sd") + (dtype != "bfloat16") + (not checkpointing) + (stage.name != "prealign")
+        marks = () if changes < 2 else pytest.mark.slow
+        key = f"{part}-{dtype}-{'checkpointing' if checkpointing else 'kept'}-{stage.name}"
+        yield pytest.param(stage, dtypes[dtype], checkpointing, *parts[part], marks=marks, id=key)
+
+
+@pytest.mark.parametrize(("stage", "dtype", "checkpointing", "geometry", "kind"), list(steps()))
 def test_a_step_runs_on_the_meta_device(stage, dtype, checkpointing, geometry, kind):
     model = tiny.model("llama_gqa", with_teacher=True, geometry=geometry, decoder_kind={"name": kind})
     batch = tiny.packed([tiny.samples(model, [1, 0, 2]), tiny.samples(model, [0, 1], 1)])

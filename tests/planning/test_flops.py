@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,11 +87,26 @@ def seen_by_torch(model, batch, monkeypatch) -> dict[str, tuple[int, int]]:
     return parts | {"teacher": (sum(teacher.values()),) * 2}
 
 
-@pytest.mark.parametrize("stage", [*STAGES.values(), HALF, ALIGNER, UPPER], ids=lambda stage: stage.name)
-@pytest.mark.parametrize(
-    ("decoder", "kind"), [("llama", "dense"), ("persimmon", "dense"), ("qwen3", "dense"), ("qwen3", "experts")]
-)
-@pytest.mark.parametrize("patch_embedding", [{"name": "eve_v1", "width": 16, "num_heads": 4}, {"name": "linear", "width": 16}])
+LINEAR = {"name": "linear", "width": 16}
+STAGED = [STAGES["prealign"], STAGES["pretrain"], HALF, ALIGNER, UPPER]  # what is trained; the others train the same
+BY_DEFAULT = {  # one decoder or patch embedding changed, and each stage for those that differ most; the other pairs are slow
+    *((stage.name, decoder, "eve_v1") for stage in STAGED for decoder in ("llama-dense", "qwen3-experts")),
+    *((stage, decoder, "eve_v1") for stage in ("pretrain", "half") for decoder in ("persimmon-dense", "qwen3-dense")),
+    *((stage, "llama-dense", "linear") for stage in ("prealign", "pretrain")),
+}
+
+
+def every_part() -> Iterator[Any]:
+    """Each stage with each decoder and patch embedding."""
+    decoders = ("llama", "dense"), ("persimmon", "dense"), ("qwen3", "dense"), ("qwen3", "experts")
+    embeddings = {"name": "eve_v1", "width": 16, "num_heads": 4}, LINEAR
+    for stage, (decoder, kind), embedding in product(STAGED, decoders, embeddings):
+        key = stage.name, f"{decoder}-{kind}", embedding["name"]
+        marks = () if key in BY_DEFAULT else pytest.mark.slow
+        yield pytest.param(stage, decoder, kind, embedding, marks=marks, id="-".join(key))
+
+
+@pytest.mark.parametrize(("stage", "decoder", "kind", "patch_embedding"), list(every_part()))
 def test_every_part_is_what_torch_counts(stage, decoder, kind, patch_embedding, monkeypatch):
     parts_are_what_torch_counts(monkeypatch, stage, decoder, decoder_kind={"name": kind}, patch_embedding=patch_embedding)
 
@@ -96,21 +114,21 @@ def test_every_part_is_what_torch_counts(stage, decoder, kind, patch_embedding, 
 @pytest.mark.parametrize("stage", [STAGES["prealign"], STAGES["pretrain"], ADAPTERS], ids=lambda stage: stage.name)
 def test_adapters_are_what_torch_counts(stage, monkeypatch):
     kind = {"name": "image_adapter", "rank": 4, "layers": 3}
-    parts_are_what_torch_counts(monkeypatch, stage, "qwen3", decoder_kind=kind, patch_embedding={"name": "linear", "width": 16})
+    parts_are_what_torch_counts(monkeypatch, stage, "qwen3", decoder_kind=kind, patch_embedding=LINEAR)
 
 
 @pytest.mark.parametrize("stage", [STAGES["prealign"], STAGES["pretrain"], UPPER], ids=lambda stage: stage.name)
 def test_channels_for_row_and_column_are_what_torch_counts(stage, monkeypatch):
     parts = {"decoder_kind": {"name": "pre_buffer", "layers": 1}, "positions": {"name": "neo"}}
-    parts_are_what_torch_counts(monkeypatch, stage, "qwen3", **parts, patch_embedding={"name": "linear", "width": 16})
+    parts_are_what_torch_counts(monkeypatch, stage, "qwen3", **parts, patch_embedding=LINEAR)
 
 
 @pytest.mark.parametrize("stage", [STAGES["prealign"], STAGES["pretrain"]], ids=lambda stage: stage.name)
 def test_adapters_of_peft_are_what_torch_counts(stage, monkeypatch):
     pytest.importorskip("peft")
     lora = Lora(rank=4, target_modules=["q_proj", "up_proj"])
-    stage, embedding = replace(stage, lora=lora), {"name": "linear", "width": 16}
-    parts_are_what_torch_counts(monkeypatch, stage, "qwen3", lora=lora.architecture, patch_embedding=embedding)
+    stage = replace(stage, lora=lora)
+    parts_are_what_torch_counts(monkeypatch, stage, "qwen3", lora=lora.architecture, patch_embedding=LINEAR)
 
 
 def parts_are_what_torch_counts(monkeypatch, stage, decoder, **variant):
