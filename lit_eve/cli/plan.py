@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lit_eve.planning.plan import Plan
+    from lit_eve.training.recipe import Recipe
 
 PAPER = "EVE-7B took two nodes of 8 A100 40 GB about 9 days, all three stages (README of the official code)"
 WIDTH = 132  # where the output is no terminal
@@ -72,17 +75,18 @@ def run(args: argparse.Namespace) -> None:
 
     gpu = get_gpu(args.gpu)
     overrides = [f"--{override.lstrip('-')}" for override in args.overrides]
+    recipes: dict[str, Recipe] = {}
     plans: dict[str, Plan] = {}
     with Console(stderr=True).status("") as status:
-        for path in args.recipes:
+        for path in args.recipes:  # all are read before the first is planned
+            with _named(path):
+                recipes[path] = read_recipe(path, *overrides)
+        for path, recipe in recipes.items():
             status.update(f"planning {path}")
-            try:
-                recipe = read_recipe(path, *overrides)
+            with _named(path):
                 plans[path] = make_plan(
-                    recipe, args.gpus, gpu, args.mfu, args.samples, compare=len(args.recipes) == 1, progress=not args.json
+                    recipe, args.gpus, gpu, args.mfu, args.samples, compare=len(recipes) == 1, progress=not args.json
                 )
-            except LitEveError as error:
-                raise type(error)(f"{path}: {error}") from error
     if args.json:
         print(json.dumps({path: as_json(plan) for path, plan in plans.items()}, indent=2))
         return
@@ -98,6 +102,15 @@ def run(args: argparse.Namespace) -> None:
             f"\nNot measured is what {kind}.auxiliary_losses computes: its activations and FLOPs come on top.", highlight=False
         )
     console.print(f"\n{PAPER}.", highlight=False)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """An error inside says which recipe it is about."""
+    try:
+        yield
+    except LitEveError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def as_json(plan: Plan) -> dict:

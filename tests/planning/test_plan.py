@@ -24,7 +24,8 @@ PRETRAIN = str(EXPERIMENTS / "eve_smollm2_360m/2_pretrain.yaml")
 
 
 def micro_recipe(world, tmp_path, **overrides):
-    overrides = {f"model.{key}" if key == "stage" else f"data.{key}": value for key, value in overrides.items()}
+    parts = {"stage": "model", "max_steps": "trainer"}
+    overrides = {f"{parts.get(key, 'data')}.{key}": value for key, value in overrides.items()}
     return read_recipe(*micro.arguments(world, tmp_path / "run", **overrides)[1:])
 
 
@@ -92,7 +93,7 @@ def test_assumed_data():
     assert other.num_samples == 1000 and other.num_rows == pytest.approx(1000 / epoch.samples_per_row, abs=1)
 
 
-def test_days_follow_from_the_flops():
+def test_days_follow_from_the_flops(world, tmp_path):
     recipe = read_recipe(PRETRAIN)
     plan = make_plan(recipe, 16, A100, mfu=0.5, compare=False)
     work = sum(f.total for f in plan.flops.values()) * 33e6
@@ -101,8 +102,11 @@ def test_days_follow_from_the_flops():
     # 6 FLOPs per parameter and token, and the teacher: a check from outside
     decoder = 6 * (361_821_120 - 49152 * 960) * plan.steps.tokens_per_sample
     assert plan.flops["decoder"].total == pytest.approx(decoder, rel=0.01)
-    half = make_plan(read_recipe(PRETRAIN, "--trainer.max_steps=100"), 16, A100, compare=False)
-    assert half.steps.steps == 100
+    few, all_steps = (
+        make_plan(micro_recipe(world, tmp_path, **limit), 1, A100, compare=False).steps.steps
+        for limit in ({"max_steps": 3}, {})
+    )
+    assert few == 3 < all_steps
 
 
 def test_stage_1_keeps_nothing_for_the_decoder():
@@ -151,13 +155,17 @@ def test_a_template_that_is_not_known_is_named_by_its_key(world, tmp_path, capsy
 
 
 def test_tables(capsys):
-    assert main(["plan", PRETRAIN]) == 0
+    assert main(["plan", PRETRAIN, "--gpu", "h100"]) == 0
     shown = capsys.readouterr().out
-    for text in ("16 x A100 40 GB", "361,821,120", "with checkpointing", "without checkpointing", "33,000,000", "about 9 days"):
+    for text in ("16 x H100 SXM", "361,821,120", "with checkpointing", "without checkpointing", "33,000,000", "about 9 days"):
         assert text in shown
+    assert "It also fits without checkpointing" in shown and "--set model.gradient_checkpointing=false" in shown
+    assert "assumed; --mfu" in shown and "GPU hours" in shown and "150 KB an image" in shown
     first = str(EXPERIMENTS / "eve_smollm2_360m/1_prealign.yaml")
-    assert main(["plan", first, PRETRAIN, "--gpu", "h100"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "smollm2" in line]
+    assert main(["plan", first, PRETRAIN]) == 0
+    shown = capsys.readouterr().out
+    assert "16 x A100 40 GB" in shown
+    lines = [line.split() for line in shown.splitlines() if "smollm2" in line]
     assert [line[3] for line in lines] == ["16M", "33M"] and {line[-3] for line in lines} == {"yes"}
 
 
@@ -199,8 +207,8 @@ def test_what_is_refused(arguments, message, capsys, monkeypatch):
     assert message in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
 
 
-def test_an_unknown_set_needs_a_number(tmp_path):
-    recipe = read_recipe(PRETRAIN, "--data.train=shards/mine")
+def test_an_unknown_set_needs_a_number(world, tmp_path):
+    recipe = micro_recipe(world, tmp_path, train="shards/mine")
     with pytest.raises(ConfigError, match="--samples"):
         make_plan(recipe, 16, A100)
     assert make_plan(recipe, 16, A100, num_samples=1e6, compare=False).steps.samples == 1_000_000

@@ -1,4 +1,4 @@
-"""Builds a sharded model in one of two processes, and prints by how many bytes its own memory grew at most meanwhile.
+"""Builds a model in two processes, sharded and whole, and prints by how many bytes the memory of each grew at most meanwhile.
 
 Pages of mapped files are not its own: all processes of a machine share them, and the system takes them back when it likes.
 """
@@ -12,6 +12,7 @@ import time
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from lit_eve.testing.forks import in_processes
 from lit_eve.training import FSDP2Strategy
 from lit_eve.training.blueprint import Blueprint
 
@@ -35,18 +36,23 @@ class Peak(threading.Thread):
             time.sleep(0.002)
 
 
-if __name__ == "__main__":
+def measure(decoder: str, how: str) -> None:
+    """Build a model around a decoder in one of the processes, ``sharded`` or ``whole``."""
     dist.init_process_group("gloo")
     strategy = FSDP2Strategy()
     strategy._device_mesh = init_device_mesh(
         "cpu", (dist.get_world_size(), 1), mesh_dim_names=("data_parallel", "tensor_parallel")
     )
-    blueprint = Blueprint(decoder=sys.argv[1], patch_embedding={"name": "eve_v1", "width": 64})
+    blueprint = Blueprint(decoder=decoder, patch_embedding={"name": "eve_v1", "width": 64})
     blueprint.check()
     before, peak = own_memory(), Peak()
     peak.start()
-    model = blueprint.build(strategy.shard if sys.argv[2] == "sharded" else None)
+    model = blueprint.build(strategy.shard if how == "sharded" else None)
     peak.going = False
     peak.join()
-    print(f"grew by {peak.value - before} of {sum(p.numel() for p in model.parameters()) * 4}", flush=True)
-    dist.destroy_process_group()
+    print(f"{how} grew by {peak.value - before} of {sum(p.numel() for p in model.parameters()) * 4}", flush=True)
+
+
+if __name__ == "__main__":
+    for way in ("sharded", "whole"):
+        in_processes(2, measure, sys.argv[1], way)

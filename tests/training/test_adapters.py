@@ -45,7 +45,7 @@ SHORT = {"trainer.max_steps": 4}
 @pytest.fixture(
     scope="module",
     params=[
-        "image_adapter",
+        pytest.param("image_adapter", marks=pytest.mark.slow),
         pytest.param("lora", marks=[needs_peft, pytest.mark.slow]),
         pytest.param("dora", marks=needs_peft),
     ],

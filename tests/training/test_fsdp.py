@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from safetensors.torch import load_file
+from torch.multiprocessing import ProcessRaisedException
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -35,8 +36,8 @@ from tests.two_processes import PROCESSES, in_two_processes
 
 STAGES = ("1_prealign", "2_pretrain", "3_finetune")
 TAGS = ("train/loss", "train/language_loss", "train/alignment_loss", "train/gradient_norm")
+FEW_STEPS = {"trainer.max_steps": 4, "trainer.limit_val_batches": 0}
 VALIDATION = ("val/loss", "val/alignment_loss", "val/token_accuracy")
-LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}")
 
 
 def launch(script: str, command: list[str], **kwargs) -> subprocess.CompletedProcess:
@@ -98,18 +99,25 @@ def mixed(world):
 
 @pytest.fixture(scope="module")
 def runs(mixed, tmp_path_factory):
-    """Each stage in one process and in two, from the same start."""
+    """The first two stages in one process and in two, from the same start."""
     folder = tmp_path_factory.mktemp("fsdp")
     starts = {"1_prealign": None, "2_pretrain": folder / "one" / "1_prealign", "3_finetune": folder / "one" / "2_pretrain"}
-    for stage in STAGES:
-        EveCLI(args=arguments(mixed, folder / "one" / stage, stage, starts[stage], sharded=False))
-    train(*(arguments(mixed, folder / "two" / stage, stage, starts[stage], sharded=True) for stage in STAGES))
+    train_both(mixed, folder, starts, *STAGES[:2])
     return folder, starts
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_train_like_one(runs, stage):
+def train_both(mixed, folder, starts, *stages: str) -> None:
+    """Stages in one process, and in two."""
+    for stage in stages:
+        EveCLI(args=arguments(mixed, folder / "one" / stage, stage, starts[stage], sharded=False))
+    train(*(arguments(mixed, folder / "two" / stage, stage, starts[stage], sharded=True) for stage in stages))
+
+
+@pytest.mark.parametrize("stage", [*STAGES[:2], pytest.param(STAGES[2], marks=pytest.mark.slow)])
+def test_two_processes_train_like_one(runs, mixed, stage):
     one, two = (runs[0] / number / stage for number in ("one", "two"))
+    if stage == STAGES[2]:
+        train_both(mixed, *runs, stage)
     for tag in (*TAGS, *VALIDATION):
         expected, found = scalars(one, tag), scalars(two, tag)
         assert found.keys() == expected.keys() and len(found) > 1
@@ -170,39 +178,36 @@ def test_resumed_on_any_number_of_processes(runs, mixed):
     assert all(torch.equal(same[key], again[key]) for key in same)
 
 
-def test_muon(runs, mixed, tmp_path):
+@pytest.mark.parametrize("resumed", [("2to1",), pytest.param(("1to1", "1to2", "2to2"), marks=pytest.mark.slow)])
+def test_muon(runs, mixed, tmp_path, resumed):
     """Its matrices are whole while they are orthogonalised: one process, two, and resumed on another number of them."""
     start = runs[1]["2_pretrain"]
     optimizer = "{name: muon, weight_decay: 0.1, ns_dtype: float32}"  # bfloat16 would round what lies between two numbers apart
-    more = {"model.optimizer": optimizer, "trainer.max_steps": 4, "trainer.limit_val_batches": 0}
+    more = FEW_STEPS | {"model.optimizer": optimizer}
     command = lambda run, sharded: [  # noqa: E731
         argument
         for argument in arguments(mixed, tmp_path / run, "2_pretrain", start, sharded, **more)
         if "optimizer.weight_decay" not in argument
     ]
-    EveCLI(args=command("one", False))
-    train(command("two", True))
-    for source, targets in {"one": ("1to1", "1to2"), "two": ("2to1", "2to2")}.items():
-        for target in targets:
-            cut(tmp_path / source, tmp_path / target, 2)
-    for target in ("1to1", "2to1"):
-        EveCLI(args=command(target, False))
-    train(command("1to2", True), command("2to2", True))
+    names = {"1": "one", "2": "two"}
+    for run, sharded in (("one", False), ("two", True), *((target, target.endswith("2")) for target in resumed)):
+        if run in resumed:
+            cut(tmp_path / names[run[0]], tmp_path / run, 2)
+        train(command(run, True)) if sharded else EveCLI(args=command(run, False))
 
     close = lambda value: pytest.approx(value, rel=1e-4, abs=1e-4)  # noqa: E731
     weights = lambda run: load_file(tmp_path / run / "model" / "model.safetensors")  # noqa: E731
     for tag in TAGS:
         one, two = scalars(tmp_path / "one", tag), scalars(tmp_path / "two", tag)
         assert len(one) == 4 and two == close(one), tag
-        for run, original in (("1to1", one), ("2to2", two)):
-            assert scalars(tmp_path / run, tag) == {step: value for step, value in original.items() if step > 2}, (run, tag)
-        for run, original in (("1to2", one), ("2to1", two)):
-            assert scalars(tmp_path / run, tag) == close({step: x for step, x in original.items() if step > 2}), (run, tag)
-    for run, original in (("1to1", "one"), ("2to2", "two")):
-        assert all(torch.equal(value, weights(run)[name]) for name, value in weights(original).items())
-    for run in ("two", "1to2", "2to1"):
+        for run in resumed:
+            expected = {step: value for step, value in (one if run[0] == "1" else two).items() if step > 2}
+            assert scalars(tmp_path / run, tag) == (expected if run[0] == run[-1] else close(expected)), (run, tag)
+    for run in ("two", *resumed):
         for name, value in weights("one").items():
             assert_close(weights(run)[name], value, rtol=1e-2, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        if run[0] == run[-1]:
+            assert all(torch.equal(weights(run)[name], value) for name, value in weights(names[run[0]]).items())
 
 
 def test_a_killed_process_ends_the_job_and_the_resumed_run_repeats_it(runs, mixed, tmp_path):
@@ -224,18 +229,20 @@ def test_a_full_disk_leaves_the_checkpoint_before(runs, mixed, tmp_path):
     folder, starts = runs
     run = cut(folder / "two" / "2_pretrain", tmp_path / "run", 2)
     command = arguments(mixed, run, "2_pretrain", starts["2_pretrain"], True)
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731 - bytes of a file
-    full = launch("torchrun.sh", command, preexec_fn=limit)
-    assert full.returncode != 0
-    assert re.search(
-        r"error: the checkpoint .*step00000004.ckpt could not be written \(.*File too large.*still there", full.stderr
-    )
+
+    def with_little_space() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # bytes of a file
+        EveCLI(args=command)
+
+    full = r"the checkpoint .*step00000004.ckpt could not be written \(.*File too large.*still there"
+    with pytest.raises(ProcessRaisedException, match=full):
+        in_two_processes(with_little_space)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step00000002.ckpt"]
 
 
 def test_a_sharded_checkpoint_is_a_model_for_everyone(runs):
     """lit_eve.load and model.init_from read it as they read a file."""
-    run = runs[0] / "two" / "3_finetune"
+    run = runs[0] / "two" / "2_pretrain"
     model, processor = lit_eve.load(find_checkpoint(run))
     exported = load_file(run / "model" / "model.safetensors")
     weights = model.state_dict()
@@ -245,22 +252,25 @@ def test_a_sharded_checkpoint_is_a_model_for_everyone(runs):
     assert {name.removeprefix("aligner.") for name in aligner} == set(load_file(run / "model" / "aligner.safetensors"))
 
 
-def test_bfloat16_over_float32_weights_and_hybrid_sharding(runs, mixed, tmp_path):
+@pytest.mark.parametrize(
+    ("precision", "dtype", "close"),
+    [("bf16-mixed", torch.float32, 0.02), pytest.param("bf16-true", torch.bfloat16, 0.05, marks=pytest.mark.slow)],
+)
+def test_bfloat16(runs, mixed, tmp_path, precision, dtype, close):
     folder, starts = runs
-    start = starts["2_pretrain"]
-    half = arguments(mixed, tmp_path / "bf16", "2_pretrain", start, True, **{"trainer.precision": "bf16-mixed"})
-    true = arguments(mixed, tmp_path / "bf16-true", "2_pretrain", start, True, **{"trainer.precision": "bf16-true"})
-    hybrid = arguments(mixed, tmp_path / "hybrid", "2_pretrain", start, True)
+    train(arguments(mixed, tmp_path, "2_pretrain", starts["2_pretrain"], True, **{"trainer.precision": precision}))
+    expected, found = (scalars(run, "train/loss") for run in (folder / "one" / "2_pretrain", tmp_path))
+    assert found != expected and found == pytest.approx(expected, rel=close)
+    assert load_file(tmp_path / "model" / "model.safetensors")["projector.0.weight"].dtype == dtype
+
+
+def test_hybrid_sharding(runs, mixed, tmp_path):
+    folder, starts = runs
+    hybrid = arguments(mixed, tmp_path, "2_pretrain", starts["2_pretrain"], True)
     hybrid[hybrid.index("--trainer.strategy=fsdp2")] = "--trainer.strategy=lit_eve.training.FSDP2Strategy"
-    train(half, true, [*hybrid, "--trainer.strategy.replicas=2"])
+    train([*hybrid, "--trainer.strategy.replicas=2"])
     expected = scalars(folder / "one" / "2_pretrain", "train/loss")
-    found = scalars(tmp_path / "bf16", "train/loss")
-    assert found != expected
-    assert found == pytest.approx(expected, rel=0.02)
-    assert load_file(tmp_path / "bf16" / "model" / "model.safetensors")["projector.0.weight"].dtype == torch.float32
-    assert scalars(tmp_path / "bf16-true", "train/loss") == pytest.approx(expected, rel=0.05)
-    assert load_file(tmp_path / "bf16-true" / "model" / "model.safetensors")["projector.0.weight"].dtype == torch.bfloat16
-    assert scalars(tmp_path / "hybrid", "train/loss") == pytest.approx(expected, rel=1e-5)
+    assert scalars(tmp_path, "train/loss") == pytest.approx(expected, rel=1e-5)
 
 
 def test_tied_embeddings(mixed, tmp_path):
@@ -270,7 +280,7 @@ def test_tied_embeddings(mixed, tmp_path):
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     Qwen3ForCausalLM(Qwen3Config(vocab_size=512, tie_word_embeddings=True, **shape)).save_pretrained(decoder)
-    more = {"model.decoder": decoder, "model.stage": "pretrain"}
+    more = FEW_STEPS | {"model.decoder": decoder, "model.stage": "pretrain"}
     command = lambda run, sharded: arguments(mixed, tmp_path / run, "1_prealign", None, sharded, **more)  # noqa: E731
     EveCLI(args=command("one", False))
     train(command("two", True))
@@ -278,26 +288,25 @@ def test_tied_embeddings(mixed, tmp_path):
     train(command("again", True))
     expected, found, again = (scalars(tmp_path / run, "train/loss") for run in ("one", "two", "again"))
     assert found == pytest.approx(expected, rel=1e-5)
-    assert again == {step: found[step] for step in again} and len(again) == 4
+    assert again == {step: found[step] for step in again} and len(again) == 2
     one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
     assert one.keys() == two.keys() and "language_model.lm_head.weight" not in one
 
 
-@pytest.mark.parametrize("how", ["sharded", "whole"])
-def test_no_process_ever_holds_the_whole_model(world, tmp_path, how):
+def test_no_process_ever_holds_the_whole_model(tmp_path):
     """Nor does one that builds it without sharding hold it twice."""
     torch.manual_seed(0)
     shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 24, "num_attention_heads": 8}
     LlamaForCausalLM(LlamaConfig(vocab_size=512, **shape)).save_pretrained(tmp_path, max_shard_size="50MB")
     for file in (micro.DATA / "tokenizer").iterdir():
         shutil.copy(file, tmp_path)
-    done = start([*LAUNCHER, "-m", "tests.training.memory_worker", str(tmp_path), how])
+    done = start([sys.executable, "-m", "tests.training.memory_worker", str(tmp_path)])
     assert done.returncode == 0, done.stderr[-3000:]
-    grew = re.findall(r"grew by (\d+) of (\d+)", done.stdout)
-    assert len(grew) == PROCESSES
-    for peak, size in grew:
+    grew = re.findall(r"(sharded|whole) grew by (\d+) of (\d+)", done.stdout)
+    assert [how for how, *_ in grew] == ["sharded"] * PROCESSES + ["whole"] * PROCESSES
+    for how, peak, size in grew:
         own = int(size) / (PROCESSES if how == "sharded" else 1)
-        assert 0.9 * own < int(peak) < own + 0.2 * int(size), f"{int(peak) / 1e6:.0f} MB of {int(size) / 1e6:.0f}"
+        assert 0.9 * own < int(peak) < own + 0.2 * int(size), f"{how}: {int(peak) / 1e6:.0f} MB of {int(size) / 1e6:.0f}"
 
 
 def test_every_sample_is_answered_once_and_in_order(runs, mixed, tmp_path):
@@ -391,7 +400,7 @@ def test_tied_weights_are_collected_once():
 
 def test_parts_of_ones_own_are_sharded_saved_and_resumed(mixed, tmp_path):
     """A head with a loss of its own; one of two processes has no image in a step, so that the head sees no token there."""
-    own = {"model_class": "tests.training.own_eve.PixelEve", "trainer.max_steps": 4}
+    own = FEW_STEPS | {"model_class": "tests.training.own_eve.PixelEve"}
     EveCLI(args=arguments(mixed, tmp_path / "one", "1_prealign", None, False, **own))
     train(arguments(mixed, tmp_path / "two", "1_prealign", None, True, **own))
     again = tmp_path / "again"  # from the sharded checkpoint of step 2, in one process
