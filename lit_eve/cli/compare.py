@@ -91,9 +91,8 @@ def print_comparison(console: Console, comparison: RunComparison) -> None:
     for one in found:
         left = len(one.header) - len(comparison.runs)
         for columns in _fitting(one, left, console.width):
-            shown = Grid(
-                title=one.title + " (* the best)" * (one.title == "metrics"), title_justify="left", box=box.SIMPLE_HEAD
-            )
+            title = one.title + " (step in parentheses; * the best run)" * (one.title == "metrics")
+            shown = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD)
             for index, name in enumerate(one.header):
                 if index in columns:
                     shown.add_column(escape(name), justify="left" if index < left else "right", overflow="fold")
@@ -114,12 +113,11 @@ def _is_output(folder: str, output: Path) -> bool:
 
 def _fitting(table: Table, left: int, width: int) -> list[list[int]]:
     """The columns of each part of a table that is wider than the console; all parts have the ``left`` first ones."""
-    widths = [
-        max(len(title), *(len(row[index].text) + 1 for row in table.rows)) + 2 for index, title in enumerate(table.header)
-    ]
+    longest = [max(len(row[index].text + "*") for row in table.rows) for index in range(len(table.header))]
+    widths = [max(len(title), cell) + 3 for title, cell in zip(table.header, longest, strict=True)]  # and what is between
     parts: list[list[int]] = [[]]
     for index in range(left, len(widths)):
-        if parts[-1] and sum(widths[:left]) + sum(widths[i] for i in parts[-1]) + widths[index] > width:
+        if parts[-1] and sum(widths[:left]) + sum(widths[i] for i in parts[-1]) + widths[index] >= width:
             parts.append([])
         parts[-1].append(index)
     return [[*range(left), *part] for part in parts]

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from lit_eve.errors import ConfigError
 from lit_eve.files import same_path
-from lit_eve.sweeps.runs import Run, read_miniature, read_run, short_names, stages_in
+from lit_eve.sweeps.runs import AXES, Run, read_miniature, read_run, short_names, stages_in
 
 WHOLE = "all stages"
 """Title of the comparison of whole miniatures, beside those of their stages."""
@@ -173,7 +173,8 @@ def _compare(names: Sequence[str], runs: Sequence[Run], title: str = "", around:
     """Compare runs; ``around`` are keys that differ in what the runs are made from."""
     by_name, settings = dict(zip(names, runs, strict=True)), _different(names, runs)
     differing = [*settings, *around]
-    metrics, hindered, notes = _ordered({tag for run in runs for tag in (*run.curves, *run.numbers)}), set(), []
+    metrics = _ordered({tag for run in runs for tag in (*run.curves, *run.numbers)} - set(AXES.values()))
+    hindered, notes = set(), []
     for one in _OBSTACLES:
         keys, hit = _matching(differing, one.settings), set(_matching(metrics, one.metrics))
         if keys and not hit <= hindered:

@@ -39,7 +39,7 @@ def draw_runs(comparison: RunComparison, axis: str = STEP, metrics: Sequence[str
     columns = min(COLUMNS, len(metrics))
     rows = math.ceil(len(metrics) / columns)
     palette = dict(zip(comparison.runs, colours(len(comparison.runs)), strict=True))
-    with drawing(rows, columns, (3.6 * columns, 2.5 * rows + 0.5)) as (picture, axes):
+    with drawing(rows, columns, ((3.6 if columns == COLUMNS else 4.8) * columns, 2.5 * rows + 0.5)) as (picture, axes):
         for place, metric in zip(axes.flat, metrics, strict=False):
             for name, run in comparison.runs.items():
                 if metric in run.curves:

@@ -126,7 +126,8 @@ def _setting(value: Any) -> str:
 def _value(value: Value | None) -> str:
     if value is None:
         return ABSENT
-    return f"{value.value:.4g}" + (f" ({value.step})" if value.step is not None else "")
+    number = f"{value.value:,.0f}" if 10_000 <= abs(value.value) < 10**15 else f"{value.value:.4g}"
+    return number + (f" ({value.step})" if value.step is not None else "")
 
 
 def _kind(row: Row) -> str:

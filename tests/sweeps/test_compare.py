@@ -350,14 +350,18 @@ def test_the_command_writes_a_page_and_curves(runs, tmp_path, capsys):
 
 
 def test_many_runs_are_shown_below_each_other(runs, tmp_path, capsys):
-    names = [f"a_run_with_a_long_name_{index}" for index in range(9)]
-    for name in names:
-        shutil.copytree(runs / "blind", tmp_path / name)
-    assert main(["compare", *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "out")]) == 0
+    names = [f"lr0.{index}_seed{index}" for index in range(9)]
+    for seed, name in enumerate(names):
+        config = shutil.copytree(runs / "blind", tmp_path / name) / "config.yaml"
+        config.write_text(config.read_text().replace("seed_everything: 0", f"seed_everything: {seed}"))
+    given = [str(tmp_path / name) for name in names]
+    assert main(["compare", *given, "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "No setting differs." in printed and max(map(len, printed.split("Written")[0].splitlines())) <= 132
-    assert all(printed.count(name) == 2 for name in names), "in the metrics and in the cost"
-    assert printed.count("val/language_loss") > 2
+    assert max(map(len, printed.split("Written")[0].splitlines())) <= 132
+    assert all(printed.count(f"{name} ") == 3 for name in names), "whole, in each of the three tables"
+    assert printed.count("seed_everything") == printed.count("settings that differ") == 2
+    assert main(["compare", given[0], str(runs / "blind"), "--output", str(tmp_path / "out")]) == 0
+    assert "No setting differs." in capsys.readouterr().out
 
 
 def test_an_axis_that_files_do_not_know(runs, capsys, tmp_path):
