@@ -84,8 +84,8 @@ TITLES |= {"llava_1.5": "LLaVA-1.5", "mono_internvl": "Mono-InternVL", "neo": "N
 def parts_of(folder: Path) -> dict[str, set[str]]:
     """The entries, other than defaults, that the stages of a design name for each kind."""
     found = {key: set() for key in COLUMNS}
-    for path in folder.glob("*.yaml"):
-        blueprint = read_recipe(str(path)).module.blueprint
+    for recipe in stages_of(folder):
+        blueprint = recipe.module.blueprint
         for key in COLUMNS[:-1]:
             found[key] |= {(getattr(blueprint, key) or {"name": "dense"})["name"]} - {"dense", "causal", "sequential"}
         alone = [{"name": "patch_alignment"}] if blueprint.teacher else []
@@ -103,7 +103,7 @@ def test_the_page_says_what_each_design_is_made_of():
         title = re.match(r"\[?([^],]+)", title)[1]
         written[title] = {key: set(re.findall(r"`(\w+)`", cell)) for key, cell in zip(COLUMNS, cells, strict=True)}
     folders = [MODELS.parent / name for name in ("eve_7b", "eve_7b_hd")]
-    folders += [MODELS / folder for folder in FOLDERS if folder.name != "nano"]
+    folders += [folder for folder in FOLDERS if folder.name != "nano"]
     assert written == {TITLES[folder.name]: parts_of(folder) for folder in folders}
 
 
@@ -412,7 +412,17 @@ def fit(path: Path, before: Path | None) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder.name == "nano"], ids=str)
+TRAINED = {Path("eve_v2/nano"), Path("llava_1.5/nano"), Path("vora/nano")}  # by default: experts, a tower, merged adapters
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(folder, marks=() if folder in TRAINED else pytest.mark.slow, id=str(folder))
+        for folder in FOLDERS
+        if folder.name == "nano"
+    ],
+)
 def test_a_design_trains_through_its_stages(folder, micro_world):
     """Each stage for two steps, around a random decoder; the last model answers."""
     before = None
@@ -429,6 +439,7 @@ def test_a_design_trains_through_its_stages(folder, micro_world):
     assert answer.shape[1] > inputs["input_ids"].shape[1]
 
 
+@pytest.mark.slow
 def test_arms_of_eve_v2_train_from_its_first_stage(micro_world):
     first = fit(MODELS / "eve_v2/nano/1_prealign.yaml", None)
     for arm in sorted((MODELS / "eve_v2/nano/arms").glob("*.yaml")):

@@ -16,7 +16,12 @@ from tests.models.tiny import GEOMETRY
 
 
 def make_tiny(
-    decoder: str = "llama", seed: int = 0, kind: str = "dense", geometry: dict[str, Any] = GEOMETRY, **parts: Any
+    decoder: str = "llama",
+    seed: int = 0,
+    kind: str = "dense",
+    geometry: dict[str, Any] = GEOMETRY,
+    layers: int = 3,
+    **parts: Any,
 ) -> tuple[EveForConditionalGeneration, EveProcessor]:
     """Model (in eval mode) and processor; weights large enough for answers that depend on the image."""
     tokenizer = make_tokenizer()
@@ -26,7 +31,7 @@ def make_tiny(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,

@@ -1,17 +1,17 @@
-"""A LightningModule that remembers what it was trained on, and a command that trains it (see test_resume.py)."""
+"""A LightningModule that remembers what it was trained on, and runs that train it (see test_resume.py)."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from made_shards import make_processor
 
 from lit_eve.data import EveDataModule
 
@@ -100,19 +100,19 @@ def train(module: Recorder, data: EveDataModule, folder: Path, ckpt: Path | None
     return trainer
 
 
-def main() -> None:
-    """``python recorder.py '{"shards": ..., "folder": ..., ...}'``: one run in a process of its own (or several, with ddp)."""
-    from made_shards import make_processor
+def run(shards: Path, folder: Path, checkpoint: dict[str, Any], kill: int | None = None, **task: Any) -> None:
+    """One run in a process of its own, or its part in one of several.
 
-    task = json.loads(sys.argv[1])
-    folder = Path(task["folder"])
-    callbacks: list[Callback] = [ModelCheckpoint(folder / "checkpoints", save_top_k=-1, **task.get("checkpoint", {}))]
-    if "kill" in task:
-        callbacks.append(Kill(task["kill"]))
-    data = EveDataModule(train=task["shards"], max_tokens=512, **task.get("data", {}))
+    Args:
+        shards: what it is trained on.
+        folder: for checkpoints, and what was seen.
+        checkpoint: when one is written.
+        kill: SIGKILL after so many micro-batches.
+        **task: ``ckpt``, and arguments of ``data`` and of the ``trainer``.
+    """
+    callbacks: list[Callback] = [ModelCheckpoint(folder / "checkpoints", save_top_k=-1, **checkpoint)]
+    if kill is not None:
+        callbacks.append(Kill(kill))
+    data = EveDataModule(train=str(shards), max_tokens=512, **task["data"])
     module = Recorder(make_processor(), folder / "log.jsonl")
-    train(module, data, folder, task.get("ckpt"), callbacks=callbacks, **task.get("trainer", {}))
-
-
-if __name__ == "__main__":
-    main()
+    train(module, data, folder, task.get("ckpt"), callbacks=callbacks, **task["trainer"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,14 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from made_shards import write_shards
-from recorder import Recorder, train
+from recorder import Recorder, run, train
+from torch.multiprocessing import ProcessExitedException
 
 from lit_eve.data import EveDataModule
 from lit_eve.errors import ConfigError
 from lit_eve.processing import EveProcessor
+from lit_eve.testing.forks import in_processes
 
-HERE = Path(__file__).parent
 VALIDATE = {"limit_val_batches": 1, "val_check_interval": 4}
 
 
@@ -227,12 +226,10 @@ def test_the_loader_works_without_a_trainer(folder: Path, processor: EveProcesso
 # ---- runs in processes of their own
 
 
-def launch(tmp_path: Path, **task: Any) -> subprocess.CompletedProcess:
-    """A run of recorder.py; its folder is ``task["folder"]``."""
-    Path(task["folder"]).mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    command = [sys.executable, str(HERE / "recorder.py"), json.dumps(task, default=str)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+def launch(processes: int, folder: Path, **task: Any) -> None:
+    """A run of recorder.py."""
+    folder.mkdir(parents=True, exist_ok=True)
+    in_processes(processes, partial(run, folder=folder, **task))
 
 
 def lines(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
@@ -243,16 +240,17 @@ def test_killed_and_started_again(folder: Path, tmp_path: Path, processor: EvePr
     """SIGKILL in the second epoch, two steps after the last checkpoint, with two workers; then without workers."""
     never, after = Recorder(processor), Recorder(processor)
     train(never, data(folder), tmp_path, max_epochs=2)
-    killed = launch(
-        tmp_path,
-        shards=folder,
-        folder=tmp_path / "killed",
-        kill=19,
-        data={"rows": 2, "num_workers": 2},
-        trainer={"max_epochs": 2},
-        checkpoint={"every_n_train_steps": 4},
-    )
-    assert killed.returncode == -9, killed.stderr
+    with pytest.raises(ProcessExitedException) as killed:
+        launch(
+            1,
+            tmp_path / "killed",
+            shards=folder,
+            kill=19,
+            data={"rows": 2, "num_workers": 2},
+            trainer={"max_epochs": 2},
+            checkpoint={"every_n_train_steps": 4},
+        )
+    assert killed.value.signal_name == "SIGKILL"
     full = trace(never.seen)
     assert trace(lines(tmp_path / "killed"))[:18] == full[:18]
     (checkpoint,) = (tmp_path / "killed" / "checkpoints").glob("*step=16.ckpt")
@@ -278,16 +276,15 @@ def test_two_ranks_share_the_batches_of_one_and_take_turns_with_it(
     expected = [([e["ids"] for e in step], sum(e["loss"] for e in step), step[0]["weight"]) for step in steps]
 
     def two_ranks(name: str, ckpt: Path | None = None) -> list[tuple[list[list[str]], float, float]]:
-        result = launch(
-            tmp_path,
+        launch(
+            2,
+            tmp_path / name,
             shards=folder,
-            folder=tmp_path / name,
             ckpt=ckpt,
             data={"rows": 2, "num_workers": 0},
             trainer=options | {"devices": 2, "strategy": "ddp"},
             checkpoint={"every_n_train_steps": 5},
         )
-        assert result.returncode == 0, result.stderr[-3000:]
         ranks = zip(lines(tmp_path / name, 0), lines(tmp_path / name, 1), strict=True)
         return [([one["ids"], two["ids"]], one["loss"] + two["loss"], one["weight"]) for one, two in ranks]
 

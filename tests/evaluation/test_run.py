@@ -8,14 +8,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch.multiprocessing import ProcessExitedException
 
 import lit_eve
 from lit_eve.cli import main
@@ -27,6 +26,7 @@ from lit_eve.evaluation.results import rate_answers
 from lit_eve.evaluation.run import fingerprint
 from lit_eve.evaluation.tasks import find_tasks, load_tasks
 from lit_eve.nano.world.benchmarks import write_benchmarks
+from lit_eve.testing.forks import in_processes
 from lit_eve.training import LitEve
 from lit_eve.training.cli import EveCLI
 from tests.evaluation.micro import lines_of, make_model, make_pope
@@ -130,16 +130,22 @@ def test_two_processes_answer_and_score_like_one(given, tmp_path, strategy):
 
 def test_killed_and_called_again_it_asks_only_what_has_no_answer(given, tmp_path):
     output = tmp_path / "run"
-    command = [sys.executable, "-c", SLOWLY, *arguments(given, output, "--accelerator", "cpu", "--devices", "1")]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
     part = output / "predictions" / ".pope.jsonl.0"
-    deadline = time.monotonic() + 120
-    while not (part.exists() and part.read_text().count("\n") >= 8):
-        assert process.poll() is None, process.stderr.read().decode()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+
+    def dies() -> None:
+        append = AnswerStore.append
+
+        def last_words(store: AnswerStore, *answered: Sequence) -> None:
+            append(store, *answered)
+            if part.read_text().count("\n") >= 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        AnswerStore.append = last_words
+        evaluate(given, output)
+
+    with pytest.raises(ProcessExitedException) as killed:
+        in_processes(1, dies)
+    assert killed.value.signal_name == "SIGKILL"
     before = lines_of(part)
     assert 8 <= len(before) < 21
     marked = [{**row, "text": f"kept {i}"} for i, row in enumerate(before)]
@@ -151,19 +157,6 @@ def test_killed_and_called_again_it_asks_only_what_has_no_answer(given, tmp_path
     assert after == fresh | kept and len(after) == 21
     evaluate(given, output)  # nothing is left to ask
     assert {row["question_id"]: row["text"] for row in lines_of(output / "predictions/pope.jsonl")} == after
-
-
-SLOWLY = """
-import sys, time
-from lit_eve.evaluation.answers import AnswerStore
-append = AnswerStore.append
-def slowly(*args):
-    append(*args)
-    time.sleep(0.3)
-AnswerStore.append = slowly
-from lit_eve.cli import main
-main(sys.argv[1:])
-"""
 
 
 def test_a_folder_holds_the_answers_of_one_model(given, tmp_path, capsys):

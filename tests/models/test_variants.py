@@ -32,8 +32,28 @@ from lit_eve.testing.composition import config_of
 from lit_eve.testing.processes import check_processes
 from tests.models.variants import DESIGNS, ENTRIES, REGISTRIES, compositions_of
 
-designs = pytest.mark.parametrize("design", DESIGNS, ids=lambda folder: str(folder.relative_to(DESIGNS[0].parent)))
-entries = pytest.mark.parametrize("composition", ENTRIES.values(), ids=ENTRIES.keys())
+NAMES = [str(folder.relative_to(DESIGNS[0].parent)) for folder in DESIGNS]
+TRIED = [
+    "nano",
+    "models/gemma4_unified/nano",
+    "models/mono_internvl/nano",
+    "models/neo/nano",
+]  # tests/test_designs.py trains others
+designs = pytest.mark.parametrize(
+    "design",
+    [
+        pytest.param(folder, marks=() if name in TRIED else pytest.mark.slow, id=name)
+        for folder, name in zip(DESIGNS, NAMES, strict=True)
+    ],
+)
+PLAIN = {"patch_embedding-linear", "projector-mlp_gelu", "decoder_kind-dense", "image_attention-causal", "positions-sequential"}
+entries = pytest.mark.parametrize(
+    "composition",
+    [  # what is plain is beside each geometry already
+        pytest.param(composition, marks=pytest.mark.slow if name in PLAIN else (), id=name)
+        for name, composition in ENTRIES.items()
+    ],
+)
 MANY = {
     "patch_embedding": {"name": "eve_v1", "width": 16, "num_heads": 4},
     "decoder_kind": {"name": "experts"},

@@ -51,6 +51,7 @@ def trained(world, place) -> Path:
     return place / "run"
 
 
+@pytest.mark.slow
 def test_killed_and_called_again_from_an_empty_folder(world, place, trained, monkeypatch):
     run = place / "killed"
     kill = ["--trainer.callbacks+=tests.training.killer.KillAt", "--trainer.callbacks.step=6"]

@@ -37,14 +37,17 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def runs(mixed, tmp_path_factory):  # noqa: F811
-    """In one process and in two, in which one has images and the other none."""
+    """In one process."""
     folder = tmp_path_factory.mktemp("neo")
     EveCLI(args=arguments(mixed, folder / "one", "1_prealign", None, False, **PARTS))
-    train(arguments(mixed, folder / "two", "1_prealign", None, True, **PARTS))
     return folder
 
 
-def test_two_processes_train_like_one(runs):
+@pytest.mark.slow
+def test_two_processes_train_like_one(runs, mixed):  # noqa: F811
+    """Of the two, one has images and the other none."""
+    train(arguments(mixed, runs / "two", "1_prealign", None, True, **PARTS))
+    models_for_everyone(runs / "two")
     for tag in ("train/loss", "train/gradient_norm", "val/loss"):
         expected, found = scalars(runs / "one", tag), scalars(runs / "two", tag)
         assert len(found) > 1 and found == pytest.approx(expected, rel=1e-4), tag
@@ -67,9 +70,11 @@ def test_what_trains(runs, mixed):  # noqa: F811
 
 
 def test_checkpoints_are_models_for_everyone(runs):
-    for number in ("one", "two"):
-        run = runs / number
-        exported = load_file(run / "model" / "model.safetensors")
-        for model in (lit_eve.load(run)[0], lit_eve.load(find_checkpoint(run))[0]):
-            assert model.config.positions == {"name": "neo"} and model.config.text_config.num_hidden_layers == 3
-            assert all(torch.equal(model.state_dict()[name], value) for name, value in exported.items())
+    models_for_everyone(runs / "one")
+
+
+def models_for_everyone(run) -> None:
+    exported = load_file(run / "model" / "model.safetensors")
+    for model in (lit_eve.load(run)[0], lit_eve.load(find_checkpoint(run))[0]):
+        assert model.config.positions == {"name": "neo"} and model.config.text_config.num_hidden_layers == 3
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in exported.items())

@@ -6,19 +6,19 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import lit_eve
 from lit_eve.errors import CheckpointError
 from lit_eve.models.checkpoints.loading import ENTRY
+from lit_eve.testing.forks import in_processes
 from lit_eve.training.architecture import check_architecture
 from lit_eve.training.callbacks import AtomicCheckpointIO, find_checkpoint
 from lit_eve.training.cli import EveCLI, main
@@ -66,14 +66,9 @@ def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_pa
     run = tmp_path / "2_pretrain"
     kill = "--trainer.callbacks+=tests.training.killer.KillAt"
     arguments = stage2(world, stage1, run, kill, "--trainer.callbacks.step=6", f"--trainer.callbacks.saving={saving}")
-    killed = subprocess.run(
-        [sys.executable, "train.py", *arguments],
-        cwd=micro.ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with pytest.raises(ProcessExitedException) as killed:
+        in_processes(1, run_in_a_process, arguments)
+    assert killed.value.signal_name == "SIGKILL"
     assert not (run / "model").exists()
     assert find_checkpoint(run).name == "step00000004.ckpt"
     assert len(list((run / "checkpoints").glob(".*.part"))) == saving
@@ -96,13 +91,22 @@ def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_pa
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step00000010.ckpt"]
 
 
+SEVERAL_EPOCHS = {"trainer.max_steps": 8, "trainer.limit_train_batches": 6, "trainer.log_every_n_steps": 3}
+SEVERAL_EPOCHS |= {"trainer.val_check_interval": 1.0, "trainer.limit_val_batches": 2, "checkpoint.every_n_steps": 100}
+
+
+@pytest.fixture(scope="module")
+def several_epochs(world, stage1, tmp_path_factory):
+    """With lines that are means of three steps."""
+    run = tmp_path_factory.mktemp("runs") / "several_epochs"
+    EveCLI(args=stage2(world, stage1, run, **SEVERAL_EPOCHS))
+    return run
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_a_signal_and_called_again(world, stage1, tmp_path, signum):
-    """Over several epochs, with lines that are means of three steps; the signal comes in the middle of a step."""
-    several = {"trainer.max_steps": 8, "trainer.limit_train_batches": 6, "trainer.log_every_n_steps": 3}
-    several |= {"trainer.val_check_interval": 1.0, "trainer.limit_val_batches": 2, "checkpoint.every_n_steps": 100}
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    EveCLI(args=stage2(world, stage1, whole, **several))
+def test_stopped_by_a_signal_and_called_again(world, stage1, several_epochs, tmp_path, signum):
+    """The signal comes in the middle of a step."""
+    whole, run, several = several_epochs, tmp_path / "run", SEVERAL_EPOCHS
     assert [row["step"] for row in rows_of(whole)] == ["3", "6", "8"] and all(row["val/loss"] for row in rows_of(whole))
     before = signal.getsignal(signum)
     stop = {"step": 4, "signum": int(signum)}
@@ -140,7 +144,12 @@ EPOCHS = {"trainer.limit_train_batches": 8, "trainer.val_check_interval": 1.0}  
 
 
 @pytest.mark.parametrize(
-    ("interval", "log_every"), [({"trainer.val_check_interval": 8}, 1), (EPOCHS, 1), (EPOCHS, 3)], ids=["step", "epoch", "row"]
+    ("interval", "log_every"),
+    [
+        pytest.param({"trainer.val_check_interval": 8}, 1, id="step"),
+        pytest.param(EPOCHS, 1, id="epoch", marks=pytest.mark.slow),
+        pytest.param(EPOCHS, 3, id="row"),
+    ],
 )
 def test_killed_in_a_validation_and_called_again(world, stage1, tmp_path, interval, log_every):
     """The step's checkpoint is there, and its validation is not lost: within an epoch, at its end, in a row of its own."""
@@ -183,7 +192,7 @@ def validated(run):
     return [int(row["step"]) for row in rows_of(run) if row["val/loss"]]
 
 
-@pytest.mark.parametrize(("accumulate", "steps"), [(1, [4, 7, 11, 14]), (2, [2, 4, 6, 8])])
+@pytest.mark.parametrize(("accumulate", "steps"), [pytest.param(1, [4, 7, 11, 14], marks=pytest.mark.slow), (2, [2, 4, 6, 8])])
 def test_parts_of_an_epoch_end_with_it(world, stage1, tmp_path, accumulate, steps):
     """Halves of seven batches are four and three, and the end is validated once; killed in each validation, and between."""
     several = HALVES | {"trainer.accumulate_grad_batches": accumulate}
@@ -204,6 +213,7 @@ def test_parts_of_an_epoch_end_with_it(world, stage1, tmp_path, accumulate, step
     assert rows_of(run) == rows_of(whole)
 
 
+@pytest.mark.slow
 def test_parts_of_an_epoch_in_two_processes(world, tmp_path):
     several = HALVES | {"trainer.devices": 2, "trainer.strategy": "ddp", "trainer.max_epochs": 1}
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -245,9 +255,8 @@ def test_a_signal_that_one_of_two_processes_hears_stops_both_at_one_step(world, 
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step00000005.ckpt"]
 
 
-def test_a_finished_run_called_again_changes_nothing(world, stage1, tmp_path):
-    run = tmp_path / "2_pretrain"
-    EveCLI(args=stage2(world, stage1, run))
+def test_a_finished_run_called_again_changes_nothing(world, stage1, uninterrupted, tmp_path):
+    run = shutil.copytree(uninterrupted, tmp_path / "2_pretrain")
     weights, checkpoint = load_file(run / "model" / "model.safetensors"), find_checkpoint(run)
     cli = EveCLI(args=stage2(world, stage1, run))
     assert cli.trainer.global_step == 10
@@ -320,9 +329,9 @@ def test_a_stage_does_not_resume_another_one(world, uninterrupted, tmp_path):
         micro.trainer(tmp_path).fit(module, micro.loader(batches), ckpt_path=find_checkpoint(uninterrupted))
 
 
-def test_a_restarted_job_goes_on_though_it_was_told_to_begin_anew(world, stage1, tmp_path, monkeypatch):
+def test_a_restarted_job_goes_on_though_it_was_told_to_begin_anew(world, stage1, uninterrupted, tmp_path, monkeypatch):
     """torchrun and SLURM repeat the command line of the first attempt."""
-    EveCLI(args=stage2(world, stage1, tmp_path / "run"))
+    shutil.copytree(uninterrupted, tmp_path / "run")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert EveCLI(args=stage2(world, stage1, tmp_path / "run", "--resume=never")).trainer.global_step == 10
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
@@ -367,7 +376,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert find_checkpoint(tmp_path).name == "step00000008.ckpt"
 
 
-@pytest.mark.parametrize(("keep", "steps"), [(1, [10]), (2, [8, 10]), (-1, [4, 8, 10])])
+@pytest.mark.parametrize(("keep", "steps"), [(2, [8, 10]), (-1, [4, 8, 10])])  # one is what stays of other runs here
 def test_as_many_checkpoints_stay_as_asked_for(world, stage1, tmp_path, keep, steps):
     EveCLI(args=stage2(world, stage1, tmp_path, **{"checkpoint.keep": keep}))
     assert sorted(int(path.stem[4:]) for path in (tmp_path / "checkpoints").iterdir()) == steps

@@ -95,6 +95,7 @@ def test_stopped_and_called_again(whole, mixed, tmp_path):  # noqa: F811
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), file
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(whole, mixed, tmp_path):  # noqa: F811
     """One line for all steps, and a checkpoint in the middle of it, behind which one of its terms is not run any more."""
     two, again = tmp_path / "two", tmp_path / "again"

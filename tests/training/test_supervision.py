@@ -158,6 +158,7 @@ def test_stopped_and_called_again(first, mixed, tmp_path):  # noqa: F811
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), file
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(first, mixed, tmp_path):  # noqa: F811
     whole = {tag: scalars(first, tag) for tag in ("train/loss", *(f"train/{name}" for name in LOSSES), "train/gradient_norm")}
     two = tmp_path / "two"

@@ -251,7 +251,7 @@ def test_what_is_saved_names_no_kernel(tmp_path):
     assert chosen.get_decoder().config._attn_implementation == PACKED_SDPA
 
 
-@pytest.mark.parametrize("images", ["causal", "bidirectional"])
+@pytest.mark.parametrize("images", ["causal", pytest.param("bidirectional", marks=pytest.mark.slow)])
 def test_layers_compile_without_a_break(images):
     """On the meta device, where attention is what it is on a GPU; after two batches, other samples compile nothing new.
 
