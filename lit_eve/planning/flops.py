@@ -33,6 +33,7 @@ from lit_eve.models.own import model_class_of
 from lit_eve.models.patch_embeddings import takes_grid
 from lit_eve.models.splice import ImageLayout
 from lit_eve.models.supervision import ImageBatch, Supervision
+from lit_eve.planning.meta import shapes_alone
 from lit_eve.training.stages import Stage, get_stage
 from lit_eve.vision_towers import blocks_of_tower, build_tower, prefix_tokens
 
@@ -130,7 +131,8 @@ def training_flops(
         the heads of the supervisions (``aligner``), and ``teacher``.
 
     Raises:
-        ConfigError: the decoder has weights that are neither in linear layers nor in embedding tables (mixtures of experts).
+        ConfigError: the decoder has weights that are neither in linear layers nor in embedding tables (mixtures of experts), or
+            a part asks what is in a tensor.
     """
     model = meta_model(config, teacher)
     get_stage(stage).apply(model, auxiliaries)
@@ -191,8 +193,8 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
     """Linear layers, attention and head."""
     decoder, head, config = model.get_decoder(), model.get_output_embeddings(), model.config.text_config
     _check_dense(decoder)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # d
-    scored = model.positions.score_width(width)
+    scored, valued = _head_widths(config)
+    scored = model.positions.score_width(scored)
     carries = _carries_gradient(model)
     linear, attention, images = Flops(0), Flops(0), None
     if not model.image_attention.is_causal:  # whatever a kind hides, kernels compute
@@ -204,9 +206,17 @@ def _decoder(model: EveForConditionalGeneration, workload: Workload) -> dict[str
             if isinstance(module, nn.Linear):
                 linear = _add(linear, _linear(module, tokens[of_images], needs_input=reached))
         pairs = workload.attended_pairs(window_of(layer, config), images)
-        forward = 2 * config.num_attention_heads * (scored + width) * pairs  # scores, and weighted values
+        forward = 2 * config.num_attention_heads * (scored + valued) * pairs  # scores, and weighted values
         attention = _add(attention, Flops(forward, 2 * forward * reached))
     return {"decoder": linear, "attention": attention, "lm_head": _linear(head, workload.num_targets, needs_input=carries[-1])}
+
+
+def _head_widths(config: PreTrainedConfig) -> tuple[int, int]:
+    """Channels of a head in queries and keys, and in values."""
+    if getattr(config, "v_head_dim", None):  # latent attention (MLA)
+        return config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # d
+    return (2 * width, 2 * width) if config.model_type == "diffllama" else (width, width)  # that one attends twice
 
 
 def window_of(block: nn.Module, config: PreTrainedConfig) -> int | None:
@@ -287,11 +297,13 @@ def _check_dense(decoder: nn.Module) -> None:
 
 def _measure(module: Callable[..., Any], *inputs: Any, **named: Any) -> Flops:
     """Run a module or function forward and backward under torch's counter, on the meta device."""
-    with FlopCounterMode(display=False) as forward:
-        outputs = module(*inputs, **named)
-    outputs = [outputs] if isinstance(outputs, Tensor) else [x for x in outputs if x is not None]
-    outputs = [x for x in outputs if x.requires_grad]
-    with FlopCounterMode(display=False) as backward:
-        if outputs:
-            torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
+    name = type(module).__name__ if isinstance(module, nn.Module) else module.__qualname__
+    with shapes_alone(f"the work of {name}"):
+        with FlopCounterMode(display=False) as forward:
+            outputs = module(*inputs, **named)
+        outputs = [outputs] if isinstance(outputs, Tensor) else [x for x in outputs if x is not None]
+        outputs = [x for x in outputs if x.requires_grad]
+        with FlopCounterMode(display=False) as backward:
+            if outputs:
+                torch.autograd.backward(outputs, [torch.empty_like(x) for x in outputs])
     return Flops(forward.get_total_flops(), backward.get_total_flops())

@@ -2,8 +2,7 @@
 
 What a GPU keeps (weights, gradients, optimizer) follows from the parameters and from how they are shared out. What a step adds
 is measured: forward and backward pass run on the meta device, where tensors have sizes but no contents, and the bytes of all
-tensors that are alive at a time are counted. For a model of 7B this takes seconds and no memory. The meta device stands for a
-GPU whose attention kernels keep no scores.
+tensors that are alive at a time are counted. For a model of 7B this takes seconds and no memory.
 
 Notation: B rows, T tokens of a row, N images, P patches, M supervised tokens, C teacher image size.
 """
@@ -11,13 +10,11 @@ Notation: B rows, T tokens of a row, N images, P patches, M supervised tokens, C
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,8 +23,8 @@ from lit_eve.errors import ConfigError
 from lit_eve.losses import AbsentTeacher
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.decoders import blocks_of
-from lit_eve.models.decoders.quantized import BLOCK
 from lit_eve.planning.gpus import GIB
+from lit_eve.planning.meta import fused_attention, packing_from_shapes, shapes_alone
 from lit_eve.training.optimizers import build_optimizer, trained_parameters
 
 if TYPE_CHECKING:
@@ -47,10 +44,10 @@ _PRECISIONS = {  # (what the optimizer sees, what the model computes with)
 class Memory:
     """Bytes on the GPU that needs most, at the moment of a step that needs most."""
 
-    weights: int  # of the student, this GPU's part
+    weights: int  # of the student, this GPU's part, and its buffers
     gradients: int
     optimizer: int  # its states: two moments of AdamW, one momentum of Muon
-    teacher: int  # whole, on every GPU
+    teacher: int  # whole, on every GPU, with its buffers
     copies: int  # weights gathered or cast for computing, and gradients on their way to be reduced
     activations: int  # what the forward pass leaves for the backward pass, and the batch
     temporary: int  # what lives for a moment on top: logits, a block that is computed again, the teacher's forward pass
@@ -149,50 +146,12 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-@contextmanager
-def fused_attention() -> Iterator[None]:
-    """On the meta device, SDPA takes the kernels that it has on a GPU; by itself it would write out all scores there.
-
-    The function is replaced, for a TorchFunctionMode does not reach what is computed again in the backward pass.
-    """
-    plain = F.scaled_dot_product_attention
-
-    def attention(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return (_fused_attention if query.device.type == "meta" else plain)(query, *args, **kwargs)
-
-    F.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = plain
-
-
-def _fused_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """(B, h, T, d) queries, keys and values -> (B, h, T, d), as on a GPU: flash attention, or the kernel with masks."""
-    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
-    if attn_mask is None and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] == value.shape[-1]:
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, **options)[0]
-    if enable_gqa:
-        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    if attn_mask is not None:
-        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])  # a bool becomes numbers to add
-    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True, **options)[0]
-
-
 def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, row: Mapping[str, int]) -> dict[str, Any]:
     """A packed batch without contents (docs/data_format.md): ``rows`` rows that each hold ``row``.
 
     Args:
-        row: numbers of ``images``, their ``slots`` and ``patches``, ``targets`` and ``samples``.
+        row: numbers of ``images``, their ``slots`` and ``patches``, ``targets``, and ``samples`` (padding is cut into such
+            too), and the tokens of the ``longest`` sample.
     """
     keys = ("images", "slots", "patches", "targets", "samples")
     images, slots, patches, targets, samples = (rows * row[key] for key in keys)
@@ -202,8 +161,8 @@ def meta_batch(model: EveForConditionalGeneration, rows: int, max_tokens: int, r
 
     batch = {
         **{key: tensor(rows, max_tokens) for key in ("input_ids", "labels", "position_ids")},
-        "cu_seqlens": tensor(samples + rows + 1, dtype=torch.int32),  # a tail of padding in each row
-        "max_seqlen": max_tokens,
+        "cu_seqlens": tensor(samples + 1, dtype=torch.int32),
+        "max_seqlen": row["longest"],
         "target_positions": tensor(targets),
         "image_positions": tensor(slots),
         "pixel_values": tensor(patches, model.geometry.patch_dim, dtype=torch.uint8),
@@ -233,15 +192,21 @@ def measure(
         batch: what the model takes, on the same device.
         checkpointing: whether the decoder's blocks are computed again in the backward pass.
         arguments: more of the model's forward (``LitEve.forward_arguments``).
+
+    Raises:
+        ConfigError: on the meta device, the model asks what is in a tensor.
     """
     model.train()
     model.recompute_blocks(checkpointing)
     drops = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters() if p.requires_grad]
-    inputs = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
+    given = [value for value in batch.values() if isinstance(value, Tensor)]
+    inputs = sum(value.nbytes for value in given)
     with (
+        shapes_alone(f"the memory of {type(model.get_decoder()).__name__} and the parts around it"),
         fused_attention(),
+        packing_from_shapes(model.get_decoder()),
         model.supervised_by(*model.supervisions),
-        LiveBytes([*model.parameters(), *model.buffers()]) as live,
+        LiveBytes([*model.parameters(), *model.buffers(), *given]) as live,
     ):
         loss = model(**batch, **(arguments or {})).loss
         activations = live.now
@@ -274,14 +239,16 @@ def memory_of(
     own = nn.ModuleDict(auxiliaries)
     student = [parameter for name, parameter in model.named_parameters() if not name.startswith("teacher.")]
     student += own.parameters()
+    buffers = [buffer for name, buffer in model.named_buffers() if not name.startswith("teacher.")]
+    buffers += own.buffers()
     trained = _size(student, trained=True)
     size = layout.stored.itemsize
     share = lambda count: -(-count * size // layout.shards)  # noqa: E731
     return Memory(
-        weights=-(-stored_bytes(student, layout) // layout.shards),
+        weights=-(-stored_bytes(student, layout) // layout.shards) + _buffer_bytes(buffers, layout.stored),
         gradients=share(trained),
         optimizer=optimizer_bytes([model, own], layout, optimizer),
-        teacher=0 if model.teacher is None else _size(model.teacher.parameters()) * layout.teacher.itemsize,
+        teacher=0 if model.teacher is None else _teacher_bytes(model.teacher, layout.teacher),
         copies=_gathered(model, own, layout) if layout.gathers else _replicated(student, layout),
         activations=step.activations,
         temporary=step.peak - step.activations,
@@ -314,10 +281,19 @@ def optimizer_bytes(modules: Iterable[nn.Module], layout: Layout, optimizer: Map
 
 
 def stored_bytes(parameters: Iterable[Tensor], layout: Layout) -> int:
-    """What parameters take where they are kept whole: packed ones (uint8) stay packed."""
-    packed = [parameter for parameter in parameters if parameter.dtype == torch.uint8]
-    scales = sum(2 * parameter.numel() // BLOCK * 4 for parameter in packed)  # float32, one for a block
-    return _size(parameters) * layout.stored.itemsize + sum(parameter.numel() for parameter in packed) + scales
+    """What parameters take where they are kept whole: packed ones (uint8) stay packed; their scales are buffers."""
+    packed = sum(parameter.numel() for parameter in parameters if parameter.dtype == torch.uint8)
+    return _size(parameters) * layout.stored.itemsize + packed
+
+
+def _teacher_bytes(teacher: nn.Module, dtype: torch.dtype) -> int:
+    return _size(teacher.parameters()) * dtype.itemsize + _buffer_bytes(teacher.buffers(), dtype)
+
+
+def _buffer_bytes(buffers: Iterable[Tensor], dtype: torch.dtype) -> int:
+    """Whole on every GPU; numbers in the dtype of the weights, unless they are kept in a larger one."""
+    sizes = ((x.numel(), max(x.itemsize, dtype.itemsize) if x.is_floating_point() else x.itemsize) for x in buffers)
+    return sum(count * size for count, size in sizes)
 
 
 def _size(parameters: Iterable[Tensor], trained: bool = False) -> int:

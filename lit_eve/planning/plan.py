@@ -142,7 +142,8 @@ def make_plan(
     steps = _steps(recipe, epoch, gpus, accumulated)
     flops = _flops_per_sample(recipe, model, own, epoch)
 
-    row, checkpointing = epoch.heaviest_row(model.geometry), recipe.module.gradient_checkpointing
+    row = epoch.heaviest_row(model.geometry, recipe.data.max_tokens)
+    checkpointing = recipe.module.gradient_checkpointing
     batch = meta_batch(model, recipe.data.rows, recipe.data.max_tokens, row)
     optimizer, arguments = recipe.module.optimizer, recipe.module.forward_arguments
     memory = {

@@ -84,22 +84,31 @@ class TypicalEpoch:
         """On average."""
         return self.num_samples / self.num_rows
 
-    def heaviest_row(self, geometry: ImageGeometry) -> dict[str, int]:
-        """The most ``images``, their ``slots`` and ``patches``, ``targets`` and ``samples`` that a row holds: what memory must
-        be there for.
+    def heaviest_row(self, geometry: ImageGeometry, max_tokens: int) -> dict[str, int]:
+        """The most ``images``, their ``slots`` and ``patches``, and ``targets`` of a row: what memory must be there for.
+
+        ``samples`` and the tokens of the ``longest`` are those of the row that is largest with its samples side by side, as
+        some decoders read it. Its padding is cut into samples too, none of which is longer.
 
         Args:
             geometry: of the model.
+            max_tokens: T.
         """
         slots = geometry.num_tokens_of_grid(torch.from_numpy(self.image_grid_hw)).numpy()
         sample_of_image = np.repeat(np.arange(len(self.lengths)), self.num_images)
+        samples, filled = np.bincount(self.row_of), np.bincount(self.row_of, weights=self.lengths).astype(int)
+        longest = np.zeros_like(filled)
+        np.maximum.at(longest, self.row_of, self.lengths)
+        samples = samples + -(-(max_tokens - filled) // longest)
+        largest = (samples * longest).argmax()
         per_row = lambda rows, amounts: int(np.bincount(rows, weights=amounts).max()) if len(rows) else 0  # noqa: E731
         return {
             "images": per_row(self.row_of, self.num_images),
             "slots": per_row(self.row_of[sample_of_image], slots),
             "patches": per_row(self.row_of[sample_of_image], self.image_grid_hw.prod(1)),
             "targets": per_row(self.row_of, self.num_targets),
-            "samples": per_row(self.row_of, np.ones(len(self.row_of))),
+            "samples": int(samples[largest]),
+            "longest": int(longest[largest]),
         }
 
 

@@ -1,4 +1,4 @@
-"""What ``lit-eve plan`` counts is there: parameters exactly, the FLOPs of a training step as torch counts them."""
+"""What ``lit-eve plan`` counts is there: parameters exactly, the FLOPs of a training step as torch counts them, its memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.decoders import blocks_of
 from lit_eve.planning.flops import Flops, Workload, meta_model, total_flops, training_flops, window_of
+from lit_eve.testing.kept import check_kept
 from lit_eve.testing.samples import LAYOUTS, make_sample, packed
 from lit_eve.training.stages import get_stage
 
@@ -21,16 +22,18 @@ BOUND = 0.02
 
 
 def check_planned(model: EveForConditionalGeneration) -> None:
-    """Parameters of each part, and the FLOPs of a step in which everything trains.
+    """Parameters of each part, and the FLOPs and the memory of a step in which everything trains.
 
     Raises:
         ConfigError: the FLOPs of this decoder are not known.
     """
     teacher = None if model.teacher is None else model.teacher.backbone.config
-    planned, there = (_sizes(one) for one in (meta_model(model.config, teacher), model))
+    meta = meta_model(model.config, teacher)
+    planned, there = _sizes(meta), _sizes(model)
     assert planned == there, f"lit-eve plan counts the parameters {planned}, the model has {there}"
     stage = get_stage("pretrain")
     stage.apply(model)
+    stage.apply(meta)
     batch = packed([[make_sample(model, LAYOUTS["several images"])]])
     workload = Workload.of_batch(batch)
     flops = training_flops(model.config, workload, stage, teacher)
@@ -40,6 +43,7 @@ def check_planned(model: EveForConditionalGeneration) -> None:
     pairs = sum(workload.attended_pairs(window_of(block, model.config.text_config), images) for block in blocks)
     flops["attention"] = Flops(*(part * len(blocks) * length**2 / pairs for part in flops["attention"]))
     compare_flops(total_flops(flops), _seen_by_torch(model, batch))
+    check_kept(model, meta)
 
 
 def compare_flops(planned: float, seen: float) -> None:

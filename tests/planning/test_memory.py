@@ -41,7 +41,8 @@ def student(monkeypatch):
         batch["image_seeds"] = torch.arange(len(batch["image_grid_hw"]))
         counts = {"images": "image_grid_hw", "slots": "image_positions"}
         counts |= {"patches": "pixel_values", "targets": "target_positions"}
-        row = {key: len(batch[name]) for key, name in counts.items()} | {"samples": len(samples)}
+        row = {key: len(batch[name]) for key, name in counts.items()}
+        row |= {"samples": len(batch["cu_seqlens"]) - 1, "longest": batch["max_seqlen"]}
         return model, batch, row
 
     return make

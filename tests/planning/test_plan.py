@@ -71,10 +71,12 @@ def test_counted_data(world, tmp_path):
     # what a row must hold at most, from the batches themselves
     batches = list(data.train_dataloader())
     data.teardown("fit")
-    heaviest = typical_epoch(recipe, recipe.module.geometry).heaviest_row(recipe.module.geometry)
+    geometry = recipe.module.geometry
+    heaviest = typical_epoch(recipe, geometry).heaviest_row(geometry, recipe.data.max_tokens)
     assert heaviest["images"] == max(len(batch["image_grid_hw"]) for batch in batches)
     assert heaviest["patches"] == max(len(batch["pixel_values"]) for batch in batches)
-    assert heaviest["samples"] == max(len(batch["sample_ids"]) for batch in batches)
+    places = [(len(batch["cu_seqlens"]) - 1) * batch["max_seqlen"] for batch in batches]  # side by side
+    assert heaviest["samples"] * heaviest["longest"] == max(places) and heaviest["longest"] < recipe.data.max_tokens
     assert heaviest["targets"] == max(len(batch["target_positions"]) for batch in batches)
 
 
@@ -115,7 +117,8 @@ def test_stage_1_keeps_nothing_for_the_decoder():
     assert plan.parameters["language_model"].trainable == 0
     assert plan.memory.gradients == -(-trained * 4 // 16)
     assert plan.memory.optimizer == pytest.approx(2 * plan.memory.gradients, rel=1e-4)  # two moments, and counters
-    assert plan.memory.teacher == 290_909_184 * 2  # CLIP-L without its last layer and the norm behind it
+    # CLIP-L without its last layer and the norm behind it, and the numbers of its positions
+    assert plan.memory.teacher == 290_909_184 * 2 + 577 * 8
 
 
 # ---- the command

@@ -82,7 +82,8 @@ def test_a_plan_has_no_teacher(world):
     module = micro.make_module(world, teacher_features=True)
     model = module.blueprint.skeleton(planned=True)
     module.stage.apply(model)
-    batch = meta_batch(model, 2, 128, {"images": 1, "slots": 73, "patches": 256, "targets": 9, "samples": 2})
+    row = {"images": 1, "slots": 73, "patches": 256, "targets": 9, "samples": 2, "longest": 90}
+    batch = meta_batch(model, 2, 128, row)
     assert batch["teacher_features"].shape == (2, 1, 64, 16) and "teacher_pixel_values" not in batch
     layout = Layout(1, False, 1, torch.float32, torch.float32)
     assert memory_of(model, layout, measure(model, batch, checkpointing=False), {"name": "adamw"}).teacher == 0
