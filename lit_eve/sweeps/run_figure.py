@@ -59,7 +59,7 @@ def _plot(place: Any, x: np.ndarray, values: np.ndarray, colour: Any, name: str)
         place.plot(x, values, color=colour, linewidth=1.4, label=name, marker="o" if len(x) <= 8 else None, markersize=3.5)
         return
     place.plot(x, values, color=colour, alpha=0.25, linewidth=0.7)
-    place.plot(x, smooth(values, len(values) // 12), color=colour, linewidth=1.5, label=name)
+    place.plot(x, smooth(values, len(values) // 25), color=colour, linewidth=1.5, label=name)
 
 
 def _scale(place: Any, metric: str, axis: str) -> None:
