@@ -120,8 +120,14 @@ def implementation(request, monkeypatch) -> str:
     return PACKED
 
 
-@decoders
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("decoder", "checkpointing"),
+    [
+        *((decoder, False) for decoder in (*tiny.DECODERS, *WINDOW)),
+        ("llama_gqa", True),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in (*tiny.DECODERS, *WINDOW) if name != "llama_gqa"),
+    ],
+)
 def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decoder, implementation, checkpointing):
     model = tiny.model(decoder, with_teacher=True)
     tiny.assert_packed_like_alone(model, tiny.samples(model, [1, 0, 2, 1, 0]), implementation, checkpointing)

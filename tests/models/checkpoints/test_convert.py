@@ -59,10 +59,14 @@ def edit(path: Path, **keys) -> None:
 
 # ---- there and back
 
+OTHERS = ("safetensors", False), ("bin", True)  # the other pairs of a kind of file and whether there is an index
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
-@pytest.mark.parametrize("index", [True, False])
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "index"),
+    [("safetensors", True), ("bin", False), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)],
+)
 def test_there_and_back_is_bit_identical(official_folder, tmp_path, kind, index, dtype):
     def change(weights):
         weights = {key: value.to(dtype) for key, value in weights.items()}
