@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
 import runpy
@@ -131,6 +132,21 @@ def test_variant_builds_and_trains(tmp_path):
     module.model(**{key: batch[key] for key in batch if key not in ("sample_ids", "num_padding")}).loss.backward()
     assert type(module.model.patch_embedding).__name__ == "LinearPatchEmbedding"
     assert all(p.grad is not None for p in module.model.patch_embedding.parameters())
+
+
+def test_the_arguments_of_patch_embeddings_are_listed():
+    from lit_eve.models import PATCH_EMBEDDINGS
+
+    section = (ROOT / "docs/parts.md").read_text().split("## Patch embeddings")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", section, flags=re.MULTILINE)
+    assert sorted(name for name, _ in rows) == [*PATCH_EMBEDDINGS]
+    for name, listed in rows:
+        parameters = inspect.signature(PATCH_EMBEDDINGS[name]).parameters.values()
+        own = {one.name: one.default for one in parameters if one.name not in ("geometry", "hidden_size")}
+        found = yaml.safe_load("{" + ", ".join(re.findall(r"`([^`]+)`", listed)) + "}")
+        required = {key for key, default in own.items() if default is inspect.Parameter.empty}
+        expected = {key: None if key in required else default for key, default in own.items()}
+        assert {key: float(x) if key in ("theta", "eps") else x for key, x in found.items()} == expected, name
 
 
 def test_parity_tables_say_what_is_asserted():
