@@ -7,7 +7,8 @@ Each seed has its own world, language model and teacher. EVE v1's miniature make
 they cost: this shows that each of them learns to see, and is no comparison at equal cost.
 
 As many seeds run at a time as there are cores; killed and called again, nothing is done twice. The table goes to the terminal
-and to ``OUTPUT/table.md``; the JSON has the processor in its name.
+and to ``OUTPUT/table.md``; the JSON has the processor in its name. What is in the JSON is kept: ``--designs`` adds to it, and
+removing the file begins anew.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_eve.errors import LitEveError
-from lit_eve.nano.pipeline import CONFIG, FIRST, SHARED, designs, model_config, run_pipeline, stages_of
-from lit_eve.nano.seeds import describe, make_parser, measure_over_seeds, write_seeded_config
+from lit_eve.nano.ground import SHARED, ground_steps, make_ground
+from lit_eve.nano.pipeline import CONFIG, FIRST, designs, model_config, run_pipeline, stages_of
+from lit_eve.nano.seeds import describe, make_parser, measure_over_seeds, results_path, write_seeded_config
+from lit_eve.nano.steps import Journal
 
 NUMBERS = ("question_accuracy", "shuffled_accuracy", "blind_accuracy", "caption_accuracy", "caption_loss")
 
@@ -32,11 +35,25 @@ def designs_of(options: argparse.Namespace) -> list[str]:
     return [FIRST, *(name for name in chosen if name != FIRST)]
 
 
+def known(options: argparse.Namespace) -> dict[int, dict[str, Any]]:
+    """What the JSON of this processor holds: results of designs by seed."""
+    path = results_path(options)
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    return {run["seed"]: run["designs"] for run in runs}
+
+
 def run_seed(options: argparse.Namespace, folder: Path, seed: int) -> None:
-    """Every design with one seed."""
+    """Every design with one seed that has no result yet."""
     shared = write_seeded_config(options.config, folder / "config" / FIRST, seed)
-    run_pipeline(folder / FIRST, shared)
+    before = known(options).get(seed, {})
+    if FIRST in before:
+        journal = Journal(folder / FIRST / "steps")
+        make_ground(ground_steps(folder / FIRST, shared, True, journal), journal, but=["benchmarks"])
+    else:
+        run_pipeline(folder / FIRST, shared)
     for name in designs_of(options)[1:]:
+        if name in before:
+            continue
         config = write_seeded_config(model_config(name), folder / "config" / name, seed)
         for stem in SHARED.values():
             (config / f"{stem}.yaml").write_bytes((shared / f"{stem}.yaml").read_bytes())
@@ -81,9 +98,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--designs", nargs="+", metavar="NAME", help=text)
     options = parser.parse_args(argv)
 
+    before = known(options)
+
     def read_result(folder: Path, seed: int) -> dict[str, Any]:
-        designs = {name: read_design(folder / name, folder / "config" / name) for name in designs_of(options)}
-        return {"seed": seed, "designs": designs}
+        found = before.get(seed, {})
+        new = [name for name in designs_of(options) if name not in found]
+        found |= {name: read_design(folder / name, folder / "config" / name) for name in new}
+        return {"seed": seed, "designs": {name: found[name] for name in designs() if name in found}}
 
     return measure_over_seeds(parser, argv, run_seed, read_result, summary, table)
 

@@ -83,27 +83,6 @@ def same_path(one: str, other: str) -> bool:
     return one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
 
 
-def look_on_hub(name: str | os.PathLike[str]) -> None:
-    """Fetch the ``config.json`` of a name for which neither a folder nor the cache of the hub has one.
-
-    transformers asks a hub that cannot be reached six times, in half a minute; this asks once. Whatever else is wrong with the
-    name, transformers says better.
-
-    Raises:
-        OSError: the hub cannot be reached.
-    """
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        if not os.path.isdir(name) and not isinstance(try_to_load_from_cache(os.fspath(name), "config.json"), str):
-            snapshot_download(os.fspath(name), allow_patterns=["config.json"])
-    except LocalEntryNotFoundError:
-        raise
-    except (HfHubHTTPError, HFValidationError):
-        return
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file (UTF-8) that is either there as a whole or not at all, whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,23 +22,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], same: Callable[[Any, Any], bool] = operator.eq) -> list[str]:
     """Keys of two nested mappings whose values differ, as "a.b: 1 -> 2", sorted; ``same`` compares two values."""
-    old, new = _beside(old, new), _beside(new, old)
+    old, new = flatten(old), flatten(new)
     missing = object()
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
         if not same(old.get(key, missing), new.get(key, missing))
     ]
-
-
-def _beside(tree: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """:func:`flatten`, but a mapping stays whole where ``other`` has something that is none, so that one line names both."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        there = other.get(key, {})
-        deeper = isinstance(value, Mapping) and value and isinstance(there, Mapping)
-        flat |= _beside(value, there, f"{prefix}{key}.") if deeper else {f"{prefix}{key}": value}
-    return flat
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, str]], int]:

@@ -21,7 +21,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from lit_eve.errors import CheckpointError, ConfigError, not_found, one_line
-from lit_eve.files import look_on_hub
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
 _HALF, _IMAGENET_MEAN, _IMAGENET_STD = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -107,7 +106,6 @@ def read_tower(name: str | Path, key: str) -> tuple[PreTrainedConfig, Normalizat
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
         raise CheckpointError(f"{key}: {name} holds no config.json: it is no vision encoder")
     try:
-        look_on_hub(name)
         written, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
         raise not_found(key, name, title, error) from error

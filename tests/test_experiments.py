@@ -24,10 +24,11 @@ ALL = [
     *LARGE,
     *MODELS,
     *(f"{world}/{stage}.yaml" for world in WORLDS for stage in STAGES),
-    "ablations/linear_patches.yaml",
-    "ablations/experts.yaml",
-    "ablations/bidirectional_images.yaml",
+    "variants/linear_patches.yaml",
+    "variants/experts.yaml",
+    "variants/bidirectional_images.yaml",
 ]
+ABLATIONS = sorted(str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.glob("ablations/*.yaml"))
 EVALUATIONS = ["evaluation/ten.yaml"]  # run by tests/evaluation/test_run.py
 SMALL_SETTINGS = [f"{world}/{name}.yaml" for world in WORLDS for name in ("0_language_model", "0_teacher", "world")]
 
@@ -64,11 +65,11 @@ def folder_and_stage(name: str) -> tuple[str, str]:
 
 def test_every_file_is_known():
     found = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*") if path.is_file()}
-    assert found == {*ALL, *EVALUATIONS, *SMALL_SETTINGS}
+    assert found == {*ALL, *ABLATIONS, *EVALUATIONS, *SMALL_SETTINGS}
     assert {folder_and_stage(name)[0] for name in LARGE} == set(DECODERS)
 
 
-@pytest.mark.parametrize("name", [*ALL, *EVALUATIONS, *SMALL_SETTINGS])
+@pytest.mark.parametrize("name", [*ALL, *ABLATIONS, *EVALUATIONS, *SMALL_SETTINGS])
 def test_first_lines_ask_a_question(name):
     lines = (EXPERIMENTS / name).read_text().splitlines()
     head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
@@ -81,7 +82,7 @@ def test_recipe_is_read(name):
     expected = {"1_prealign": "prealign", "2_pretrain": "pretrain", "3_finetune": "finetune", "experts": "pretrain"}
     stage = expected.get(folder_and_stage(name)[1], "prealign")
     assert recipe.module.stage.name == stage
-    assert recipe.trainer.default_root_dir == f"runs/{name.removesuffix('.yaml').removeprefix('ablations/')}"
+    assert recipe.trainer.default_root_dir == f"runs/{name.removesuffix('.yaml').removeprefix('variants/')}"
     assert type(recipe.data).__name__ == f"{stage.capitalize()}DataModule"
     assert recipe.template == (None if stage == "finetune" else "plain")
 

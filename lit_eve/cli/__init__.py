@@ -21,6 +21,7 @@ COMMANDS = {
     "pack": ("lit_eve.cli.pack", "pack annotation files and images into training shards"),
     "plan": ("lit_eve.cli.plan", "estimate what a training run costs: memory, FLOPs, steps and days"),
     "compare": ("lit_eve.cli.compare", "compare runs: settings that differ, metrics, cost and curves"),
+    "sweep": ("lit_eve.cli.sweep", "run an ablation, arms x seeds, and report what came out, with statistics"),
     "chat": ("lit_eve.demo.chat", "ask a trained model about images"),
     "demo": ("lit_eve.cli.demo", "open a web page to ask trained models about images"),
     "serve": ("lit_eve.cli.serve", "start an OpenAI-compatible server, images included"),

@@ -7,7 +7,6 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig, configuration_utils
 
 from lit_eve.models.decoders.families import check_decoder
-from lit_eve.models.decoders.lora import complete_lora
 from lit_eve.processing.geometries import GEOMETRIES, ImageGeometry, named_geometry
 from lit_eve.processing.images import CLIP_MEAN, CLIP_STD
 
@@ -79,7 +78,6 @@ class EveConfig(PreTrainedConfig):
         self.projector = dict(self.projector or {"name": "mlp_gelu"})
         self.image_attention = dict(self.image_attention or {"name": "causal"})
         self.positions = dict(self.positions or {"name": "sequential"})
-        self.lora = None if self.lora is None else complete_lora(self.lora)
         if self.supervision is not None:
             self.supervision = [dict(entry) for entry in self.supervision]
         self.imports = dict(self.imports or {})

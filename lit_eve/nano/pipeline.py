@@ -7,7 +7,7 @@
 
 A stage is run by what ``train.py fit`` calls, with the YAML that a researcher would pass to it. It runs in this process:
 nothing goes on training when this process is killed, and torch is imported once. Hence on one device; the others would be
-idle anyway. The teacher is trained beside the language model, on another core.
+idle anyway. What stands before the stages is in lit_eve/nano/ground.py.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lit_eve
 from lit_eve.errors import ConfigError, LitEveError
-from lit_eve.files import output_folder, path_argument, same_path
+from lit_eve.files import output_folder, path_argument
+from lit_eve.nano.ground import CONFIG, MODELS, SHARED, borrow, ground_config, ground_steps, sees_through_teacher
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,11 +36,7 @@ if TYPE_CHECKING:
 RUN = "runs/nano"
 FIRST = "eve_v1"
 """The design whose miniature is that of ``experiments/nano``."""
-CONFIG = Path(lit_eve.__file__).parents[1] / "experiments" / "nano"
-MODELS = CONFIG.parent / "models"
 METRICS = "metrics.json"
-SHARED = {"world": "world", "language_model": "0_language_model", "teacher": "0_teacher"}
-"""Steps before the stages that have a YAML; a folder that has none of these takes those of ``experiments/nano``."""
 
 # torch is imported where it is used: `lit-eve nano --help` reads this file.
 
@@ -110,7 +105,7 @@ def run_pipeline(
     config = _default_config() if config is None else config
     steps = make_steps(output, config, journal)
     if shared_with is not None:
-        for name in borrow(steps, journal, shared_with, config):
+        for name in _borrow(steps, journal, shared_with, config):
             console.print(f"{name.replace('_', ' ')}: the same as that of {shared_with}, taken from there", style="dim")
     if redo is not None:
         journal.forget(dependents(steps, redo))
@@ -140,54 +135,19 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
     Raises:
         ConfigError: a file is missing, or holds a key or value that the world, language model or teacher does not know.
     """
-    from lit_eve.nano.pretrained.beside import beside
-    from lit_eve.nano.pretrained.language_model import LanguageModelSettings, train_language_model
-    from lit_eve.nano.pretrained.teacher import TeacherSettings, train_teacher
-    from lit_eve.nano.progress import read_settings
     from lit_eve.nano.steps import Step
-    from lit_eve.nano.world.benchmarks import make_benchmarks
-    from lit_eve.nano.world.datasets import WorldSettings, make_world
 
     stages = {name: read_stage(config / f"{name}.yaml", output) for name in stages_of(config)}
-    shared = config if any((config / f"{name}.yaml").is_file() for name in SHARED.values()) else CONFIG
-    files = {step: shared / f"{name}.yaml" for step, name in SHARED.items()}
-    if missing := [path.name for path in files.values() if not path.is_file()]:
-        raise ConfigError(f"--config: the folder {config} lacks {', '.join(missing)}")
-    with_teacher = any(_sees_through_teacher(settings["model"], output) for settings in stages.values())
-    steps: list[Step] = []
+    shared = ground_config(config) or CONFIG
+    with_teacher = any(sees_through_teacher(settings["model"], output) for settings in stages.values())
+    steps = ground_steps(output, shared, with_teacher, journal)
+    world, teacher = steps[0], steps[-1] if with_teacher else None
+    language_model = next(step for step in steps if step.name == "language_model")
 
-    def add(
-        name: str, title: str, work: Callable[[], Any], *after: Step, settings: Any = None, folder: str | None = None
-    ) -> Step:
+    def add(name: str, title: str, work: Callable[[], Any], *after: Step, settings: Any = None, folder: str = "") -> Step:
         steps.append(Step(name, title, output / (folder or name), settings or {}, work, after))
         return steps[-1]
 
-    def add_own(name: str, title: str, kind: type, work: Callable[..., Any], *after: Step, file: str, **kwargs: Any) -> Step:
-        settings = read_settings(kind, files[file])
-        return add(name, title, partial(work, output, settings), *after, settings=asdict(settings), **kwargs)
-
-    world = add_own("world", "make the miniature world", WorldSettings, make_world, file="world", folder="data")
-    title = "write the miniature benchmarks"
-    add_own("benchmarks", title, WorldSettings, make_benchmarks, world, file="world")
-
-    def train_both(output: Path, settings: LanguageModelSettings) -> None:
-        if teacher is None or journal.is_done(teacher):
-            return train_language_model(output, settings)
-        journal.begin(teacher)
-        with beside(teacher.output / "log.txt", teacher.run):
-            return train_language_model(output, settings)
-
-    language_model = add_own(
-        "language_model",
-        "train the language model on text" + ", and the teacher beside it" * with_teacher,
-        LanguageModelSettings,
-        train_both,
-        world,
-        file="language_model",
-    )
-    teacher = None
-    if with_teacher:
-        teacher = add_own("teacher", "train the teacher", TeacherSettings, train_teacher, world, file="teacher")
     last = language_model
     for number, (name, settings) in enumerate(stages.items(), 1):
         work = partial(train_stage, name, settings, output)
@@ -204,12 +164,6 @@ def make_steps(output: Path, config: Path, journal: Journal) -> list[Step]:
 
     add("report", "write the report", report, evaluation, folder="report.md")
     return steps
-
-
-def _sees_through_teacher(model: Mapping[str, Any], output: Path) -> bool:
-    """Whether a stage needs the miniature's CLIP: as its teacher, or as its vision tower."""
-    tower = (model.get("patch_embedding") or {}).get("tower")
-    return bool(model.get("teacher")) or (isinstance(tower, str) and same_path(tower, str(output / "teacher")))
 
 
 def designs() -> list[str]:
@@ -245,42 +199,13 @@ def captioner(stages: Mapping[str, Mapping[str, Any]]) -> str:
     return [name for name, one in stages.items() if "Finetune" not in one["data"]["class_path"]][-1]
 
 
-def borrow(steps: Sequence[Step], journal: Journal, other: Path, config: Path) -> list[str]:
-    """Take over what another run has made of the steps before the stages, where it was made in the very same way.
-
-    Files are linked where the disk can do that, else copied.
-
-    Returns:
-        the names of the steps that were taken over.
-    """
+def _borrow(steps: Sequence[Step], journal: Journal, other: Path, config: Path) -> list[str]:
     from lit_eve.nano.steps import Journal
 
-    output = journal.folder.parent
-    if not (other / "steps").is_dir() or output.resolve() == other.resolve():
+    if not (other / "steps").is_dir() or journal.folder.parent.resolve() == other.resolve():
         return []
-    source, taken = Journal(other / "steps"), []
-    theirs = {step.name: step for step in make_steps(other, config, source)}
-    for step in steps:
-        if step.name in (*SHARED, "benchmarks") and not journal.knows(step) and not step.output.exists():
-            try:
-                if not source.is_done(theirs[step.name]):
-                    continue
-            except ConfigError:  # made with other settings
-                continue
-            part = step.output.with_name(f".{step.output.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(theirs[step.name].output, part, copy_function=_link)
-            os.replace(part, step.output)
-            journal.take(step, source)
-            taken.append(step.name)
-    return taken
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    source = Journal(other / "steps")
+    return borrow(steps, journal, make_steps(other, config, source), source)
 
 
 def read_stage(path: Path, output: Path) -> dict[str, Any]:

@@ -105,11 +105,18 @@ def measure_over_seeds(
     machine = environment()
     result = {**machine, "at_a_time": options.at_a_time, "summary": summary(runs), "runs": runs}
     write_atomically(options.output / "table.md", table(runs))
-    path = options.results / f"{options.script.stem}_{slug(machine['machine']['processor'])}.json"
+    path = results_path(options)
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     console.print(table(runs), highlight=False, soft_wrap=True)
     console.print(f"written to {path}", soft_wrap=True)
     return result
+
+
+def results_path(options: argparse.Namespace) -> Path:
+    """The JSON of a measurement on this processor."""
+    from lit_eve.training.record import environment
+
+    return options.results / f"{options.script.stem}_{slug(environment()['machine']['processor'])}.json"
 
 
 def _folder(options: argparse.Namespace, seed: int) -> Path:

@@ -78,8 +78,8 @@ class Journal:
             return False
         before = f"{step.output} was {'made' if state['done'] else 'begun'}"
         remedy = f"--redo {step.name} makes it and what depends on it again; --output names another folder"
-        if changes := list(_changes(state["settings"], json.loads(json.dumps(step.settings)))):
-            raise ConfigError(f"{before} with other settings ({'; '.join(changes[:5])}). {remedy}")
+        if different := list(changes(state["settings"], json.loads(json.dumps(step.settings)))):
+            raise ConfigError(f"{before} with other settings ({'; '.join(different[:5])}). {remedy}")
         for earlier in step.after:
             if state["made_from"].get(earlier.name) != earlier.digest:
                 raise ConfigError(f"{before} from another {earlier.name}. {remedy}")
@@ -177,10 +177,10 @@ def dependents(steps: Sequence[Step], name: str) -> list[Step]:
     return [step for step in steps if step.name in affected]
 
 
-def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
+def changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
     """The settings that differ, as "key: old, now new"."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
-            yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            yield from changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield f"{key}: {json.dumps(old)}, now {json.dumps(new)}"

@@ -22,8 +22,6 @@ from lit_eve.processing.inputs import Padding, check_prompts, deal, flatten, ima
 from lit_eve.processing.sample import IMAGE_PLACEHOLDER, naming
 from lit_eve.processing.templates import Segment, split_prompt, starts_with_bos, templates
 
-DEFAULT_TEMPLATE = "vicuna_v1"
-
 # Arguments of transformers' apply_chat_template that ask for nothing, or for what is always done, when they have this value.
 _NOTHING = {
     "tools": None,
@@ -64,7 +62,7 @@ class EveProcessor(SampleEncoder, ProcessorMixin):
         self,
         tokenizer: PreTrainedTokenizerBase,
         geometry: ImageGeometry | Mapping[str, Any] | None = None,
-        template: TemplateName = DEFAULT_TEMPLATE,
+        template: TemplateName = "vicuna_v1",
         image_token: str = IMAGE_PLACEHOLDER,
         image_token_id: int | None = None,
         image_mean: Sequence[float] = CLIP_MEAN,

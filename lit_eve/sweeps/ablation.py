@@ -246,6 +246,8 @@ class _Reader:
         value = self.mapping(value or {}, "resources", ("cores", "gpus", "memory_gb"))
         if wrong := [key for key, one in value.items() if not isinstance(one, int | float) or one < 0]:
             raise self.wrong(f"resources.{wrong[0]} must be a number of at least 0, got {value[wrong[0]]!r}")
+        if value.get("cores", 1) < 1:
+            raise self.wrong(f"resources.cores must be at least 1, got {value['cores']!r}")
         return Resources(**value)
 
     def arm(self, name: str, value: Any) -> Arm:

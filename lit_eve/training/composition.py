@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_eve.models import EveConfig
-    from lit_eve.training.blueprint import Blueprint
     from lit_eve.training.recipe import Recipe
 
 PARTS = ("geometry", "patch_embedding", "projector", "decoder_kind", "image_attention", "positions", "aligner")
@@ -50,8 +49,7 @@ def print_model(recipe: Recipe) -> None:
         added = dict.fromkeys(added, "lora")
     added |= dict.fromkeys(model.positions.weights(model.language_model), "positions")
     counts = parameters_of(sizes, {f"language_model.{name}": key for name, key in added.items()})
-    rows = rows_of(model.config, module.blueprint.decoder, model.decoder_kind.layers_in_front)
-    for key, name, arguments in [*rows, *text_rows(module.blueprint)]:
+    for key, name, arguments in rows_of(model.config, module.blueprint.decoder):
         table.add_row(key, name, escape(arguments), f"{counts[key]:,}" if counts[key] else "")
     if own:
         table.add_row("auxiliary parts", ", ".join(sorted({name.split(".")[0] for name in own})), "", f"{sum(own.values()):,}")
@@ -62,27 +60,8 @@ def print_model(recipe: Recipe) -> None:
     print_stage(module.stage, sizes | own, rates)
 
 
-def text_rows(blueprint: Blueprint) -> list[tuple[str, str, str]]:
-    """The same of how conversations are written; of a stage before that is still to be trained, only what is given here."""
-    from lit_eve.processing.processor import DEFAULT_TEMPLATE
-
-    planned = blueprint.init_from is not None and not blueprint.is_there
-    source = None if planned else blueprint.source
-    template = blueprint.template or (source and source[1].template) or DEFAULT_TEMPLATE
-    template = {"name": template} if isinstance(template, str) else template
-    around = blueprint.around_images or (source and source[1].around_images.to_dict()) or {}
-    rows = [] if planned and blueprint.template is None else [("template", template["name"], _written(template))]
-    return rows + ([("around_images", "", _written(around))] if any(around.values()) else [])
-
-
-def rows_of(config: EveConfig, decoder: str | None, in_front: int = 0) -> list[tuple[str, str, str]]:
-    """Key, name and arguments of each part, in the order of the data's way.
-
-    Args:
-        config: of the model.
-        decoder: folder or hub name of the language model, if it is known.
-        in_front: how many of the layers that ``text_config`` counts are none of the language model's.
-    """
+def rows_of(config: EveConfig, decoder: str | None) -> list[tuple[str, str, str]]:
+    """Key, name and arguments of each part, in the order of the data's way."""
     from lit_eve.models.supervision import needs_teacher
 
     rows = []
@@ -90,7 +69,7 @@ def rows_of(config: EveConfig, decoder: str | None, in_front: int = 0) -> list[t
         spec: Mapping[str, Any] | None = getattr(config, key)
         if key == "decoder_kind":
             text = config.text_config
-            shape = f"{text.num_hidden_layers - in_front} layers of width {text.hidden_size}, {text.vocab_size} words"
+            shape = f"{text.num_hidden_layers} layers of width {text.hidden_size}, {text.vocab_size} words"
             rows.append(("decoder", decoder or text.model_type, f"{text.model_type}: {shape}" if decoder else shape))
         if spec is not None:
             rows.append((key, spec["name"], _written(spec)))

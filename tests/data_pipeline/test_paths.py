@@ -123,10 +123,6 @@ def test_wildcards_braces_and_unions(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("texts", "holds no shards .*named as a file, such as .*captions.csv"),
         ("packed", r"packed holds 0.tar.gz and 1 more, compressed.*unpack"),
         ("some", r"some holds 1.tar.gz, compressed"),
-        (
-            "texts/captions.csv",
-            r"captions.csv is no shard; make shards of it: lit-eve pack --annotations texts/c",
-        ),
         ("broken.tar", "broken.tar is a link to gone.tar, which does not exist"),
         ("", "the path is empty"),
     ],

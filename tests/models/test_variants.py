@@ -26,12 +26,10 @@ from lit_eve.models import (
     Supervision,
 )
 from lit_eve.models.decoders import blocks_of, decoder_of
-from lit_eve.models.decoders.lora import complete_lora
 from lit_eve.processing import GEOMETRIES, ImageGeometry
 from lit_eve.testing import check_variant
 from lit_eve.testing.composition import config_of
 from lit_eve.testing.processes import check_processes
-from lit_eve.training import Lora
 from tests.models.variants import DESIGNS, ENTRIES, REGISTRIES, compositions_of
 
 NAMES = [str(folder.relative_to(DESIGNS[0].parent)) for folder in DESIGNS]
@@ -161,6 +159,8 @@ class LastTwo(ImageAttention):
 
 class Brightness(Supervision):
     """Image tokens tell how bright their pixels are."""
+
+    term = "brightness_loss"
 
     def __init__(self, hidden_size: int) -> None:
         self.head, self.taps = nn.Linear(hidden_size, 1), (2,)
@@ -343,7 +343,7 @@ BROKEN = [
         r"lit-eve plan counts [\d,]+ bytes of activations, a training step keeps [\d,]+: -\d.\d%, where 1% are allowed",
     ),
     ("projector", OtherShapes, r"lit-eve plan counts [\d,]+ bytes of activations, a training step keeps [\d,]+: -\d.\d%"),
-    ("supervision", MeanOfBatch, r"own_loss of packed rows .* or a loss is not a sum over the images or tokens"),
+    ("supervision", MeanOfBatch, r"brightness_loss of packed rows .* or a loss is not a sum over the images or tokens"),
     ("supervision", NothingWithoutImages, r"own.weight has no gradient in a batch with text alone, not even a gradient of 0"),
     (
         "projector",
@@ -380,67 +380,6 @@ def test_refusals_are_handed_on(own):
         check_variant({"decoder": "llama"})
     refused = check_variant({"text_config": {"model_type": "mixtral", "num_local_experts": 2}})
     assert list(refused) == ["plan"] and "the FLOPs of MixtralModel are not known" in refused["plan"]
-
-
-class NoHead(Brightness):
-    def __init__(self, hidden_size: int) -> None:
-        self.taps = (2,)
-
-
-class NoTaps(Brightness):
-    def __init__(self, hidden_size: int) -> None:
-        self.head = nn.Linear(hidden_size, 1)
-
-
-class NamedTap(Brightness):
-    def __init__(self, hidden_size: int) -> None:
-        self.head, self.taps = nn.Linear(hidden_size, 1), ("last",)
-
-
-class NoLoss(Brightness):
-    def loss(self, images, hidden, teacher):
-        return None
-
-
-class NoModule:
-    def __init__(self, input_size: int, output_size: int) -> None:
-        pass
-
-
-class NoTokens(PatchEmbedding):
-    def __init__(self, geometry: ImageGeometry) -> None:
-        super().__init__(geometry, 16)
-
-
-class Distance(ImageAttention):
-    def sees(self, query, key):
-        return query.place - key.place
-
-
-@pytest.mark.parametrize(
-    ("key", "part", "message"),
-    [
-        ("supervision", NoHead, "supervision 'own' must set self.head, a module; nn.Identity"),
-        ("supervision", NoTaps, "supervision 'own': self.taps must be whole numbers, those of hidden states, got None"),
-        ("supervision", NamedTap, r"supervision 'own': self.taps must be whole numbers, .*, got \('last',\)"),
-        ("supervision", NoLoss, r"supervision NoLoss must return a sum \(0-dim\), not None"),
-        ("projector", NoModule, "projector 'own' must make an nn.Module, not NoModule"),
-        ("patch_embedding", NoTokens, "NoTokens has neither `embed` nor `forward`"),
-        ("image_attention", Distance, "image attention 'own': sees must return bool, not torch.int64"),
-    ],
-    ids=lambda value: value.__name__ if isinstance(value, type) else "",
-)
-def test_a_part_that_lacks_something_is_told(own, key, part, message):
-    with pytest.raises(ConfigError, match=message):
-        check_variant(own(**{key: part}))
-
-
-def test_adapters_have_defaults():
-    pytest.importorskip("peft")
-    assert complete_lora({}) == Lora().architecture
-    assert check_variant({"lora": {"rank": 4}}) == {}
-    with pytest.raises(ConfigError, match="lora has no argument 'r'; it takes: rank, alpha, dropout, target_modules, use_dora"):
-        check_variant({"lora": {"r": 4}})
 
 
 def test_every_kind_of_part_is_tried():

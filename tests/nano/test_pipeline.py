@@ -20,7 +20,8 @@ from PIL import Image
 
 from lit_eve.cli import main
 from lit_eve.errors import ConfigError
-from lit_eve.nano.pipeline import CONFIG, MODELS, SHARED, borrow, make_steps, model_config, read_stage, run_pipeline
+from lit_eve.nano.ground import SHARED, borrow
+from lit_eve.nano.pipeline import CONFIG, MODELS, make_steps, model_config, read_stage, run_pipeline
 from lit_eve.nano.report import draw_learning
 from lit_eve.nano.steps import Journal
 from lit_eve.nano.world.questions import TYPES
@@ -231,7 +232,9 @@ def test_redo_after_a_change(run: tuple[Path, Path], tmp_path: Path) -> None:
 def test_another_run_lends_what_was_made_in_the_same_way(finished: tuple[Path, Path], tmp_path: Path) -> None:
     def borrowed(config: Path) -> list[str]:
         journal = Journal(tmp_path / "own" / "steps")
-        return borrow(make_steps(tmp_path / "own", config, journal), journal, finished[0], config)
+        source = Journal(finished[0] / "steps")
+        theirs = make_steps(finished[0], finished[1], source)
+        return borrow(make_steps(tmp_path / "own", config, journal), journal, theirs, source)
 
     (tmp_path / "own" / ".data.part").mkdir(parents=True)  # of a kill
     (tmp_path / "own" / ".data.part" / "half.tar").touch()
@@ -250,7 +253,9 @@ def test_what_lies_in_the_way_is_not_touched(finished: tuple[Path, Path], tmp_pa
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("mine")
     journal = Journal(tmp_path / "steps")
-    assert "world" not in borrow(make_steps(tmp_path, finished[1], journal), journal, finished[0], finished[1])
+    source = Journal(finished[0] / "steps")
+    theirs = make_steps(finished[0], finished[1], source)
+    assert "world" not in borrow(make_steps(tmp_path, finished[1], journal), journal, theirs, source)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine.txt"]
 
 

@@ -159,6 +159,3 @@ def test_a_checkpoint_of_another_composition(world, tmp_path):
     with pytest.raises(SystemExit) as refused:
         main(micro.arguments(world, first, **few, **{"model.projector.depth": 3}))
     assert "holds a run with other settings (model.projector.depth: 2 -> 3)" in refused.value.code
-    with pytest.raises(SystemExit) as refused:
-        main(micro.arguments(world, first, **few, **{"model.around_images": "{before: '<', allow_text: true}"}))
-    assert "(model.around_images: None -> {'before': '<', 'allow_text': True})" in refused.value.code

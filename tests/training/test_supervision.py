@@ -171,38 +171,3 @@ def test_two_processes_train_like_one(first, mixed, tmp_path):  # noqa: F811
     for file in FILES:
         ours, theirs = load_file(two / "model" / file), load_file(first / "model" / file)
         assert all(torch.allclose(ours[key], value, rtol=1e-3, atol=1e-4) for key, value in theirs.items())
-
-
-@pytest.mark.parametrize(
-    ("weights", "looks"),
-    [((0, 0), False), ((0, 0.5), True), (([[0.0, 1.0], [0.5, 0.0]], 0), True)],
-    ids=["none", "one", "schedule"],
-)
-def test_pixels_of_a_teacher_that_nothing_looks_at_are_not_loaded(world, weights, looks):
-    entries = [one | {"weight": weight} for one, weight in zip((ALIGNMENT, DISTILLATION), weights, strict=True)]
-    module = make(world, entries, teacher_layer=2)
-    assert (module.teacher_grid is not None) == looks
-    module.configure_model()
-    (batch,) = micro.make_batches(module, [[[[1]]]])
-    if looks:
-        assert "teacher_pixel_values" in batch
-        return
-    batch = {key: value for key, value in batch.items() if key not in ("sample_ids", "num_padding", "teacher_pixel_values")}
-    output = module.model(**batch)
-    output.loss.backward()
-    assert output.terms.keys() == {"language_loss", "token_accuracy"}
-    assert all(not weight.grad.any() for weight in module.model.aligner.parameters())
-
-
-def test_a_training_without_weight_on_the_teacher_reads_no_pixels_for_it(world, tmp_path):
-    seen = set()
-
-    class Watched(EveCLI):
-        def instantiate_trainer(self, **kwargs):
-            step = self.model.training_step
-            self.model.training_step = lambda batch, *place: seen.update(batch) or step(batch, *place)
-            return super().instantiate_trainer(**kwargs)
-
-    Watched(args=micro.arguments(world, tmp_path, **{"model.alignment_weight": 0, "trainer.max_steps": 1}))
-    assert "pixel_values" in seen and "teacher_pixel_values" not in seen
-    assert "train/alignment_loss" not in (tmp_path / "metrics.csv").read_text()

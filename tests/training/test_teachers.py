@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, Siglip2Config
 
 import lit_eve
@@ -138,27 +137,6 @@ def test_a_teacher_of_the_hub_is_looked_at_in_the_cache(world, tmp_path, cache, 
 def test_what_no_cache_holds_is_told_before_data_is_read(world, cache):
     said = refused(world, **{"model.teacher": "someone/a-teacher"})
     assert said.startswith("error: model.teacher: someone/a-teacher is no folder here, the Hugging Face hub cannot be reached")
-
-
-@pytest.mark.parametrize("key", ["model.teacher", "model.decoder"])
-def test_a_hub_that_cannot_be_reached_is_asked_once(world, monkeypatch, key):
-    """transformers asks six times, in half a minute."""
-    calls = []
-
-    def unreachable(name, **kwargs):
-        calls.append(name)
-        raise LocalEntryNotFoundError("cannot find an appropriate cached snapshot folder")
-
-    def slow(*args, **kwargs):
-        raise AssertionError("transformers was asked")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", slow)
-    said = refused(world, **{key: "nothing-there"})
-    assert said.startswith(
-        f"error: {key}: 'nothing-there' is no folder, is not in the Hugging Face cache, and the hub cannot be"
-    )
-    assert calls == ["nothing-there"]
 
 
 def test_a_whole_teacher_in_the_cache_is_taken(world, tmp_path, cache):

@@ -60,8 +60,6 @@ def _list_piece(text: str) -> list[Path]:
     path = Path(local_path(text))
     if path.is_dir():
         return _list_folder(path)
-    if path.suffix.lower() in _ANNOTATIONS and path.is_file():
-        raise ConfigError(f"{text} is no shard; make shards of it: lit-eve pack --annotations {text} --output FOLDER")
     if path.exists():
         return [path.absolute()]
     if path.is_symlink():

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedConfig
 from transformers.masking_utils import create_masks_for_generate
 
-from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.errors import LitEveError
 from lit_eve.models.attention.images import ImageAttention, Tokens, name_of
 from lit_eve.models.attention.kernels import PACKED, PACKED_SDPA
 from lit_eve.models.splice import check
@@ -67,10 +67,7 @@ class ImageMask:
     def _left(self, query: Choose, key: Choose) -> Tensor:
         """What the kind does not hide."""
         tokens = (Tokens(choose(self.image), choose(self.place)) for choose in (query, key))
-        seen = self.kind.sees(*tokens)
-        if not isinstance(seen, bool) and seen.dtype != torch.bool:
-            raise ConfigError(f"image attention {name_of(self.kind)!r}: sees must return bool, not {seen.dtype}")
-        return seen | (query(self.place) == key(self.place))
+        return self.kind.sees(*tokens) | (query(self.place) == key(self.place))
 
     def for_decoder(
         self,

@@ -29,11 +29,6 @@ class DecoderKind:
     """Whether its blocks take the keyword ``image_slots`` (:class:`~lit_eve.models.decoders.routing.ImageSlots`, or None).
     The decoder hands it on to them, as all that it does not know."""
 
-    @property
-    def layers_in_front(self) -> int:
-        """How many layers stand in front of those of the language model."""
-        return 0
-
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 

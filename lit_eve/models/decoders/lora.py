@@ -23,20 +23,6 @@ _BASE, _A, _B, _MAGNITUDE = (
 )
 
 
-_DEFAULTS = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": None, "use_dora": False}
-
-
-def complete_lora(lora: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with defaults for what it leaves out.
-
-    Raises:
-        ConfigError: it has a key that is none.
-    """
-    if unknown := sorted(lora.keys() - _DEFAULTS.keys()):
-        raise ConfigError(f"lora has no argument {unknown[0]!r}; it takes: {', '.join(_DEFAULTS)}")
-    return _DEFAULTS | dict(lora)
-
-
 def check_installed() -> None:
     """Raise ConfigError without peft."""
     try:

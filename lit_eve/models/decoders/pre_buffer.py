@@ -38,10 +38,6 @@ class PreBuffer(DecoderKind):
             raise ConfigError(f"layers must be a whole number of at least 1, got {layers!r}")
         self.layers = layers
 
-    @property
-    def layers_in_front(self) -> int:
-        return self.layers
-
     def config_of(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """
         Raises:

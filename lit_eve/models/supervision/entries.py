@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
-
 from lit_eve.errors import ConfigError
 from lit_eve.losses import FrozenTeacher
 from lit_eve.models.checkpoints.heads import part_of
@@ -74,14 +72,6 @@ def build_supervision(entry: Mapping[str, Any], config: EveConfig, teacher: Froz
     made = SUPERVISIONS.build(without_weight(entry), **context)
     if not hasattr(made, "term"):
         made.term = f"{entry['name']}_loss"
-    if not isinstance(getattr(made, "head", None), nn.Module):
-        raise ConfigError(f"supervision {entry['name']!r} must set self.head, a module; nn.Identity() where nothing is trained")
-    for name in ("taps", "teacher_states"):
-        states = getattr(made, name, None)
-        if not isinstance(states, list | tuple) or not all(type(state) is int for state in states):
-            raise ConfigError(
-                f"supervision {entry['name']!r}: self.{name} must be whole numbers, those of hidden states, got {states!r}"
-            )
     for what, states, last in (
         ("decoder", made.taps, text_config.num_hidden_layers),
         ("teacher", made.teacher_states, context["teacher_depth"]),

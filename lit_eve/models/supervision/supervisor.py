@@ -98,9 +98,8 @@ class Supervisor:
         for part, one in self.supervisions.items():
             features = [states[tap][id(self._positions[part])] for tap in one.taps]
             total = one.loss(self.images, features, [teacher[state] for state in one.teacher_states])
-            if not isinstance(total, Tensor) or total.ndim:
-                found = tuple(total.shape) if isinstance(total, Tensor) else total
-                raise ConfigError(f"supervision {type(one).__name__} must return a sum (0-dim), not {found}")
+            if total.ndim:
+                raise ConfigError(f"supervision {type(one).__name__} must return a sum (0-dim), not {tuple(total.shape)}")
             terms[one.term] = Term(total, one.per, self.weights[part])
         return terms
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from lit_eve.data.features import TeacherFeatures
 from lit_eve.errors import CheckpointError, ConfigError, LitEveError, not_found
-from lit_eve.files import local_path, look_on_hub
+from lit_eve.files import local_path
 from lit_eve.imports import path_of
 from lit_eve.models import (
     PACKED,
@@ -38,7 +38,6 @@ from lit_eve.models.decoders import DECODER_KINDS, check_decoder, keeps_samples_
 from lit_eve.models.decoders.quantized import quantize
 from lit_eve.models.generation.answer_ends import end_answers, stored_ends
 from lit_eve.models.own import model_class_of
-from lit_eve.models.supervision import entries_of, needs_teacher
 from lit_eve.processing import EveProcessor, ImageGeometry, TeacherGrid
 from lit_eve.records import differences
 from lit_eve.training.architecture import is_irrelevant, other_parts
@@ -111,12 +110,8 @@ class Blueprint:
 
     @cached_property
     def teacher_grid(self) -> TeacherGrid | None:
-        """The patches of the squares that batches must hold for the teacher; None where no loss looks at it."""
-        if self.teacher is None or self.teacher_features:
-            return None
-        entries = entries_of(self.config, with_teacher=True).values()
-        looks = any(needs_teacher(entry["name"]) and entry.get("weight", 1.0) != 0 for entry in entries)
-        return self.named_teacher.grid if looks else None
+        """The patches of the squares that batches must hold for the teacher; None where it is not there."""
+        return None if self.teacher is None or self.teacher_features else self.named_teacher.grid
 
     @cached_property
     def named_teacher(self) -> NamedTeacher:
@@ -153,7 +148,7 @@ class Blueprint:
     @property
     def planned_processor(self) -> EveProcessor:
         """The processor, also where ``init_from`` is still to be trained: it will have the tokenizer of the decoder."""
-        if self.decoder is None or self.is_there:
+        if self.decoder is None or self._is_there:
             return self.processor
         return replace(self, init_from=None).processor
 
@@ -283,7 +278,6 @@ class Blueprint:
         if Path(name).is_file():
             raise CheckpointError(f"model.{key}: {name!r} is a file; give the folder that it lies in")
         try:
-            look_on_hub(name)
             return kind.from_pretrained(name)
         except Exception as error:  # of what stands in a file, transformers raises errors of all kinds
             raise not_found(f"model.{key}", name, what, error) from error
@@ -320,15 +314,14 @@ class Blueprint:
     def _planned_config(self) -> EveConfig:
         if self.decoder is not None:
             return self._around(known_decoder(self.decoder) or self._decoder_config, planned=True)
-        if not self.is_there:
+        if not self._is_there:
             raise CheckpointError(f"model.init_from: there is no {self.init_from!r} yet, and no model.decoder tells its shape")
         return self.config
 
     # ---- going on from a model
 
     @property
-    def is_there(self) -> bool:
-        """Whether ``init_from`` is given and can be read now."""
+    def _is_there(self) -> bool:
         return self.init_from is not None and (Path(self.init_from).exists() or is_hub_name(self.init_from))
 
     @cached_property
@@ -336,7 +329,7 @@ class Blueprint:
         """Config and processor of ``init_from``."""
         if self.init_from is None:
             return None
-        if not self.is_there:
+        if not self._is_there:
             raise CheckpointError(f"model.init_from: there is no {self.init_from!r}")
         return read_architecture(self.init_from)
 

@@ -51,7 +51,7 @@ def with_bases(arguments: Sequence[str]) -> list[str]:
                 raise _in_files_only()
             expanded += ["--config", value]
             continue
-        for path in _with_bases(Path(local_path(value, "--config")), ()):
+        for path in files_of(Path(local_path(value, "--config"))):
             expanded += ["--config", str(path)]
     return expanded
 
@@ -121,8 +121,16 @@ def _content(config: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def files_of(path: Path) -> list[Path]:
+    """A YAML file and those that it is laid over, the lowest first.
+
+    Raises:
+        ConfigError: one does not exist, is no YAML, or leads back to a file above it.
+    """
+    return _with_bases(path, ())
+
+
 def _with_bases(path: Path, above: tuple[Path, ...]) -> list[Path]:
-    """``path`` and the files below it, the lowest first."""
     name = f"{above[-1]}: its base {path}" if above else f"--config {path}"
     try:
         content = yaml.safe_load(path.read_text("utf-8"))

@@ -131,9 +131,6 @@ def _wrong_value(message: str, known: list[str]) -> str | None:
     if not kinds:
         return None
     value = nested["value"] if nested else given[1]
-    if "Given value type: <class 'list'>" in message and "a list" not in kinds:  # a list is right, and what is in it is not
-        entry = " or ".join(kind for kind in dict.fromkeys(kinds) if kind != "null")
-        return f"{'.'.join(keys)}: each entry must be {entry}, got {value!r}"
     return f"{'.'.join(keys)} must be {' or '.join(dict.fromkeys(kinds))}, got {value!r}{suggestion(value, choices)}"
 
 

@@ -32,8 +32,6 @@ def parse():
         ("--data.trian=x", "there is no setting data.trian; did you mean data.train?"),
         ("--trainer.max_stepss=3", "there is no setting trainer.max_stepss; did you mean trainer.max_steps?"),
         ('--data.train=[{"paht": "x"}]', "there is no setting data.train.paht; did you mean data.train.path?"),
-        ("--model.supervision=[next_patch]", "model.supervision: each entry must be a mapping, got 'next_patch'"),
-        ("--model.supervision={name: next_patch}", "model.supervision must be a list or null, got \"{'name': 'next_patch'}\""),
         ("--model.lr=abc", "model.lr must be a number or null, got 'abc'"),
         ("--data.rows=x", "data.rows must be a whole number, got 'x'"),
         ("--resume=maybe", "resume must be one of auto, never, got 'maybe'"),

@@ -1,0 +1,187 @@
+"""``lit-eve sweep``: run an ablation, arms x seeds, and write what came out. The work is in lit_eve/sweeps/."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.files import output_folder, path_argument
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lit_eve.sweeps.sweep import Sweep
+
+RUNS = "runs/sweeps"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``lit-eve sweep`` takes."""
+    parser.add_argument(
+        "ablation", metavar="FILE", help="YAML file of an ablation, such as experiments/ablations/alignment.yaml"
+    )
+    parser.add_argument("--output", type=path_argument, metavar="FOLDER", help=f"folder for all results (default: {RUNS}/NAME)")
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="run these arms alone, and the reference")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds, from 0 on (default: those of the file)")
+    parser.add_argument("--base", type=path_argument, metavar="FOLDER", help="recipe to use instead of the file's")
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        metavar="KEY=A,B",
+        help="instead of the file's arms: the reference with each combination of these values; KEY as in 2_pretrain.model.lr",
+    )
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="instead of the file's arms: N samples of its search, by Optuna"
+    )
+    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (default: this machine alone)")
+    parser.add_argument(
+        "--keep", action="store_true", help="go on where the file has changed since; unaffected trials are kept"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the trials and what they would cost; run nothing")
+    parser.add_argument("--results", action="store_true", help="run nothing; write the report of what is finished")
+    parser.add_argument("--publish", type=path_argument, metavar="FOLDER", help="also put the results into FOLDER/RESULTS.md")
+    parser.add_argument(
+        "--gpus", type=int, default=16, metavar="N", help="for --dry-run: number of GPUs (default: %(default)s)"
+    )
+    parser.add_argument("--gpu", default="a100-40g", metavar="NAME", help="for --dry-run: their kind (default: %(default)s)")
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="for --dry-run: share of the GPUs' peak that training reaches (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what is not done, and write the report."""
+    from rich.console import Console
+
+    from lit_eve.sweeps.ablation import read_ablation
+    from lit_eve.sweeps.sweep import Sweep, only, with_grid
+
+    if args.grid and args.sample:
+        raise ConfigError("give either --grid or --sample")
+    ablation = only(read_ablation(args.ablation, args.base), None if args.grid or args.sample else args.only, args.seeds)
+    if args.grid:
+        ablation = with_grid(ablation, args.grid)
+    if args.sample:
+        from lit_eve.sweeps.search import check_search
+
+        check_search(ablation)
+        ablation = only(ablation, [ablation.reference], None)
+    output = Path(args.output or f"{RUNS}/{ablation.name}" + "-grid" * bool(args.grid) + "-search" * bool(args.sample))
+    output_folder(output, "--output")
+    console = Console(highlight=False)
+    with console.status("reading the arms"):
+        sweep = Sweep(ablation, output, args.keep)
+    if args.dry_run:
+        print_costs(console, sweep, args)
+        return
+    if not args.results:
+        failed = _run(console, sweep, args)
+    else:
+        if args.sample:
+            from lit_eve.sweeps.search import Search
+
+            sweep.trials += Search(sweep, args.sample).begun
+        failed = {name: trial["why"] for name, trial in sweep.ledger.content.get("trials", {}).items() if "why" in trial}
+    _write_results(console, sweep, failed, args.publish)
+    if failed and not args.results:
+        raise LitEveError(f"{len(failed)} trials failed; the same command tries them again")
+
+
+def _run(console: Console, sweep: Sweep, args: argparse.Namespace) -> dict[str, str]:
+    """Run what is left, under a live table; what failed, and why."""
+    from contextlib import nullcontext
+
+    from rich.live import Live
+
+    from lit_eve.sweeps.placing import Placement
+    from lit_eve.sweeps.table import Lines, failures, picture
+
+    with Placement(sweep.ablation.resources, args.address) as places:
+        live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        lines = Lines(console)
+
+        def show(state: Any) -> None:
+            capacity = places.capacity
+            if live is None:
+                lines(state, capacity)
+            else:
+                live.update(picture(state, capacity))
+
+        more: dict[str, Any] = {}
+        if args.sample:
+            from lit_eve.sweeps.search import Search
+
+            search = Search(sweep, args.sample)
+            more = {"more": search.more, "prune": search.prune}
+        with live or nullcontext():
+            state = sweep.run(places, show, **more)
+    for name, why in failures(state, state.trials):
+        console.print(f"\n[red]{name} failed[/]: {why}", soft_wrap=True)
+    sweep.trials = state.trials
+    return dict(failures(state, state.trials))
+
+
+def _write_results(console: Console, sweep: Sweep, failed: dict[str, str], publish: str | None) -> None:
+    from lit_eve.sweeps.gathering import gather
+    from lit_eve.sweeps.hparams import write_hparams
+    from lit_eve.sweeps.publishing import publish as publish_results
+    from lit_eve.sweeps.report import write_report
+
+    trials = gather(sweep.trials, sweep.flops_per_step())
+    if not trials:
+        raise LitEveError(f"{sweep.output}: no trial is finished, so there is nothing to report")
+    command = shlex.join(["lit-eve", *sys.argv[1:]])
+    write_hparams(sweep.output, sweep.as_run, trials)
+    report = write_report(sweep.output, sweep.as_run, trials, failed, command)
+    console.print(f"{len(trials)} of {len(sweep.trials)} trials are finished; the report is {report}", soft_wrap=True)
+    if publish is not None:
+        publish_results(Path(publish), sweep.as_run, trials, failed, command)
+
+
+def print_costs(console: Console, sweep: Sweep, args: argparse.Namespace) -> None:
+    """What each arm costs, and whether it is finished."""
+    from rich import box
+    from rich.table import Table
+
+    from lit_eve.planning.gpus import get_gpu
+
+    with console.status("planning"):
+        costs = sweep.costs(gpus=args.gpus, gpu=get_gpu(args.gpu), mfu=args.mfu)
+    table = Table(
+        title=f"{sweep.ablation.question}\n{args.gpus} x {args.gpu}, --mfu {args.mfu:g}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("arm")
+    for column in ("stage", "steps", "samples / step", "PFLOPs", "GPU-days", "seeds", "finished"):
+        table.add_column(column, justify="right")
+    total: float | None = 0.0
+    for arm, stages in costs.items():
+        trials = [trial for trial in sweep.trials if trial.arm.name == arm]
+        done = sum(trial.is_done for trial in trials)
+        for name, cost in stages:
+            days = "does not fit" if cost.gpu_days is None else f"{cost.gpu_days:.3g}"
+            table.add_row(
+                arm,
+                name,
+                f"{cost.steps:,}",
+                f"{cost.samples_per_step:.0f}",
+                f"{cost.flops / 1e15:,.3g}",
+                days,
+                str(len(trials)),
+                str(done),
+            )
+            total = None if total is None or cost.gpu_days is None else total + len(trials) * cost.gpu_days
+    console.print(table)
+    console.print(
+        f"{len(sweep.trials)} trials"
+        + ("" if total is None else f", {total:,.3g} GPU-days in all, stages that arms share counted for each")
+    )

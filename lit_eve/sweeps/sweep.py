@@ -1,0 +1,209 @@
+"""A sweep from beginning to end: read, check, run what is not done, say what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.sweeps.ablation import ALL, Ablation, Arm
+from lit_eve.sweeps.costs import StageCost, equal_steps, plan_stage
+from lit_eve.sweeps.ledger import Ledger
+from lit_eve.sweeps.recipe import Recipe
+from lit_eve.sweeps.running import Places, State, run_tasks
+from lit_eve.sweeps.trials import GROUND, Trial, link_trials, make_trials
+
+CALIBRATION = (20, 60)
+"""Steps of two short runs, whose difference is what a step takes."""
+
+
+class Sweep:
+    """An ablation in a folder.
+
+    Args:
+        ablation: what is run.
+        output: where.
+
+    Raises:
+        ConfigError: an arm cannot be run, or the folder belongs to something else; raised before anything is run.
+    """
+
+    def __init__(self, ablation: Ablation, output: Path, keep: bool = False) -> None:
+        self.ablation, self.output = ablation, output.absolute()
+        self.recipe = Recipe.of(ablation)
+        self.ledger = Ledger(self.output)
+        self.trials = make_trials(ablation, self.output, self.recipe, self.ledger.scaled)
+        self.ledger.check(ablation, self.recipe, self.trials, keep)
+
+    def run(self, places: Places, on_change: Callable[[State], None] = lambda state: None, **more: Any) -> State:
+        """Run what is not done; see :func:`~lit_eve.sweeps.running.run_tasks`."""
+        self.ledger.write(self.trials, {})
+        if self.ablation.equal != "steps" and self.ledger.scaled is None:
+            self._make_equal(places, on_change)
+
+        def changed(state: State) -> None:
+            link_trials(self.output, state.trials)
+            self.ledger.write(state.trials, state.failed)
+            on_change(state)
+
+        return run_tasks(self.trials, places, changed, **more)
+
+    @property
+    def as_run(self) -> Ablation:
+        """The ablation with the arms that its trials have: those of the file, or the samples of a search."""
+        arms = {trial.arm.name: trial.arm for trial in self.trials}
+        return replace(self.ablation, arms=tuple(arms.values()))
+
+    def costs(self, **gpus: Any) -> dict[str, list[tuple[str, StageCost]]]:
+        """What the stages of each arm cost, by plan; of the first seed."""
+        first = [trial for trial in self.trials if trial.seed == self.ablation.seeds[0]]
+        return {
+            trial.arm.name: [(stage.name, plan_stage(stage, self._folders(trial), **gpus)) for stage in trial.stages]
+            for trial in first
+        }
+
+    def flops_per_step(self) -> dict[tuple[str, str], float]:
+        """FLOPs of a step of each stage, by arm and stage, as planned; empty where a stage cannot be planned."""
+        kept = self.ledger.content.setdefault("flops_per_step", {})
+        if missing := {trial.arm.name for trial in self.trials} - kept.keys():
+            try:
+                costs = self.costs()
+            except LitEveError:
+                return {}
+            kept |= {arm: {name: cost.flops_per_step for name, cost in costs[arm]} for arm in missing if arm in costs}
+        return {(arm, stage): flops for arm, stages in kept.items() for stage, flops in stages.items()}
+
+    def _folders(self, trial: Trial) -> dict[str, Path]:
+        """The ground of a trial in the place of the recipe's, where it is made."""
+        ground = trial.tasks.get(GROUND)
+        if ground is None or not ground.is_done:
+            return {}
+        return {str(Path(trial.stages[0].folder).parent): ground.folder}
+
+    def _make_equal(self, places: Places, on_change: Callable[[State], None]) -> None:
+        """Find the steps with which arms cost the same; the first seed's ground is made for that."""
+        first = [trial for trial in self.trials if trial.seed == self.ablation.seeds[0]]
+        grounds = [replace(trial, tasks={GROUND: trial.tasks[GROUND]}) for trial in first if GROUND in trial.tasks]
+        state = run_tasks(grounds, places, on_change)
+        if state.failed:
+            raise ConfigError(f"{self.ablation.path}: arms cannot be made equal: {next(iter(state.failed.values()))}")
+        planned = self.costs()
+        if self.ablation.equal == "flops":
+            each = {(arm, name): cost.flops_per_step for arm, stages in planned.items() for name, cost in stages}
+        else:
+            each = self._seconds_per_step(first, places, on_change)
+        costs = {arm: [(name, cost.steps, each[arm, name]) for name, cost in stages] for arm, stages in planned.items()}
+        scaled = equal_steps(self.ablation, costs)
+        self.trials = make_trials(self.ablation, self.output, self.recipe, scaled)
+        self.ledger.write(self.trials, {}, scaled)
+
+    def _seconds_per_step(
+        self, first: Sequence[Trial], places: Places, on_change: Callable[[State], None]
+    ) -> dict[tuple[str, str], float]:
+        """Seconds of a core that a step of each stage takes: short trials, one task at a time."""
+        taken: dict[tuple[str, str], list[float]] = {}
+        for steps in CALIBRATION:
+            scaled = {trial.arm.name: {stage.name: steps for stage in trial.stages} for trial in first}
+            short = replace(self.ablation, seeds=self.ablation.seeds[:1])
+            trials = make_trials(short, self.output / "calibration", self.recipe, scaled)
+            alone = _OneAtATime(places)
+            state = run_tasks(trials, alone, on_change)
+            if state.failed:
+                raise ConfigError(f"{self.ablation.path}: arms cannot be made equal: {next(iter(state.failed.values()))}")
+            for trial in trials:
+                for task in trial.stage_tasks:
+                    taken.setdefault((trial.arm.name, task.kind), []).append(task.journal.core_seconds(task.step))
+        (few, many) = CALIBRATION
+        return {key: max(long - short, 1e-6) / (many - few) for key, (short, long) in taken.items()}
+
+
+class _OneAtATime:
+    """Places of which only one is used."""
+
+    def __init__(self, places: Places) -> None:
+        self.resources, self.submit, self.ended, self.cancel = places.resources, places.submit, places.ended, places.cancel
+        self.capacity = 1
+
+
+def with_grid(ablation: Ablation, grid: Iterable[str]) -> Ablation:
+    """The ablation with arms for every combination of values, each on top of the reference arm.
+
+    Args:
+        grid: ``KEY=VALUE,VALUE`` each: a setting of ``train.py`` for all stages, or of one: ``2_pretrain.model.lr=1e-3,3e-3``.
+
+    Raises:
+        ConfigError: one is not of this form.
+    """
+    axes = [_axis(ablation, text) for text in grid]
+    reference = ablation.arm(ablation.reference)
+    arms = [reference]
+    for values in product(*(values for _, _, _, values in axes)):
+        changes = {file: dict(settings) for file, settings in reference.changes.items()}
+        names = []
+        for (title, file, key, _), value in zip(axes, values, strict=True):
+            changes.setdefault(file, {})[key] = value
+            names.append(f"{title}={_written(value)}")
+        arms.append(replace(reference, name=",".join(names), changes=changes))
+    return replace(ablation, arms=tuple(arms), paper=replace(ablation.paper, better=(), worse=()))
+
+
+def _axis(ablation: Ablation, text: str) -> tuple[str, str, str, list[Any]]:
+    title, equals, values = text.partition("=")
+    if not equals or not title or not values:
+        raise ConfigError(f"--grid takes KEY=VALUE,VALUE, as in model.lr=1e-3,3e-3, got {text!r}")
+    try:
+        found = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--grid {title}: {' '.join(str(error).split())}") from error
+    found = [_number(value) for value in found]
+    file, key = file_and_key(title)
+    return title, file, key, found
+
+
+def file_and_key(title: str) -> tuple[str, str]:
+    """``2_pretrain.model.lr`` is a setting of one file, ``model.lr`` one of all stages."""
+    file, _, key = title.partition(".")
+    return (file, key) if file[:1].isdigit() or file == "world" else (ALL, title)
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-3 for a word."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _written(value: Any) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_.+" else "_" for letter in str(value))
+
+
+def only(ablation: Ablation, names: Sequence[str] | None, seeds: int | None) -> Ablation:
+    """The ablation with these arms, the reference among them, and so many seeds.
+
+    Raises:
+        ConfigError: there is no such arm.
+    """
+    if names is not None:
+        known = [arm.name for arm in ablation.arms]
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(f"--only: there is no arm {unknown[0]!r}; the arms are {', '.join(known)}")
+        arms = tuple(arm for arm in ablation.arms if arm.name in (*names, ablation.reference))
+        ablation = replace(ablation, arms=arms)
+    if seeds is not None:
+        if seeds < 1:
+            raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+        ablation = replace(ablation, seeds=tuple(range(seeds)))
+    return ablation
+
+
+def settings_of(arm: Arm) -> Mapping[str, Any]:
+    """What an arm changes, by ``FILE.KEY``."""
+    return {f"{file}.{key}": value for file, settings in arm.changes.items() for key, value in settings.items()}
