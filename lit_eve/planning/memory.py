@@ -194,8 +194,12 @@ def measure(
         arguments: more of the model's forward (``LitEve.forward_arguments``).
 
     Raises:
-        ConfigError: on the meta device, the model asks what is in a tensor.
+        ConfigError: on the meta device, the model asks what is in a tensor; or the decoder has DoRA.
     """
+    if (model.config.lora or {}).get("use_dora"):
+        raise ConfigError(
+            "lora.use_dora: what DoRA keeps for the backward pass is not counted right; plan with use_dora: false"
+        )
     model.train()
     model.recompute_blocks(checkpointing)
     drops = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in model.parameters() if p.requires_grad]

@@ -34,6 +34,8 @@ families = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in TRIED else pytest.mark.slow) for name in sorted(RIGHT)]
 )
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+# Its recurrent layers sum over chunks, which padding shifts: on some processors rounding alone comes to 4e-4.
+CLOSE_IN_CHUNKS = {"qwen3_next": {"rtol": 1e-3, "atol": 1e-3}}
 PARTS = {"geometry": tiny.GEOMETRY, "patch_embedding": {"name": "eve_v1", "width": 16, "num_heads": 4}}
 
 
@@ -92,8 +94,9 @@ def samples_are_alone(model):
     assert_close(second[: len(alone[2])], alone[2], **CLOSE)
     batch = without_labels(tiny.padded(rows, "left"))
     positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    close = CLOSE_IN_CHUNKS.get(model.config.text_config.model_type, CLOSE)
     for found, expected in zip(model(**batch, position_ids=positions).logits, alone, strict=True):
-        assert_close(found[-len(expected) :], expected, **CLOSE)
+        assert_close(found[-len(expected) :], expected, **close)
     ids = rows[2]["input_ids"][None]
     assert_close(model(input_ids=ids[:, :3]).logits[0], alone[2][:3], **CLOSE)
 
