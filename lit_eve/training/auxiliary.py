@@ -18,6 +18,8 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from lit_eve.errors import CheckpointError, ConfigError
+from lit_eve.losses import Term
+from lit_eve.losses.terms import Count
 from lit_eve.models.checkpoints.filling import copy_into
 from lit_eve.models.checkpoints.folders import find_model_folder
 from lit_eve.models.checkpoints.sharded import MODEL, is_sharded, iterate_sharded, read_checkpoint
@@ -75,6 +77,26 @@ def planned_auxiliaries(module: LitEve, model: EveForConditionalGeneration) -> d
         raise ConfigError(
             f"{type(module).__name__}.auxiliary_parts cannot be planned, as it needs more of the model than its shape: {error}"
         ) from error
+
+
+def auxiliary_terms(losses: Mapping[str, Term | tuple[Tensor, Count]], known: Mapping[str, Term], kind: str) -> dict[str, Term]:
+    """What ``auxiliary_losses`` returned, as terms beside the ``known`` ones of the model.
+
+    Args:
+        kind: the subclass, for messages.
+
+    Raises:
+        ConfigError: one is no sum with what it is averaged over, or has a name that is taken.
+    """
+    terms = {}
+    for name, loss in losses.items():
+        term = Term(*loss) if isinstance(loss, tuple) and 2 <= len(loss) <= 3 else None
+        if term is None or term.per not in ("tokens", "images") or term.total.ndim:
+            raise ConfigError(f"{kind}.auxiliary_losses: {name!r} must be a sum (0-dim) and one of 'images' and 'tokens'")
+        if name in (*known, "loss"):
+            raise ConfigError(f"{kind}.auxiliary_losses: {name!r} is the name of a loss that is there already")
+        terms[name] = term
+    return terms
 
 
 def _made(module: LitEve) -> dict[str, nn.Module]:

@@ -22,28 +22,28 @@ from lit_eve.losses import Term, weighted_sum
 from lit_eve.models.generation.asking import ask, generate_answers
 from lit_eve.models.supervision.weights import is_schedule, weight_at
 from lit_eve.training.architecture import check_architecture
-from lit_eve.training.auxiliary import auxiliaries, check_as_built, fingerprint, make_auxiliaries
+from lit_eve.training.auxiliary import auxiliaries, auxiliary_terms, check_as_built, fingerprint, make_auxiliaries
 from lit_eve.training.callbacks.monitor import TrainingMonitor
 from lit_eve.training.callbacks.nonfinite import NonFiniteGuard
 from lit_eve.training.callbacks.stop import StopOnSignal
 from lit_eve.training.callbacks.validation import ValidationSchedule
 from lit_eve.training.distributed import sum_over_ranks
 from lit_eve.training.fsdp import sharding_strategy
+from lit_eve.training.known_to_data import KnownToData
 from lit_eve.training.optimizers import build_optimizer, check_optimizer, trained_parameters, warmup_then_cosine
 from lit_eve.training.record import log_scalars
 from lit_eve.training.stages import STAGES, Lora, Stage, get_stage, print_stage
 from lit_eve.training.term_sums import TermSums
 
 if TYPE_CHECKING:
-    from lit_eve.data.features import TeacherFeatures
     from lit_eve.models import EveForConditionalGeneration, EveOutput
-    from lit_eve.processing import EveProcessor, ImageGeometry, Sample, TeacherGrid
+    from lit_eve.processing import Sample
     from lit_eve.processing.encoder import TemplateName
 
 # transformers and the model are imported where they are used: `train.py fit --help` reads this file.
 
 
-class LitEve(LightningModule):
+class LitEve(KnownToData, LightningModule):
     """Train an encoder-free vision-language model.
 
     Args:
@@ -184,40 +184,6 @@ class LitEve(LightningModule):
 
     # ---- build
 
-    @property
-    def processor(self) -> EveProcessor:
-        """Tokenizer, templates and image geometry of the model; there before its weights are loaded."""
-        return self.blueprint.processor
-
-    @property
-    def geometry(self) -> ImageGeometry:
-        """Image sizes of the model."""
-        return self.blueprint.config.image_geometry
-
-    @property
-    def teacher_grid(self) -> TeacherGrid | None:
-        """The patches of the teacher, whose pixels batches must hold; None without a teacher."""
-        return self.blueprint.teacher_grid
-
-    @property
-    def teacher_features(self) -> TeacherFeatures | None:
-        """The features that batches must hold instead, and the shards do; None without."""
-        return self.blueprint.needed_features
-
-    @property
-    def longest_sample(self) -> int | None:
-        """How many tokens the decoder was made for; None if its config does not say."""
-        from lit_eve.models.decoders import longest_sample
-
-        return longest_sample(self.blueprint.config.text_config)
-
-    @property
-    def reads_longer_samples(self) -> bool:
-        """Whether the decoder can read on behind that."""
-        from lit_eve.models.decoders import reads_longer_samples
-
-        return reads_longer_samples(self.blueprint.config.text_config)
-
     def configure_model(self) -> None:
         """Build the model once; set what trains."""
         if self.model is not None:
@@ -317,19 +283,7 @@ class LitEve(LightningModule):
         """What the loss of a batch is made of: the model's terms, and those of a subclass."""
         progress = self._progress(self.trainer.global_step) if self.trainer.state.fn == "fit" else 1.0
         output = self.model(**model_inputs(batch), progress=progress, **self.forward_arguments)
-        terms = dict(output.terms)
-        for name, loss in self.auxiliary_losses(batch, output).items():
-            term = Term(*loss) if isinstance(loss, tuple) and 2 <= len(loss) <= 3 else None
-            if term is None or term.per not in ("tokens", "images") or term.total.ndim:
-                raise ConfigError(
-                    f"{type(self).__name__}.auxiliary_losses: {name!r} must be a sum (0-dim) and one of 'images' and 'tokens'"
-                )
-            if name in (*terms, "loss"):
-                raise ConfigError(
-                    f"{type(self).__name__}.auxiliary_losses: {name!r} is the name of a loss that is there already"
-                )
-            terms[name] = term
-        return terms
+        return output.terms | auxiliary_terms(self.auxiliary_losses(batch, output), output.terms, type(self).__name__)
 
     def _progress(self, step: int) -> float:
         return min(1.0, step / self._num_steps)

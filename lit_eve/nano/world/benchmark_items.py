@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_eve.errors import ConfigError
-from lit_eve.nano.world.questions import PLURALS, TYPES, YES_NO, Ledger, Question, ask, questions
+from lit_eve.nano.world.prompts import UNANSWERABLE
+from lit_eve.nano.world.questions import ALL_ANSWERS, PLURALS, TYPES, YES_NO, Ledger, Question, ask, questions
 from lit_eve.nano.world.scenes import COLOURS, SHAPES, Scene, SceneSpec, draw, scenes
 
 POOL = 2000  # scenes
+NUMBERS = ("zero", "one", "two", "three", "four")
 
 
 @cache
@@ -181,3 +183,25 @@ def gqa_program(item: Item) -> dict[str, Any]:
         "semantic": [{"operation": op, "dependencies": after, "argument": argument} for op, after, argument in steps],
         "semanticStr": "->".join(f"{op}: {argument} {after or ''}".strip() for op, after, argument in steps),
     }
+
+
+def answer_type(answer: str) -> str:
+    """The kind of answer, as VQAv2 and VizWiz call it."""
+    return "yes/no" if answer in ("yes", "no") else "number" if answer.isdecimal() else "other"
+
+
+def human_answers(question: Question, rng: random.Random) -> list[dict[str, str]]:
+    """What ten people say: most the right answer, at least one something else, in other words or wrong."""
+    answer = question.answer
+    others = [other for other in ALL_ANSWERS[question.type] if other != answer]
+    if answer == UNANSWERABLE:
+        others = [*others, "unsuitable"]
+    elif answer.isdecimal():
+        others.append(NUMBERS[int(answer)])
+    elif answer not in ("yes", "no"):
+        others.append(f"the {answer}")
+    said = [answer] * rng.randint(6, 9)
+    said += rng.choices(others, k=10 - len(said))
+    rng.shuffle(said)
+    sure = ("yes", "yes", "yes", "maybe", "no")
+    return [{"answer": each, "answer_confidence": rng.choice(sure)} for each in said]

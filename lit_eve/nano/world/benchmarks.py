@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -19,15 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from lit_eve.evaluation.tasks import WORLD
-from lit_eve.nano.world.benchmark_items import Draft, Item, benchmark_scenes, encoded, gqa_program
+from lit_eve.nano.world.benchmark_items import (
+    NUMBERS,
+    Draft,
+    Item,
+    answer_type,
+    benchmark_scenes,
+    encoded,
+    gqa_program,
+    human_answers,
+)
 from lit_eve.nano.world.datasets import WorldSettings
 from lit_eve.nano.world.language import glyph_map
 from lit_eve.nano.world.prompts import HINT, LETTERS, UNANSWERABLE, options_of, random_words, turned, unanswerable, with_ocr
-from lit_eve.nano.world.questions import ALL_ANSWERS, Question
 from lit_eve.nano.world.scenes import Scene, SceneSpec
 
 BENCHMARKS: dict[str, Callable[[Draft], None]] = {}
-NUMBERS = ("zero", "one", "two", "three", "four")
 ATTRIBUTES = ("colour", "shape", "size")
 
 
@@ -77,13 +83,13 @@ def vqav2(draft: Draft) -> None:
             draft.image(f"{split}/COCO_{split}_{image_id:012d}.jpg", item.scene)
             ids = {"image_id": image_id, "question_id": question_id}
             asked.append({**ids, "question": item.text})
-            answers = _human_answers(item.question, draft.rng)
+            answers = human_answers(item.question, draft.rng)
             annotations.append(
                 {
                     "question_type": " ".join(item.question.text.split()[:3]),
                     "multiple_choice_answer": item.answer,
                     "answers": [{**answer, "answer_id": i} for i, answer in enumerate(answers, 1)],
-                    "answer_type": _answer_type(item.answer),
+                    "answer_type": answer_type(item.answer),
                     **ids,
                 }
             )
@@ -137,8 +143,8 @@ def vizwiz(draft: Draft) -> None:
             record: dict[str, Any] = {"image": name, "question": Item(0, item.scene, question).text}
             if split == "val":
                 answerable = question.answer != UNANSWERABLE
-                record["answers"] = _human_answers(question, draft.rng)
-                record["answer_type"] = _answer_type(question.answer) if answerable else UNANSWERABLE
+                record["answers"] = human_answers(question, draft.rng)
+                record["answer_type"] = answer_type(question.answer) if answerable else UNANSWERABLE
                 record["answerable"] = int(answerable)
             records.append(record)
         draft.json(f"{split}.json", records)
@@ -194,7 +200,7 @@ def textvqa(draft: Draft) -> None:
                 "flickr_300k_url": "",
                 "image_width": item.scene.width,
                 "image_height": item.scene.height,
-                "answers": [answer["answer"] for answer in _human_answers(item.question, draft.rng)],
+                "answers": [answer["answer"] for answer in human_answers(item.question, draft.rng)],
                 "question_tokens": text.rstrip("?").split(),
                 "question_id": 34602 + index,
                 "set_name": "val",
@@ -390,24 +396,3 @@ def mmvet(draft: Draft) -> None:
 
 def _pairs(scene: Scene) -> set[tuple[str, str]]:
     return {(thing.colour, thing.shape) for thing in scene.things}
-
-
-def _answer_type(answer: str) -> str:
-    return "yes/no" if answer in ("yes", "no") else "number" if answer.isdecimal() else "other"
-
-
-def _human_answers(question: Question, rng: random.Random) -> list[dict[str, str]]:
-    """What ten people say: most the right answer, at least one something else, in other words or wrong."""
-    answer = question.answer
-    others = [other for other in ALL_ANSWERS[question.type] if other != answer]
-    if answer == UNANSWERABLE:
-        others = [*others, "unsuitable"]
-    elif answer.isdecimal():
-        others.append(NUMBERS[int(answer)])
-    elif answer not in ("yes", "no"):
-        others.append(f"the {answer}")
-    said = [answer] * rng.randint(6, 9)
-    said += rng.choices(others, k=10 - len(said))
-    rng.shuffle(said)
-    sure = ("yes", "yes", "yes", "maybe", "no")
-    return [{"answer": each, "answer_confidence": rng.choice(sure)} for each in said]
