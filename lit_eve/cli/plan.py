@@ -173,7 +173,8 @@ def print_plan(console: Console, path: str, plan: Plan) -> None:
 
     table = _table("10^12 FLOPs of an average sample", ["part"], ["forward", "backward"])
     for name, part in plan.flops.items():
-        table.add_row(name, *(f"{number / 1e12:.3f}" for number in part))
+        share = f" (in {plan.shares[name]:.0%} of the steps)" if name in plan.shares else ""
+        table.add_row(f"{name}{share}", *(f"{number / 1e12:.3f}" for number in part))
     table.add_section()
     sums = [sum(number) / 1e12 for number in zip(*plan.flops.values(), strict=True)]
     table.add_row("all", *(f"{number:.3f}" for number in sums))

@@ -14,6 +14,7 @@ from lit_eve.errors import ConfigError
 from lit_eve.losses import AbsentTeacher
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.decoders.quantized import quantize, unpacked_sizes
+from lit_eve.models.supervision import share_on
 from lit_eve.planning.flops import Flops, total_flops, training_flops
 from lit_eve.planning.gpus import GIB, Gpu
 from lit_eve.planning.memory import Layout, Memory, measure, memory_of, meta_batch
@@ -64,7 +65,8 @@ class Plan:
         gpus: how many.
         gpu: of which kind.
         parameters: by part of the model, and by auxiliary part.
-        flops: of an average sample, by part.
+        flops: of an average sample, by part; losses that a schedule leaves out for a time count by their shares.
+        shares: of the run in which a loss at image tokens, or the teacher, takes part, where that is not all of it.
         memory: on each GPU, as the recipe says.
         memory_other: the same with gradient checkpointing turned over (None if not asked for).
         checkpointing: what the recipe says.
@@ -81,6 +83,7 @@ class Plan:
     gpu: Gpu
     parameters: dict[str, Parameters]
     flops: dict[str, Flops]
+    shares: dict[str, float]
     memory: Memory
     memory_other: Memory | None
     checkpointing: bool
@@ -140,7 +143,9 @@ def make_plan(
     model, own = _model(recipe, layout.computed)
     epoch = typical_epoch(recipe, model.geometry, num_samples, progress)
     steps = _steps(recipe, epoch, gpus, accumulated)
+    shares = _shares_of_run(model)
     flops = _flops_per_sample(recipe, model, own, epoch)
+    flops |= {part: Flops(*(share * number for number in flops[part])) for part, share in shares.items() if part in flops}
 
     row = epoch.heaviest_row(model.geometry, recipe.data.max_tokens)
     checkpointing = recipe.module.gradient_checkpointing
@@ -167,6 +172,7 @@ def make_plan(
         gpu=gpu,
         parameters=_parameters(model, own),
         flops=flops,
+        shares=shares,
         memory=memory[checkpointing],
         memory_other=memory.get(not checkpointing),
         checkpointing=checkpointing,
@@ -228,6 +234,15 @@ def _flops_per_sample(
         del flops["teacher"]
     count = len(epoch.lengths)
     return {part: Flops(f.forward / count, f.backward / count) for part, f in flops.items()}
+
+
+def _shares_of_run(model: EveForConditionalGeneration) -> dict[str, float]:
+    """In which part of the run a supervision runs, and the teacher, if that is not all of it; a weight of 0 is none of it."""
+    weights = model.supervision_weights
+    shares = {part: share_on(weight) for part, weight in weights.items()}
+    if model.teacher is not None:
+        shares["teacher"] = share_on(*(weights[part] for part, one in model.supervisions.items() if one.teacher_states))
+    return {part: share for part, share in shares.items() if share < 1}
 
 
 def _accumulated(recipe: Recipe, gpus: int) -> int:

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveConfig
-from lit_eve.models.supervision import check_entries, weight_at
+from lit_eve.models.supervision import check_entries, share_on, weight_at
 from tests.models import tiny
 from tests.models.test_supervision import ALIGNMENT, DISTILLATION, NEXT, supervised
 
@@ -19,6 +19,13 @@ def test_a_line_between_points_and_constant_outside():
     assert [weight_at(FALLING, x / 8) for x in range(9)] == [2, 2, 2, 1.5, 1, 0.5, 0, 0, 0]
     assert [weight_at(RISING, x / 8) for x in range(9)] == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1]
     assert weight_at(0.3, 0.9) == 0.3
+
+
+def test_the_share_of_a_run_is_that_of_its_steps():
+    late = [[0.5, 0.0], [0.75, 1.0], [0.8, 0.0], [0.9, 0.0], [1.0, 0.5]]
+    for weights in ([FALLING], [RISING], [late], [FALLING, late], [0.3], [0.0], [0.0, RISING], []):
+        steps = [any(weight_at(weight, step / 1000) for weight in weights) for step in range(1000)]
+        assert share_on(*weights) == pytest.approx(sum(steps) / 1000, abs=3e-3)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,26 @@ def test_flops_are_those_of_a_real_epoch(world, tmp_path):
     assert linear == pytest.approx(operations["linear"], rel=0.02)
 
 
+def test_losses_on_a_schedule_count_for_their_steps(world, tmp_path, capsys):
+    def arguments(aligned, predicted):
+        losses = [{"name": "patch_alignment", "weight": aligned}, {"name": "next_patch", "weight": predicted}]
+        return [*micro.arguments(world, tmp_path / "run")[1:], f"--model.supervision={json.dumps(losses)}"]
+
+    scheduled = arguments([[0.0, 1.0], [0.5, 0.0]], [[0.75, 0.0], [1.0, 1.0]])
+    always, plan, off = (
+        make_plan(read_recipe(*given), 1, A100, compare=False) for given in (arguments(1.0, 0.3), scheduled, arguments(0, 1.0))
+    )
+    assert plan.shares == {"aligner": 0.5, "next_patch": 0.25, "teacher": 0.5} and always.shares == {}
+    for part, flops in always.flops.items():
+        assert plan.flops[part].total == pytest.approx(plan.shares.get(part, 1) * flops.total), part
+    assert plan.memory == always.memory  # there is a time at which all are on
+    assert off.flops["teacher"].total == off.flops["aligner"].total == 0 < off.flops["next_patch"].total
+    _, recipe, *settings = scheduled
+    assert main(["plan", recipe, "--gpus=1", *(f"--set={setting.removeprefix('--')}" for setting in settings)]) == 0
+    shown = capsys.readouterr().out
+    assert "next_patch (in 25% of the steps)" in shown and "teacher (in 50% of the steps)" in shown
+
+
 def test_counted_data(world, tmp_path):
     recipe = micro_recipe(world, tmp_path)
     plan = make_plan(recipe, 2, A100, compare=False)

@@ -7,7 +7,7 @@ from lit_eve.models.supervision import distillation, masked_patches, next_patch,
 from lit_eve.models.supervision.base import SUPERVISIONS, ImageBatch, Supervision
 from lit_eve.models.supervision.entries import build_supervision, check_entries, entries_of, needs_teacher, without_weight
 from lit_eve.models.supervision.supervisor import Supervisor
-from lit_eve.models.supervision.weights import Weight, is_schedule, weight_at
+from lit_eve.models.supervision.weights import Weight, is_schedule, share_on, weight_at
 
 __all__ = [
     "SUPERVISIONS",
@@ -20,6 +20,7 @@ __all__ = [
     "entries_of",
     "is_schedule",
     "needs_teacher",
+    "share_on",
     "weight_at",
     "without_weight",
 ]

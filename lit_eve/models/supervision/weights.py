@@ -30,6 +30,13 @@ def weight_at(weight: Weight, progress: float) -> float:
     return float(weight[-1][1])
 
 
+def share_on(*weights: Weight) -> float:
+    """The part of a run, 0 to 1, in which not all of these are 0."""
+    ends = sorted({0.0, 1.0, *(point[0] for weight in weights if is_schedule(weight) for point in weight)})
+    on = lambda start, stop: any(weight_at(weight, (start + stop) / 2) for weight in weights)  # noqa: E731
+    return sum(stop - start for start, stop in pairwise(ends) if on(start, stop))
+
+
 def check_weight(name: str, weight: Any) -> None:
     """Raise ConfigError for what is no weight of the supervision ``name``."""
     if not isinstance(weight, list | tuple):
