@@ -131,9 +131,9 @@ def _run(console: Console, sweep: Sweep, args: argparse.Namespace) -> dict[str, 
 
 def _write_results(console: Console, sweep: Sweep, failed: dict[str, str], publish: str | None) -> None:
     from lit_eve.sweeps.gathering import gather
-    from lit_eve.sweeps.hparams import write_hparams
-    from lit_eve.sweeps.publishing import publish as publish_results
-    from lit_eve.sweeps.report import write_report
+    from lit_eve.sweeps.report.hparams import write_hparams
+    from lit_eve.sweeps.report.page import write_report
+    from lit_eve.sweeps.report.publishing import publish as publish_results
 
     trials = gather(sweep.trials, sweep.flops_per_step())
     if not trials:

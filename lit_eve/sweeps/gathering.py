@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_eve.records import METRICS_CSV, STEP, read_rows
-from lit_eve.sweeps import results
+from lit_eve.sweeps.report import results
 from lit_eve.sweeps.trials import EVALUATION, Task, Trial
 
 RECORD, ANSWERS, VALIDATION = "metrics.json", "answers.jsonl", "val/"

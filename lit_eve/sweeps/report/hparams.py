@@ -9,8 +9,8 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_eve.sweeps.ablation import SKIP, Ablation, Arm
-from lit_eve.sweeps.comparison import in_order
-from lit_eve.sweeps.results import Trial
+from lit_eve.sweeps.report.comparison import in_order
+from lit_eve.sweeps.report.results import Trial
 
 FOLDER = "tensorboard"
 RESULT = "result/"  # before the name of a metric: a curve of a stage may have the same one

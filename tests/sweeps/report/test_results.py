@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from lit_eve.errors import ConfigError
-from lit_eve.sweeps.results import read_csv, read_curves, write_csv, write_curves
-from tests.sweeps.made_up import trial, trials
+from lit_eve.sweeps.report.results import read_csv, read_curves, write_csv, write_curves
+from tests.sweeps.report.made_up import trial, trials
 
 ARMS = {"without": 0.0, "with, a lot": -0.05}
 

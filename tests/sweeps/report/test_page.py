@@ -12,10 +12,10 @@ from PIL import Image
 
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.ablation import Arm, Metric, Paper
-from lit_eve.sweeps.comparison import compare
-from lit_eve.sweeps.report import MOST_LINES, shown_arms, shown_curves, write_report
-from lit_eve.sweeps.results import read_csv, read_curves
-from tests.sweeps.made_up import ACCURACY, LOSS, ablation, trial, trials
+from lit_eve.sweeps.report.comparison import compare
+from lit_eve.sweeps.report.page import MOST_LINES, shown_arms, shown_curves, write_report
+from lit_eve.sweeps.report.results import read_csv, read_curves
+from tests.sweeps.report.made_up import ACCURACY, LOSS, ablation, trial, trials
 
 COMMAND = "lit-eve sweep experiments/ablations/alignment.yaml"
 DAY = datetime.date(2026, 2, 3)

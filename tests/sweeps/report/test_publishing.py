@@ -12,9 +12,9 @@ from PIL import Image
 
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.ablation import Metric
-from lit_eve.sweeps.report import publish
-from lit_eve.sweeps.results import read_csv
-from tests.sweeps.made_up import LOSS, ablation, trials
+from lit_eve.sweeps.report.page import publish
+from lit_eve.sweeps.report.results import read_csv
+from tests.sweeps.report.made_up import LOSS, ablation, trials
 
 DAY = datetime.date(2026, 2, 3)
 DONE = trials({"without": 0.0, "with": -0.05}, 8)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_eve.plotting import BLUE, CATEGORIES, FAINT, INK, ORANGE, SOFT, figure
-from lit_eve.sweeps.comparison import Comparison, Row
-from lit_eve.sweeps.results import Trial
+from lit_eve.sweeps.report.comparison import Comparison, Row
+from lit_eve.sweeps.report.results import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -195,7 +195,7 @@ def _leave_out_the_beginning(ax: Axes) -> None:
 
 def _interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Student's 95 % interval of the mean over seeds, values (seeds, steps)."""
-    from lit_eve.sweeps.statistics import LEVEL, scipy_stats
+    from lit_eve.sweeps.report.statistics import LEVEL, scipy_stats
 
     mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / len(values) ** 0.5
     reach = scipy_stats().t.ppf(1 - LEVEL / 2, len(values) - 1) * error

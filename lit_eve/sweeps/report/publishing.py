@@ -16,12 +16,12 @@ from urllib.parse import quote
 from lit_eve.errors import ConfigError
 from lit_eve.files import write_atomically
 from lit_eve.markdown import table
-from lit_eve.sweeps import sections
 from lit_eve.sweeps.ablation import Ablation
-from lit_eve.sweeps.comparison import compare, in_order
-from lit_eve.sweeps.figures import draw_differences
-from lit_eve.sweeps.results import Trial, write_csv
-from lit_eve.sweeps.verdict import RULE
+from lit_eve.sweeps.report import sections
+from lit_eve.sweeps.report.comparison import compare, in_order
+from lit_eve.sweeps.report.figures import draw_differences
+from lit_eve.sweeps.report.results import Trial, write_csv
+from lit_eve.sweeps.report.verdict import RULE
 
 FILE, FOLDER = "RESULTS.md", "results"
 TITLE = "# Results of the ablations"
@@ -44,7 +44,7 @@ def publish(
         folder: where ``RESULTS.md`` and ``results/`` are, or shall be.
         ablation: its file; its name is the section's.
         trials: those that are done, in any order.
-        failed: trials that failed, as of :func:`lit_eve.sweeps.report.write_report`.
+        failed: trials that failed, as of :func:`lit_eve.sweeps.report.page.write_report`.
         command: what was called.
         date: of the results; default: today, or the date that is there, if all else is as it was.
 

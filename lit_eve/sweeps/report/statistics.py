@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from types import ModuleType
 
 from lit_eve.errors import ConfigError
-from lit_eve.sweeps.results import Answer
+from lit_eve.sweeps.report.results import Answer
 
 LEVEL = 0.05  # of the tests; intervals are of 1 - LEVEL
 MOST_SEEDS = 10_000

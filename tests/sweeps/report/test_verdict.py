@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lit_eve.sweeps.statistics import paired_difference
-from lit_eve.sweeps.verdict import verdict
+from lit_eve.sweeps.report.statistics import paired_difference
+from lit_eve.sweeps.report.verdict import verdict
 
 
 def gain(*differences: float):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_eve.sweeps.statistics import LEVEL, Difference
+from lit_eve.sweeps.report.statistics import LEVEL, Difference
 
 RULE = (
     f"Resolved: the p value of the paired t test over seeds, adjusted by Holm over the arms of that metric, is below {LEVEL}. "

@@ -10,8 +10,8 @@ from scipy import stats
 
 from lit_eve.errors import ConfigError
 from lit_eve.evaluation.intervals import wilson
-from lit_eve.sweeps.results import Answer
-from lit_eve.sweeps.statistics import holm, paired_difference, question_interval, seeds_to_resolve
+from lit_eve.sweeps.report.results import Answer
+from lit_eve.sweeps.report.statistics import holm, paired_difference, question_interval, seeds_to_resolve
 
 
 def by_seed(values) -> dict[int, float]:

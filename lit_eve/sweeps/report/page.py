@@ -15,13 +15,13 @@ from statistics import fmean
 
 from lit_eve.files import write_atomically
 from lit_eve.markdown import code_block
-from lit_eve.sweeps import sections
 from lit_eve.sweeps.ablation import Ablation
-from lit_eve.sweeps.comparison import Comparison, compare, in_order
-from lit_eve.sweeps.figures import draw_curves, draw_differences
-from lit_eve.sweeps.publishing import publish
-from lit_eve.sweeps.results import CURVES, RESULTS, Trial, write_csv, write_curves
-from lit_eve.sweeps.verdict import RULE
+from lit_eve.sweeps.report import sections
+from lit_eve.sweeps.report.comparison import Comparison, compare, in_order
+from lit_eve.sweeps.report.figures import draw_curves, draw_differences
+from lit_eve.sweeps.report.publishing import publish
+from lit_eve.sweeps.report.results import CURVES, RESULTS, Trial, write_csv, write_curves
+from lit_eve.sweeps.report.verdict import RULE
 
 __all__ = ["publish", "write_report"]
 

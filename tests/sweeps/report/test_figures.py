@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_eve.sweeps import figures
 from lit_eve.sweeps.ablation import Metric, Paper
-from lit_eve.sweeps.comparison import compare
-from lit_eve.sweeps.figures import arm_styles, draw_curves, draw_differences
-from tests.sweeps.made_up import ACCURACY, LOSS, ablation, trial, trials
+from lit_eve.sweeps.report import figures
+from lit_eve.sweeps.report.comparison import compare
+from lit_eve.sweeps.report.figures import arm_styles, draw_curves, draw_differences
+from tests.sweeps.report.made_up import ACCURACY, LOSS, ablation, trial, trials
 
 CURVES = ("1_prealign/val/language_loss", "2_pretrain/val/language_loss")
 

@@ -12,8 +12,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from lit_eve.errors import ConfigError
 from lit_eve.nano.figures import read_curves
 from lit_eve.sweeps.ablation import Arm
-from lit_eve.sweeps.hparams import write_hparams
-from tests.sweeps.made_up import ablation, trial, trials
+from lit_eve.sweeps.report.hparams import write_hparams
+from tests.sweeps.report.made_up import ablation, trial, trials
 
 
 def hyperparameters(run: Path) -> tuple[dict[str, object], set[str]]:

@@ -8,9 +8,9 @@ from math import isfinite
 
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.ablation import Ablation, Metric
-from lit_eve.sweeps.results import Trial
-from lit_eve.sweeps.statistics import LEVEL, Difference, holm, paired_difference, seeds_to_resolve
-from lit_eve.sweeps.verdict import Verdict, verdict
+from lit_eve.sweeps.report.results import Trial
+from lit_eve.sweeps.report.statistics import LEVEL, Difference, holm, paired_difference, seeds_to_resolve
+from lit_eve.sweeps.report.verdict import Verdict, verdict
 
 
 @dataclass(frozen=True)

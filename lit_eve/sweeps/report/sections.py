@@ -8,9 +8,9 @@ from statistics import fmean, stdev
 
 from lit_eve.markdown import table
 from lit_eve.sweeps.ablation import SEED_OFFSET, SKIP, Ablation, Arm
-from lit_eve.sweeps.comparison import Comparison, Row
-from lit_eve.sweeps.results import Trial, short_commit, trial_name
-from lit_eve.sweeps.statistics import MOST_SEEDS, question_interval
+from lit_eve.sweeps.report.comparison import Comparison, Row
+from lit_eve.sweeps.report.results import Trial, short_commit, trial_name
+from lit_eve.sweeps.report.statistics import MOST_SEEDS, question_interval
 
 EQUAL = {
     "steps": "the same optimizer steps",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_eve.sweeps.ablation import Ablation, Arm, Metric, Paper
-from lit_eve.sweeps.results import Answer, Trial
+from lit_eve.sweeps.report.results import Answer, Trial
 
 LOSS, ACCURACY = Metric("looks_loss", "lower", 0.03), Metric("question_accuracy", "higher", 0.05)
 

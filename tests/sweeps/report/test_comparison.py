@@ -8,9 +8,9 @@ import pytest
 
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.ablation import Metric
-from lit_eve.sweeps.comparison import compare
-from lit_eve.sweeps.statistics import paired_difference, seeds_to_resolve
-from tests.sweeps.made_up import ACCURACY, LOSS, ablation, trial, trials
+from lit_eve.sweeps.report.comparison import compare
+from lit_eve.sweeps.report.statistics import paired_difference, seeds_to_resolve
+from tests.sweeps.report.made_up import ACCURACY, LOSS, ablation, trial, trials
 
 
 def of(comparison, arm: str):

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from lit_eve.sweeps.results import short_commit
-from lit_eve.sweeps.run_comparison import Row, RunComparison, Value
-from lit_eve.sweeps.runs import Cost
+from lit_eve.sweeps.report.results import short_commit
+from lit_eve.sweeps.runs.comparison import Row, RunComparison, Value
+from lit_eve.sweeps.runs.reading import Cost
 
 ABSENT = "-"
 
