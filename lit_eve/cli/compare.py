@@ -13,8 +13,8 @@ from lit_eve.files import output_folder, path_argument, same_path, write_atomica
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lit_eve.sweeps.runs.comparison import RunComparison
-    from lit_eve.sweeps.runs.tables import Table
+    from lit_eve.sweeps.run_folders.comparison import RunComparison
+    from lit_eve.sweeps.run_folders.tables import Table
 
 OUTPUT, PAGE = "runs/compare", "compare.md"
 WIDTH = 132  # where the output is no terminal
@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     with Console(stderr=True).status("reading the runs") as status:
-        from lit_eve.sweeps.runs.comparison import compare_all
-        from lit_eve.sweeps.runs.figure import draw_runs
-        from lit_eve.sweeps.runs.tables import as_json, markdown
+        from lit_eve.sweeps.run_folders.comparison import compare_all
+        from lit_eve.sweeps.run_folders.figure import draw_runs
+        from lit_eve.sweeps.run_folders.tables import as_json, markdown
 
         comparisons = compare_all(folders)
         output.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def print_comparison(console: Console, comparison: RunComparison) -> None:
     from rich.markup import escape
     from rich.table import Table as Grid
 
-    from lit_eve.sweeps.runs.tables import tables
+    from lit_eve.sweeps.run_folders.tables import tables
 
     if comparison.title:
         console.rule(f"[bold]{comparison.title}[/]", align="left", style="dim")

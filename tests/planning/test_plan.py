@@ -58,8 +58,13 @@ def test_flops_are_those_of_a_real_epoch(world, tmp_path):
 
 def test_losses_on_a_schedule_count_for_their_steps(world, tmp_path, capsys):
     def arguments(aligned, predicted):
-        losses = [{"name": "patch_alignment", "weight": aligned}, {"name": "next_patch", "weight": predicted}]
-        return [*micro.arguments(world, tmp_path / "run")[1:], f"--model.supervision={json.dumps(losses)}"]
+        aligner = {"name": "layerwise", "layer_interval": 1}
+        losses = [
+            {"name": "patch_alignment", "weight": aligned, "aligner": aligner},
+            {"name": "next_patch", "weight": predicted},
+        ]
+        more = ["--model.aligner=null", f"--model.supervision={json.dumps(losses)}"]
+        return [*micro.arguments(world, tmp_path / "run")[1:], *more]
 
     scheduled = arguments([[0.0, 1.0], [0.5, 0.0]], [[0.75, 0.0], [1.0, 1.0]])
     always, plan, off = (

@@ -386,7 +386,7 @@ def test_masks_need_no_vmap(monkeypatch):
 
 def test_text_alone_costs_no_mask(monkeypatch):
     model = tiny.model(**BIDIRECTIONAL).eval()
-    monkeypatch.setattr("lit_eve.models.eve.mask_of_batch", lambda *_: pytest.fail("there is nothing to see"))
+    monkeypatch.setattr("lit_eve.models.reading.mask_of_batch", lambda *_: pytest.fail("there is nothing to see"))
     row = sample(model, [7])
     with torch.no_grad():
         model(**without_labels(tiny.padded([row])))

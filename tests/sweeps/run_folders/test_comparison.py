@@ -16,8 +16,8 @@ from PIL import Image
 from lit_eve.cli import main
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps import compare, compare_all, draw_runs, read_run
-from lit_eve.sweeps.runs.comparison import direction
-from lit_eve.sweeps.runs.reading import short_names
+from lit_eve.sweeps.run_folders.comparison import direction
+from lit_eve.sweeps.run_folders.reading import short_names
 from lit_eve.training.cli import EveCLI
 from tests.training import world as micro
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from lit_eve.errors import ConfigError
 from lit_eve.files import same_path
-from lit_eve.sweeps.runs.reading import AXES, Run, read_miniature, read_run, short_names, stages_in
+from lit_eve.sweeps.run_folders.reading import AXES, Run, read_miniature, read_run, short_names, stages_in
 
 WHOLE = "all stages"
 """Title of the comparison of whole miniatures, beside those of their stages."""

@@ -12,7 +12,7 @@ from lit_eve.errors import ConfigError
 from lit_eve.nano.figures import smooth
 from lit_eve.plotting import colours, drawing
 from lit_eve.records import STEP
-from lit_eve.sweeps.runs.comparison import RunComparison
+from lit_eve.sweeps.run_folders.comparison import RunComparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def draw_runs(comparison: RunComparison, axis: str = STEP, metrics: Sequence[str
 
     Args:
         comparison: the runs.
-        axis: one of ``lit_eve.sweeps.runs.reading.AXES``.
+        axis: one of ``lit_eve.sweeps.run_folders.reading.AXES``.
         metrics: which; default: ``comparison.curves``, those of training and validation that at least two runs have.
 
     Raises:

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from lit_eve.sweeps.report.results import short_commit
-from lit_eve.sweeps.runs.comparison import Row, RunComparison, Value
-from lit_eve.sweeps.runs.reading import Cost
+from lit_eve.sweeps.run_folders.comparison import Row, RunComparison, Value
+from lit_eve.sweeps.run_folders.reading import Cost
 
 ABSENT = "-"
 
