@@ -26,17 +26,15 @@ from scipy.stats import t
 
 from lit_eve.errors import LitEveError
 from lit_eve.files import write_atomically
+from lit_eve.nano.measurement import LOOKS, WORDS
 from lit_eve.nano.pipeline import CONFIG, make_steps, read_stage, train_stage
 from lit_eve.nano.seeds import describe, make_parser, measure_over_seeds, write_seeded_config
 from lit_eve.nano.steps import Journal, Step
-from lit_eve.nano.world.scenes import COLOURS, COLUMNS, ROWS, SHAPES, SIZES
 
 RESULT = "result.json"
 SHARED = ("world", "language_model", "teacher")
 STAGES = ("1_prealign", "2_pretrain")
 ARMS = ("with", "without")
-LOOKS = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES)}
-WORDS = {**LOOKS, "place": (*ROWS, *COLUMNS)}
 
 
 def arm_settings(path: Path, folder: Path, arm: str) -> dict[str, Any]:

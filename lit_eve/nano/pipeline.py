@@ -13,13 +13,11 @@ idle anyway. What stands before the stages is in lit_eve/nano/ground.py.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,9 +192,14 @@ def stages_of(config: Path) -> list[str]:
     return names
 
 
+def learns_captions(settings: Mapping[str, Any]) -> bool:
+    """Whether the data of a stage are captions rather than conversations."""
+    return "Finetune" not in settings["data"]["class_path"]
+
+
 def captioner(stages: Mapping[str, Mapping[str, Any]]) -> str:
     """The last stage that learns captions."""
-    return [name for name, one in stages.items() if "Finetune" not in one["data"]["class_path"]][-1]
+    return [name for name, one in stages.items() if learns_captions(one)][-1]
 
 
 def _borrow(steps: Sequence[Step], journal: Journal, other: Path, config: Path) -> list[str]:
@@ -252,14 +255,12 @@ def check_stage(name: str, settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a key or value that it does not take.
     """
-    errors = io.StringIO()
+    from lit_eve.training.recipe import read_settings
+
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(errors):
-            _fit("--config", json.dumps(settings), "--print_config")
-    except SystemExit as exit:
-        if exit.code:
-            said = exit.code if isinstance(exit.code, str) else errors.getvalue()
-            raise ConfigError(f"{name}.yaml: {' '.join(said.rpartition('error:')[2].split())}") from None
+        read_settings("--config", json.dumps(settings))
+    except ConfigError as error:
+        raise ConfigError(f"{name}.yaml: {error}") from error
 
 
 def train_stage(name: str, settings: Mapping[str, Any], output: Path) -> None:

@@ -39,29 +39,24 @@ class Ledger:
             if self.content.get("format") != FORMAT:
                 raise ConfigError(f"{self.path} was written by another version of lit_eve; --output names another folder")
 
-    def check(self, ablation: Ablation, recipe: Recipe, trials: Sequence[Trial], keep: bool) -> None:
-        """Does the folder belong to this version of the file?
+    def take(self, ablation: Ablation, recipe: Recipe) -> list[str]:
+        """Make this version of the file the folder's. What was found out about costs is forgotten where it is another one.
 
-        Args:
-            keep: go on with another version; trials that it does not affect are kept.
-
-        Raises:
-            ConfigError: the file, or a recipe below it, has changed; the message says what, and how many trials are kept.
+        Returns:
+            What differs from the version that the folder was begun with.
         """
         now = version_of(ablation, recipe)
-        if self.content and not keep and (different := _differences(self.content["version"], now)):
-            kept = sum(trial.is_done for trial in trials)
-            raise ConfigError(
-                f"{self.path.parent} was begun with another version of {ablation.path} ({'; '.join(different[:5])}). --keep "
-                f"goes on with this one: of {len(trials)} trials, {kept} are finished and not affected, {len(trials) - kept} "
-                "are run. --output names another folder"
-            )
+        different = _differences(self.content["version"], now) if self.content else []
+        if different:
+            for found_out in ("scaled", "flops_per_step"):
+                self.content.pop(found_out, None)
         self.content |= {"format": FORMAT, "ablation": str(ablation.path), "version": now}
+        return different
 
     @property
-    def scaled(self) -> dict[str, dict[str, int]] | None:
-        """Steps that make arms equal, by arm and stage, if they were found out before."""
-        return self.content.get("scaled")
+    def scaled(self) -> dict[str, dict[str, int]]:
+        """Steps that make arms equal, by arm and stage, of the arms for which they were found out."""
+        return self.content.get("scaled", {})
 
     def write(self, trials: Sequence[Trial], failed: Mapping[str, str], scaled: Mapping[str, Any] | None = None) -> None:
         """Write how all trials stand.

@@ -13,7 +13,7 @@ from typing import Any
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.nano.seeds import cores
 from lit_eve.sweeps.ablation import Resources
-from lit_eve.sweeps.work import Order, TaskError, carry_out
+from lit_eve.sweeps.work import Order, carry_out
 
 OBJECT_STORE = 100_000_000
 """Bytes; tasks tell each other nothing through it."""
@@ -110,6 +110,6 @@ def _carry_out(order: Order) -> str | None:
     """What Ray runs: errors of the task come back as text, so that Ray tries again only what was lost."""
     try:
         carry_out(order)
-    except (TaskError, LitEveError, OSError) as error:
+    except (LitEveError, OSError) as error:
         return str(error)
     return None

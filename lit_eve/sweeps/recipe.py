@@ -6,12 +6,10 @@ changes, and with the folders of the trial in the place of the recipe's own.
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,12 @@ import yaml
 
 from lit_eve.errors import ConfigError, LitEveError
 from lit_eve.nano.ground import ground_config, sees_through_teacher
-from lit_eve.nano.pipeline import stages_of
+from lit_eve.nano.pipeline import learns_captions, stages_of
+from lit_eve.records import flatten
 from lit_eve.sweeps.ablation import Ablation, Arm
 from lit_eve.training.cli.config_files import KEY as BASE
 from lit_eve.training.cli.config_files import files_of
-from lit_eve.training.recipe import read_recipe
+from lit_eve.training.recipe import read_recipe, read_settings
 
 SEED, RUN, INIT = "seed_everything", "trainer.default_root_dir", "model.init_from"
 
@@ -55,7 +54,7 @@ class Stage:
         Raises:
             ConfigError: a key or value that it does not take.
         """
-        return _parsed(self.path, tuple(arguments_of(changes)))
+        return _settings(self.path, tuple(arguments_of(changes)))
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class ArmStage:
     @property
     def learns_captions(self) -> bool:
         """Whether its data are captions rather than conversations."""
-        return "Finetune" not in (self.settings["data"] or {}).get("class_path", "")
+        return learns_captions(self.settings)
 
     @property
     def sees_teacher(self) -> bool:
@@ -97,7 +96,7 @@ class ArmStage:
             folders: of the recipe, and those of the trial in their place; the longest that fits counts.
         """
         moves = {}
-        for key, value in leaves(self.settings):
+        for key, value in flatten(self.settings).items():
             texts = value if isinstance(value, list) else [value]
             changed = [_moved(text, folders) for text in texts]
             if changed != texts:
@@ -159,7 +158,7 @@ class Recipe:
             starts = not found and any(skipped < stage.name for skipped in arm.skipped)
             changes = {**(inherited | {INIT: None} if starts else {}), **own}
             if scaled and stage.name in scaled:
-                changes["trainer.max_steps"] = scaled[stage.name]
+                changes |= {"trainer.max_steps": scaled[stage.name], "trainer.max_epochs": None}  # else it ends at the first
             try:
                 settings = stage.settings(changes)
                 read_recipe("--config", str(stage.path), *arguments_of(changes))  # which looks at the parts
@@ -182,15 +181,6 @@ def value_at(settings: Mapping[str, Any], key: str) -> Any:
     return settings
 
 
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting that is no mapping, with dots in its key."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _moved(text: Any, folders: Mapping[str, Path]) -> Any:
     if not isinstance(text, str):
         return text
@@ -205,22 +195,6 @@ def _tops(model: Mapping[str, Any]) -> set[str]:
     return {key.split(".")[0] for key in model}
 
 
-_PARSED: dict[tuple[Path, tuple[str, ...]], dict[str, Any]] = {}
-
-
-def _parsed(path: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """What ``train.py fit`` prints with ``--print_config``."""
-    key = (path, tuple(arguments))
-    if key not in _PARSED:
-        from lit_eve.training.cli import main
-
-        said, errors = io.StringIO(), io.StringIO()
-        try:
-            with redirect_stdout(said), redirect_stderr(errors):
-                main(["fit", "--config", str(path), *arguments, "--print_config"])
-        except SystemExit as exit:
-            if exit.code:
-                text = exit.code if isinstance(exit.code, str) else errors.getvalue()
-                raise ConfigError(" ".join(text.rpartition("error:")[2].split())) from None
-        _PARSED[key] = yaml.safe_load(said.getvalue())
-    return _PARSED[key]
+@cache
+def _settings(path: Path, arguments: tuple[str, ...]) -> dict[str, Any]:
+    return read_settings("--config", str(path), *arguments)

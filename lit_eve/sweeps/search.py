@@ -33,6 +33,8 @@ _KEYS = ("low", "high", "log", "choices", "step")
 def check_search(ablation: Ablation) -> None:
     """Raise ConfigError if the file says nothing that could be sampled, or Optuna is not installed."""
     _optuna()
+    if ablation.equal != "steps":
+        raise ConfigError(f"{ablation.path}: samples are not made equal, and equal is {ablation.equal!r}: leave out --sample")
     if not ablation.search:
         raise ConfigError(f"{ablation.path}: --sample needs search: settings with low and high, or choices")
     for key, space in ablation.search.items():
@@ -66,10 +68,12 @@ class Search:
         self.begun = self._begin_again()
 
     def _begin_again(self) -> list[Trial]:
-        """Samples that an earlier call drew: all are trials, those that have no result are still open."""
+        """Samples that an earlier call drew and did not stop: all are trials, those that have no result are still open."""
         optuna = _optuna()
         trials = []
         for frozen in self.study.trials:
+            if frozen.state == optuna.trial.TrialState.PRUNED:
+                continue
             trial = self._trial(frozen.number, frozen.params)
             trials.append(trial)
             if frozen.state == optuna.trial.TrialState.RUNNING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lit_eve.errors import ConfigError, LitEveError
-from lit_eve.sweeps.ablation import ALL, Ablation, Arm
+from lit_eve.sweeps.ablation import ALL, Ablation
 from lit_eve.sweeps.costs import StageCost, equal_steps, plan_stage
 from lit_eve.sweeps.ledger import Ledger
 from lit_eve.sweeps.recipe import Recipe
@@ -37,18 +37,30 @@ class Sweep:
         self.ablation, self.output = ablation, output.absolute()
         self.recipe = Recipe.of(ablation)
         self.ledger = Ledger(self.output)
+        different = self.ledger.take(ablation, self.recipe)
         self.trials = make_trials(ablation, self.output, self.recipe, self.ledger.scaled)
-        self.ledger.check(ablation, self.recipe, self.trials, keep)
+        if different and not keep:
+            kept = sum(trial.is_done for trial in self.trials)
+            raise ConfigError(
+                f"{output} was begun with another version of {ablation.path} ({'; '.join(different[:5])}). --keep goes on with "
+                f"this one: of {len(self.trials)} trials, {kept} are finished and not affected, {len(self.trials) - kept} are "
+                "run. --output names another folder"
+            )
 
     def run(self, places: Places, on_change: Callable[[State], None] = lambda state: None, **more: Any) -> State:
         """Run what is not done; see :func:`~lit_eve.sweeps.running.run_tasks`."""
         self.ledger.write(self.trials, {})
-        if self.ablation.equal != "steps" and self.ledger.scaled is None:
+        others = {arm.name for arm in self.ablation.arms} - {self.ablation.reference}
+        if self.ablation.equal != "steps" and others - self.ledger.scaled.keys():
             self._make_equal(places, on_change)
+        written: tuple[int, ...] = ()
 
         def changed(state: State) -> None:
-            link_trials(self.output, state.trials)
-            self.ledger.write(state.trials, state.failed)
+            nonlocal written
+            if (now := (len(state.trials), len(state.done), len(state.failed))) != written:
+                written = now
+                link_trials(self.output, state.trials)
+                self.ledger.write(state.trials, state.failed)
             on_change(state)
 
         return run_tasks(self.trials, places, changed, **more)
@@ -98,7 +110,8 @@ class Sweep:
         else:
             each = self._seconds_per_step(first, places, on_change)
         costs = {arm: [(name, cost.steps, each[arm, name]) for name, cost in stages] for arm, stages in planned.items()}
-        scaled = equal_steps(self.ablation, costs)
+        # Arms that were made equal before keep their steps: seconds, measured again, would differ a little.
+        scaled = equal_steps(self.ablation, costs) | self.ledger.scaled
         self.trials = make_trials(self.ablation, self.output, self.recipe, scaled)
         self.ledger.write(self.trials, {}, scaled)
 
@@ -202,8 +215,3 @@ def only(ablation: Ablation, names: Sequence[str] | None, seeds: int | None) -> 
             raise ConfigError(f"--seeds must be at least 1, got {seeds}")
         ablation = replace(ablation, seeds=tuple(range(seeds)))
     return ablation
-
-
-def settings_of(arm: Arm) -> Mapping[str, Any]:
-    """What an arm changes, by ``FILE.KEY``."""
-    return {f"{file}.{key}": value for file, settings in arm.changes.items() for key, value in settings.items()}

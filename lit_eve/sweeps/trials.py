@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -248,8 +248,3 @@ def _set(settings: dict[str, Any], key: str, value: Any) -> None:
 
 def _nothing() -> None:
     """What a step of the journal does here: its process does it."""
-
-
-def missing_tasks(trial: Trial) -> Iterator[Task]:
-    """The tasks of a trial that are not done."""
-    return (task for task in trial.tasks.values() if not task.is_done)

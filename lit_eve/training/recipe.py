@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from lit_eve.data import EveDataModule
 from lit_eve.errors import ConfigError
-from lit_eve.training.cli import EveCLI
+from lit_eve.training.cli import EveCLI, main
 from lit_eve.training.module import LitEve
 
 if TYPE_CHECKING:
@@ -55,6 +59,23 @@ def read_recipe(*arguments: str) -> Recipe:
                 f"{key}: a {type(made).__name__} is no {kind.__name__}, of which alone it is known what it trains"
             )
     return Recipe(reader.model, reader.datamodule, reader.config.fit.trainer)
+
+
+def read_settings(*arguments: str) -> dict[str, Any]:
+    """All settings that ``train.py fit`` would take, defaults with them: what ``--print_config`` prints.
+
+    Raises:
+        ConfigError: an unknown key, or a value that it does not take; the message names it.
+    """
+    printed, errors = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(printed), redirect_stderr(errors):
+            main(["fit", *arguments, "--print_config"])
+    except SystemExit as exit:
+        if exit.code:
+            said = exit.code if isinstance(exit.code, str) else errors.getvalue()
+            raise ConfigError(" ".join(said.rpartition("error:")[2].split())) from None
+    return yaml.safe_load(printed.getvalue())
 
 
 class _Reader(EveCLI):

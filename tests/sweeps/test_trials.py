@@ -13,7 +13,8 @@ from lit_eve.nano.steps import Journal
 from lit_eve.sweeps.ablation import read_ablation
 from lit_eve.sweeps.ledger import Ledger
 from lit_eve.sweeps.recipe import Recipe, value_at
-from lit_eve.sweeps.sweep import only, with_grid
+from lit_eve.sweeps.running import State
+from lit_eve.sweeps.sweep import Sweep, only, with_grid
 from lit_eve.sweeps.trials import EVALUATION, GROUND, Trial, link_trials, make_trials, tasks_of
 from tests.nano.test_pipeline import write_config
 from tests.sweeps.tiny import ARMS, write_ablation
@@ -157,12 +158,8 @@ def finish(trial: Trial) -> None:
 
 def test_a_ledger_of_another_version_says_what_changed_and_what_is_kept(folder: Path, tmp_path: Path) -> None:
     def sweep(keep: bool = False, **content: object) -> tuple[Ledger, list[Trial]]:
-        ablation = read_ablation(write_ablation(folder, **content))
-        recipe = Recipe.of(ablation)
-        trials = make_trials(ablation, tmp_path, recipe)
-        ledger = Ledger(tmp_path)
-        ledger.check(ablation, recipe, trials, keep)
-        return ledger, trials
+        made = Sweep(read_ablation(write_ablation(folder, **content)), tmp_path, keep)
+        return made.ledger, made.trials
 
     ledger, trials = sweep()
     for trial in trials:
@@ -186,6 +183,41 @@ def test_a_ledger_of_another_version_says_what_changed_and_what_is_kept(folder: 
     (tmp_path / "ledger.json").write_text("{")
     with pytest.raises(ConfigError, match="is no ledger"):
         Ledger(tmp_path)
+
+
+def test_steps_that_make_arms_equal_may_take_more_than_the_recipes_epoch(folder: Path) -> None:
+    ablation = read_ablation(write_ablation(folder))
+    stages = Recipe.of(ablation).arm_stages(ablation.arm("with"), {"2_pretrain": 99})
+    assert [value_at(stage.settings, "trainer.max_steps") for stage in stages] == [-1, 99]
+    assert stages[1].changes["trainer.max_epochs"] is None
+
+
+def test_steps_that_make_arms_equal_are_those_of_one_version(folder: Path, tmp_path: Path) -> None:
+    def sweep(keep: bool = False, **content: object) -> Sweep:
+        return Sweep(read_ablation(write_ablation(folder, equal="flops", **content)), tmp_path, keep)
+
+    first, scaled = sweep(), {"with": {"2_pretrain": 7}}
+    first.ledger.write(first.trials, {}, scaled)
+    more = sweep(arms=ARMS | {"new": {"stages": {"model.lr": 0.1}}})
+    assert more.ledger.scaled == scaled  # "new" is still to be made equal
+    assert options(more.trials[0], "2_pretrain")["trainer.max_steps"] == "7"
+    changed = sweep(keep=True, arms=ARMS | {"with": {"2_pretrain": {"model.lr": 0.5}}})
+    assert changed.ledger.scaled == {} and "trainer.max_steps" not in options(changed.trials[0], "2_pretrain")
+
+
+def test_a_search_does_not_go_on_with_samples_that_were_stopped(folder: Path, tmp_path: Path) -> None:
+    from lit_eve.sweeps.search import Search, check_search
+
+    space = {"2_pretrain.model.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+    ablation = read_ablation(write_ablation(folder, search=space))
+    search = Search(Sweep(ablation, tmp_path), 3)
+    names = [trial.name for _ in range(2) for trial in search.more(State([]))]
+    assert names == ["sample_0000/seed_0", "sample_0001/seed_0"]
+    search._end(names[0], None, "PRUNED")
+    again = Search(Sweep(ablation, tmp_path), 3)
+    assert [trial.name for trial in again.begun] == list(again.open) == names[1:]
+    with pytest.raises(ConfigError, match="samples are not made equal, and equal is 'flops'"):
+        check_search(read_ablation(write_ablation(folder, search=space, equal="flops")))
 
 
 def test_a_task_is_undone_where_its_folder_is_gone(folder: Path, tmp_path: Path) -> None:
