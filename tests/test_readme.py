@@ -82,7 +82,7 @@ def test_commands(command, place, capsys):
         script = next(word for word in command if word.startswith("launch/"))
         assert (ROOT / script).stat().st_mode & 0o111
         assert print_config(*command[command.index(script) + 1 :])["trainer"]["strategy"] == "fsdp2"
-    elif command[1] in ("pack", "plan", "convert", "serve", "sweep") or "MODEL" in command:  # minutes of work, tested apart
+    elif command[1] in ("nano", "pack", "plan", "convert", "serve", "sweep") or "MODEL" in command:  # minutes; tested apart
         parser = ArgumentParser()
         import_module(COMMANDS[command[1]][0]).add_arguments(parser)
         assert vars(parser.parse_args(command[2:]))
