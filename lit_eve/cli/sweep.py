@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lit_eve.sweeps.sweep import Sweep
 
-RUNS = "runs/sweeps"
+RUNS, STORE = "runs/sweeps", "store"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "ablation", metavar="FILE", help="YAML file of an ablation, such as experiments/ablations/alignment.yaml"
     )
-    parser.add_argument("--output", type=path_argument, metavar="FOLDER", help=f"folder for all results (default: {RUNS}/NAME)")
+    parser.add_argument("--output", type=path_argument, metavar="FOLDER", help=f"folder for the results (default: {RUNS}/NAME)")
+    parser.add_argument(
+        "--store",
+        type=path_argument,
+        metavar="FOLDER",
+        help="folder for all that is trained; sweeps with the same one share it (default: store, beside the output)",
+    )
     parser.add_argument("--only", nargs="+", metavar="ARM", help="run these arms alone, and the reference")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds, from 0 on (default: those of the file)")
     parser.add_argument("--base", type=path_argument, metavar="FOLDER", help="recipe to use instead of the file's")
@@ -75,10 +81,14 @@ def run(args: argparse.Namespace) -> None:
         check_search(ablation)
         ablation = only(ablation, [ablation.reference], None)
     output = Path(args.output or f"{RUNS}/{ablation.name}" + "-grid" * bool(args.grid) + "-search" * bool(args.sample))
+    store = Path(args.store or output.parent / STORE)
+    if store == output:
+        raise ConfigError(f"--store and --output are both {output}; --output names another folder")
     output_folder(output, "--output")
+    output_folder(store, "--store")
     console = Console(highlight=False)
     with console.status("reading the arms"):
-        sweep = Sweep(ablation, output, args.keep)
+        sweep = Sweep(ablation, output, args.keep, store)
     if args.dry_run:
         print_costs(console, sweep, args)
         return

@@ -4,7 +4,7 @@
     paper:                                                what is known
       source: EVE v1 (arXiv 2406.11832), table 4
       says: with the alignment loss GQA is 60.8, without it 58.9
-      better: [with]                                      arms that are better than the reference there
+      better: [with]                                      arms that are better than their reference there
     base: ../nano_hard                                    the recipe: a folder of stages
     stages: [1_prealign, 2_pretrain]                      which of them; default: all
     reference: without
@@ -21,7 +21,7 @@
 An arm changes files of the recipe, by their name without ``.yaml``: stages, by settings of ``train.py`` with dots in them,
 and in a miniature also ``world``, ``0_language_model`` and ``0_teacher``. ``stages`` changes all stages. ``1_prealign: skip``
 leaves a stage out; the next one then takes over what the skipped one says of the model. ``seed_offset: 1000`` is added to the
-seeds of the arm's stages, but not to those of its world.
+seeds of the arm's stages, but not to those of its world. ``against: OTHER`` compares an arm with another one instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import yaml
 from lit_eve.errors import ConfigError
 from lit_eve.files import local_path
 
-ALL, SKIP, SEED_OFFSET = "stages", "skip", "seed_offset"
+ALL, SKIP, SEED_OFFSET, AGAINST = "stages", "skip", "seed_offset", "against"
 EQUAL = ("steps", "flops", "seconds")
 _KEYS = (
     *("paper", "base", "stages", "reference", "arms", "seeds", "metrics", "equal", "scaled", "resources"),
@@ -53,12 +53,12 @@ class Paper:
     says: str | None = None
     """Its numbers, in a sentence."""
     better: tuple[str, ...] = ()
-    """Arms that are better there than the reference."""
+    """Arms that are better there than their reference."""
     worse: tuple[str, ...] = ()
     """Arms that are worse there."""
 
     def sign(self, arm: str) -> int:
-        """1: the arm is better than the reference in the paper; -1: worse; 0: not said."""
+        """1: the arm is better than its reference in the paper; -1: worse; 0: not said."""
         return int(arm in self.better) - int(arm in self.worse)
 
 
@@ -87,6 +87,8 @@ class Arm:
     skipped: tuple[str, ...] = ()
     """Stages that are left out."""
     seed_offset: int = 0
+    against: str | None = None
+    """The arm that it is compared with; None: the reference."""
 
     def of(self, name: str) -> dict[str, Any]:
         """What the arm changes in a file of the recipe; of a stage, with what it changes in all stages."""
@@ -139,6 +141,10 @@ class Ablation:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    def reference_of(self, name: str) -> str:
+        """The arm that this one is compared with; the reference itself stands alone."""
+        return self.arm(name).against or self.reference
+
 
 def read_ablation(path: str | Path, base: str | Path | None = None) -> Ablation:
     """Read the file of an ablation.
@@ -170,6 +176,7 @@ def read_ablation(path: str | Path, base: str | Path | None = None) -> Ablation:
         raise ConfigError(f"{path}: reference must be one of the arms ({', '.join(names)}), got {reference!r}")
     stages = content.get("stages")
     folder = Path(local_path(str(base), "--base")) if base is not None else reader.folder(content.get("base"))
+    reader.check_against(arms, reference, content.get("equal"))
     ablation = Ablation(
         path,
         first.strip("# "),
@@ -257,6 +264,18 @@ class _Reader:
         offset = value.pop(SEED_OFFSET, 0)
         if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
             raise self.wrong(f"arms.{name}.{SEED_OFFSET} must be a whole number of at least 0, got {offset!r}")
+        against = value.pop(AGAINST, None)
         skipped = tuple(file for file, changes in value.items() if changes == SKIP)
         changes = {file: self.mapping(changes, f"arms.{name}.{file}") for file, changes in value.items() if file not in skipped}
-        return Arm(name, changes, skipped, offset)
+        return Arm(name, changes, skipped, offset, against)
+
+    def check_against(self, arms: Sequence[Arm], reference: str, equal: Any) -> None:
+        for arm in arms:
+            others = [other.name for other in arms if other is not arm]
+            if arm.against is not None and (arm.against not in others or arm.name == reference):
+                raise self.wrong(
+                    f"arms.{arm.name}.{AGAINST} must be another arm ({', '.join(others)}), got {arm.against!r}"
+                    + f"; {reference} is the reference of all" * (arm.name == reference)
+                )
+            if arm.against is not None and equal not in (None, "steps"):
+                raise self.wrong(f"arms.{arm.name}.{AGAINST}: with equal: {equal} all arms are made equal to {reference!r}")

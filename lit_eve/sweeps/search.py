@@ -133,7 +133,7 @@ class Search:
             changes.setdefault(file, {})[setting] = value
         arm = Arm(f"sample_{number:04d}", changes, reference.skipped, reference.seed_offset)
         one = replace(ablation, arms=(arm,), reference=arm.name, seeds=ablation.seeds[:1])
-        return make_trials(one, self.sweep.output, self.sweep.recipe, None)[0]
+        return make_trials(one, self.sweep.store, self.sweep.recipe, None)[0]
 
 
 def _draw(drawn: optuna.Trial, key: str, space: Mapping[str, Any]) -> Any:

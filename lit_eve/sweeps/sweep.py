@@ -27,18 +27,21 @@ class Sweep:
 
     Args:
         ablation: what is run.
-        output: where.
+        output: where its ledger and report are written.
+        keep: whether to go on where the file has changed since the folder was begun.
+        store: where all that is run lies, so that sweeps can share it; default: ``output``.
 
     Raises:
         ConfigError: an arm cannot be run, or the folder belongs to something else; raised before anything is run.
     """
 
-    def __init__(self, ablation: Ablation, output: Path, keep: bool = False) -> None:
+    def __init__(self, ablation: Ablation, output: Path, keep: bool = False, store: Path | None = None) -> None:
         self.ablation, self.output = ablation, output.absolute()
+        self.store = (store or output).absolute()
         self.recipe = Recipe.of(ablation)
         self.ledger = Ledger(self.output)
         different = self.ledger.take(ablation, self.recipe)
-        self.trials = make_trials(ablation, self.output, self.recipe, self.ledger.scaled)
+        self.trials = make_trials(ablation, self.store, self.recipe, self.ledger.scaled)
         if different and not keep:
             kept = sum(trial.is_done for trial in self.trials)
             raise ConfigError(
@@ -112,7 +115,7 @@ class Sweep:
         costs = {arm: [(name, cost.steps, each[arm, name]) for name, cost in stages] for arm, stages in planned.items()}
         # Arms that were made equal before keep their steps: seconds, measured again, would differ a little.
         scaled = equal_steps(self.ablation, costs) | self.ledger.scaled
-        self.trials = make_trials(self.ablation, self.output, self.recipe, scaled)
+        self.trials = make_trials(self.ablation, self.store, self.recipe, scaled)
         self.ledger.write(self.trials, {}, scaled)
 
     def _seconds_per_step(
@@ -123,7 +126,7 @@ class Sweep:
         for steps in CALIBRATION:
             scaled = {trial.arm.name: {stage.name: steps for stage in trial.stages} for trial in first}
             short = replace(self.ablation, seeds=self.ablation.seeds[:1])
-            trials = make_trials(short, self.output / "calibration", self.recipe, scaled)
+            trials = make_trials(short, self.store, self.recipe, scaled)
             alone = _OneAtATime(places)
             state = run_tasks(trials, alone, on_change)
             if state.failed:
@@ -199,7 +202,7 @@ def _written(value: Any) -> str:
 
 
 def only(ablation: Ablation, names: Sequence[str] | None, seeds: int | None) -> Ablation:
-    """The ablation with these arms, the reference among them, and so many seeds.
+    """The ablation with these arms, their references among them, and so many seeds.
 
     Raises:
         ConfigError: there is no such arm.
@@ -208,7 +211,8 @@ def only(ablation: Ablation, names: Sequence[str] | None, seeds: int | None) -> 
         known = [arm.name for arm in ablation.arms]
         if unknown := [name for name in names if name not in known]:
             raise ConfigError(f"--only: there is no arm {unknown[0]!r}; the arms are {', '.join(known)}")
-        arms = tuple(arm for arm in ablation.arms if arm.name in (*names, ablation.reference))
+        wanted = {*names, *map(ablation.reference_of, names), ablation.reference}
+        arms = tuple(arm for arm in ablation.arms if arm.name in wanted)
         ablation = replace(ablation, arms=arms)
     if seeds is not None:
         if seeds < 1:

@@ -6,9 +6,11 @@ A task is named after what comes out of it: its settings, and the tasks before i
 have one name, so they are run once and shared; tasks that differ have two folders. A file that is changed later finds again
 what of it is made.
 
-    OUTPUT/seed_0/steps/             a small file per task: its settings, its time, whether it is done
-    OUTPUT/seed_0/2_pretrain-1f0c.../    a run folder of train.py, or the world and what is measured in it
+    STORE/seed_0/steps/             a small file per task: its settings, its time, whether it is done
+    STORE/seed_0/2_pretrain-1f0c.../    a run folder of train.py, or the world and what is measured in it
     OUTPUT/trials/ARM/seed_0/        links to the folders of its tasks
+
+Sweeps with the same store share what is the same for them, such as the recipe that each of them changes.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ class Task:
     kind: str
     """The name of a stage, ``ground`` or ``evaluation``."""
     seed: int
-    output: Path
-    """Folder of the sweep."""
+    store: Path
+    """Folder of all that is run."""
     settings: Mapping[str, Any]
     """What decides what comes out of it, beside the tasks before it."""
     after: tuple[Task, ...] = ()
@@ -64,7 +66,7 @@ class Task:
     @property
     def home(self) -> Path:
         """Folder of all tasks with this seed."""
-        return self.output / f"seed_{self.seed}"
+        return self.store / f"seed_{self.seed}"
 
     @property
     def name(self) -> str:
@@ -119,12 +121,12 @@ class Trial:
 
 
 def make_trials(
-    ablation: Ablation, output: Path, recipe: Recipe, scaled: Mapping[str, Mapping[str, int]] | None = None
+    ablation: Ablation, store: Path, recipe: Recipe, scaled: Mapping[str, Mapping[str, int]] | None = None
 ) -> list[Trial]:
     """All trials, those of the first seed in front.
 
     Args:
-        output: folder of the sweep, absolute.
+        store: folder of all that is run, absolute.
         scaled: by arm: steps of stages that make arms equal.
 
     Raises:
@@ -135,9 +137,9 @@ def make_trials(
     stages = {arm.name: recipe.arm_stages(arm, scaled.get(arm.name)) for arm in ablation.arms}
     trials = []
     for seed in ablation.seeds:
-        reference = _ground(ablation.arm(ablation.reference), seed, output, recipe, stages, ())
+        reference = _ground(ablation.arm(ablation.reference), seed, store, recipe, stages, ())
         for arm in ablation.arms:
-            trials.append(_trial(arm, seed, output, recipe, stages, reference))
+            trials.append(_trial(arm, seed, store, recipe, stages, reference))
     seen: dict[str, str] = {}
     for trial in trials[: len(ablation.arms)]:
         last = list(trial.tasks.values())[-1].name
@@ -177,7 +179,7 @@ def _check_names(ablation: Ablation, recipe: Recipe) -> None:
 
 
 def _ground(
-    arm: Arm, seed: int, output: Path, recipe: Recipe, stages: Mapping[str, Sequence[ArmStage]], waits_for: tuple[Task, ...]
+    arm: Arm, seed: int, store: Path, recipe: Recipe, stages: Mapping[str, Sequence[ArmStage]], waits_for: tuple[Task, ...]
 ) -> Task | None:
     """World, language model and teacher of a trial; None where the recipe is no miniature's."""
     if recipe.ground is None:
@@ -189,38 +191,38 @@ def _ground(
             _set(content, key, value)
         settings[stem] = content
     settings["with_teacher"] = recipe.sees_teacher or any(stage.sees_teacher for stage in stages[arm.name])
-    task = Task(GROUND, seed, output, settings, (), waits_for)
+    task = Task(GROUND, seed, store, settings, (), waits_for)
     if waits_for and task.name == waits_for[0].name:
         return waits_for[0]
     return replace(task, command=(*WORK, GROUND, str(task.folder), json.dumps(settings)))
 
 
 def _trial(
-    arm: Arm, seed: int, output: Path, recipe: Recipe, stages: Mapping[str, Sequence[ArmStage]], reference: Task | None
+    arm: Arm, seed: int, store: Path, recipe: Recipe, stages: Mapping[str, Sequence[ArmStage]], reference: Task | None
 ) -> Trial:
-    ground = _ground(arm, seed, output, recipe, stages, () if reference is None else (reference,))
+    ground = _ground(arm, seed, store, recipe, stages, () if reference is None else (reference,))
     tasks: dict[str, Task] = {} if ground is None else {GROUND: ground}
     folders: dict[str, Path] = {} if ground is None else {str(Path(stages[arm.name][0].folder).parent): ground.folder}
     before: tuple[Task, ...] = tuple(tasks.values())
     for stage in stages[arm.name]:
         settings = {"files": stage.stage.files, "changes": dict(stage.changes), SEED: seed + arm.seed_offset}
-        task = Task(stage.name, seed, output, settings, before)
+        task = Task(stage.name, seed, store, settings, before)
         folders[stage.folder] = task.folder
         options = {**stage.changes, **stage.moved(folders), SEED: seed + arm.seed_offset, RUN: str(task.folder)}
         task = replace(task, command=(*TRAIN, "--config", str(stage.stage.path), *arguments_of(options)))
         tasks[stage.name] = task
         before = (task,) if ground is None else (ground, task)
     if ground is not None:
-        tasks[EVALUATION] = _evaluation(seed, output, stages[arm.name], tasks)
+        tasks[EVALUATION] = _evaluation(seed, store, stages[arm.name], tasks)
     return Trial(arm, seed, tasks, stages[arm.name])
 
 
-def _evaluation(seed: int, output: Path, stages: Sequence[ArmStage], tasks: Mapping[str, Task]) -> Task:
+def _evaluation(seed: int, store: Path, stages: Sequence[ArmStage], tasks: Mapping[str, Task]) -> Task:
     captioners = [stage.name for stage in stages if stage.learns_captions]
     answerer = None if stages[-1].learns_captions else stages[-1].name
     settings = {"captioner": captioners[-1] if captioners else None, "answerer": answerer}
     read = [tasks[name] for name in dict.fromkeys((GROUND, *filter(None, settings.values())))]
-    task = Task(EVALUATION, seed, output, settings, tuple(read))
+    task = Task(EVALUATION, seed, store, settings, tuple(read))
     folders = {key: name and str(tasks[name].folder) for key, name in settings.items()}
     data = {"data": str(tasks[GROUND].folder / "data"), **folders}
     return replace(task, command=(*WORK, EVALUATION, str(task.folder), json.dumps(data)))

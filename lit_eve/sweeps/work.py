@@ -26,8 +26,6 @@ LAST_LINES = 30
 """Of a log, in the report of a task that failed."""
 SPARE_GB = 1.0
 """Free space without which no task begins."""
-PATIENCE = 120.0
-"""Seconds to wait for the process of an earlier call that is still saving its work."""
 
 
 class TaskError(LitEveError):
@@ -49,8 +47,8 @@ class Order:
 def carry_out(order: Order) -> None:
     """Run the process of a task to its end, unless that has been done.
 
-    No two processes of one task run at a time, also of sweeps that were killed: whoever comes later waits. The process ends
-    with the one that called it.
+    No two processes of one task run at a time, also of other sweeps with the same store: whoever comes later waits, and finds
+    it done. The process ends with the one that called it.
 
     Raises:
         TaskError: it failed, or its disk is full.
@@ -110,17 +108,11 @@ def _end_with_parent() -> None:
 def _alone(path: Path) -> Iterator[int]:
     """Hold a lock, which ends with the last process that has it."""
     with path.open("w") as file:
-        deadline = time.monotonic() + PATIENCE
-        while True:
+        while True:  # waiting inside flock could not be cancelled
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TaskError(
-                        f"{path}: another process has been doing this task for {PATIENCE:.0f} s: is another sweep running with "
-                        "the same --output?"
-                    ) from None
                 time.sleep(0.2)
         yield file.fileno()
 

@@ -41,7 +41,7 @@ def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 600) ->
 
 def trials_of(path: Path, output: Path) -> dict[str, Trial]:
     ablation = read_ablation(path)
-    return {trial.name: trial for trial in make_trials(ablation, output, Recipe.of(ablation))}
+    return {trial.name: trial for trial in make_trials(ablation, output.parent / "store", Recipe.of(ablation))}
 
 
 def values(output: Path, metric: str) -> dict[str, float]:

@@ -149,6 +149,30 @@ def test_grid_and_only(folder: Path) -> None:
         only(ablation, ["none"], None)
 
 
+def test_an_arm_of_another_reference_brings_it_along(folder: Path) -> None:
+    lr = {"2_pretrain": {"model.lr": 0.1}}
+    ablation = read_ablation(
+        write_ablation(folder, arms=ARMS | {"fast": lr, "faster": {"against": "fast", "stages": {"model.lr": 1.0}}})
+    )
+    assert [ablation.reference_of(name) for name in ("with", "faster")] == ["without", "fast"]
+    assert [arm.name for arm in only(ablation, ["faster"], None).arms] == ["without", "fast", "faster"]
+
+
+def test_sweeps_of_one_store_share_what_is_the_same(folder: Path, tmp_path: Path) -> None:
+    def sweep(name: str, **content: object) -> Sweep:
+        ablation = read_ablation(write_ablation(folder, **content))
+        return Sweep(ablation, tmp_path / name, store=tmp_path / "store")
+
+    first, second = (
+        sweep("first"),
+        sweep("second", arms={"recipe": {}, "fast": {"stages": {"model.lr": 0.1}}}, reference="recipe"),
+    )
+    for trial in first.trials:
+        finish(trial)
+    assert {trial.name: trial.is_done for trial in second.trials} == {"recipe/seed_0": True, "fast/seed_0": False}
+    assert second.trials[0].tasks["2_pretrain"].folder.is_relative_to(tmp_path / "store" / "seed_0")
+
+
 def finish(trial: Trial) -> None:
     for task in trial.tasks.values():
         task.folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
-"""The miniature world's CLIP, trained contrastively on scenes and their captions: the teacher of the patch alignment."""
+"""The miniature world's CLIP or SigLIP, trained on scenes and their captions: the teacher of the patch alignment."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import tarfile
 from collections.abc import Sequence
@@ -14,12 +15,17 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedModel, SiglipConfig, SiglipModel
 
+from lit_eve.errors import ConfigError
 from lit_eve.files import write_atomically
 from lit_eve.nano.pretrained.fit import ADAMW, LitPretrained, train
 from lit_eve.processing import CLIP_MEAN, CLIP_STD, EveV1Geometry, TeacherGrid
 from lit_eve.training.optimizers import check_optimizer
+
+CLIP, SIGLIP = "clip", "siglip"
+TEXT = 64
+"""Tokens of the longest caption."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class TeacherSettings:
     """The teacher and its training.
 
     Args:
+        family: ``clip``: among the pairs of a batch, the right one by a softmax, and a class token (arXiv 2103.00020);
+            ``siglip``: each pair right or wrong by a sigmoid, and no class token (arXiv 2303.15343).
         image_size, patch_size: of its square images, in pixels.
         width, layers, heads, feed_forward: size of the vision transformer; the text transformer has ``text_layers``.
         projection: width of the space that images and captions share.
@@ -36,6 +44,7 @@ class TeacherSettings:
         checkpoint_every: steps between checkpoints.
     """
 
+    family: str = CLIP
     image_size: int = 64
     patch_size: int = 16
     width: int = 96
@@ -52,6 +61,8 @@ class TeacherSettings:
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
+        if self.family not in (CLIP, SIGLIP):
+            raise ConfigError(f"family must be one of {CLIP}, {SIGLIP}, got {self.family!r}")
         check_optimizer(self.optimizer)
 
     def square(self, image: Image.Image) -> Tensor:
@@ -61,31 +72,16 @@ class TeacherSettings:
 
 
 class LitTeacher(LitPretrained):
-    """CLIP's symmetric contrastive loss over the pairs of a batch."""
+    """The loss of CLIP or of SigLIP over the pairs of a batch."""
 
     def __init__(self, settings: TeacherSettings, tokenizer: Any) -> None:
         super().__init__(settings, tokenizer)
-        shape = {
-            "hidden_size": settings.width,
-            "intermediate_size": settings.feed_forward,
-            "num_attention_heads": settings.heads,
-            "projection_dim": settings.projection,
-        }
-        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        text = {"num_hidden_layers": settings.text_layers, "vocab_size": len(tokenizer), "max_position_embeddings": 64, **ids}
-        vision = {
-            "num_hidden_layers": settings.layers,
-            "image_size": settings.image_size,
-            "patch_size": settings.patch_size,
-        }
-        self.model = CLIPModel(
-            CLIPConfig(text_config=shape | text, vision_config=shape | vision, projection_dim=settings.projection)
-        )
-        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+        self.model = _model(settings, tokenizer)
+        for name, values in zip(("mean", "std"), _PIXELS[settings.family], strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, batch: dict[str, Tensor], return_loss: bool = False) -> Any:
-        """CLIP's output for ``pixels`` (B, 3, C, C) uint8 and ``input_ids``, ``attention_mask`` (B, T)."""
+        """CLIP's or SigLIP's output for ``pixels`` (B, 3, C, C) uint8 and ``input_ids``, ``attention_mask`` (B, T)."""
         pixels = (batch["pixels"] / 255 - self.mean) / self.std
         return self.model(batch["input_ids"], pixels, batch["attention_mask"], return_loss=return_loss)
 
@@ -100,17 +96,42 @@ class LitTeacher(LitPretrained):
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
-        side = self.settings.image_size
+        side, (mean, std) = self.settings.image_size, _PIXELS[self.settings.family]
+        square, flags = {"height": side, "width": side}, ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
+        cut = {"crop_size": square, "do_center_crop": True, "size": {"shortest_edge": side}}
         preprocessor = {
-            "image_processor_type": "CLIPImageProcessor",
-            "crop_size": {"height": side, "width": side},
-            "size": {"shortest_edge": side},
+            "image_processor_type": f"{'CLIP' if self.settings.family == CLIP else 'Siglip'}ImageProcessor",
+            **(cut if self.settings.family == CLIP else {"size": square}),
             "resample": 3,
-            "image_mean": CLIP_MEAN,
-            "image_std": CLIP_STD,
-            **dict.fromkeys(("do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
+            "image_mean": mean,
+            "image_std": std,
+            **dict.fromkeys(flags, True),
         }
         write_atomically(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+
+
+_PIXELS = {CLIP: (CLIP_MEAN, CLIP_STD), SIGLIP: ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+"""Mean and standard deviation of pixels in [0, 1]."""
+
+
+def _model(settings: TeacherSettings, tokenizer: Any) -> PreTrainedModel:
+    shape = {
+        "hidden_size": settings.width,
+        "intermediate_size": settings.feed_forward,
+        "num_attention_heads": settings.heads,
+    }
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = {"num_hidden_layers": settings.text_layers, "vocab_size": len(tokenizer), "max_position_embeddings": TEXT, **ids}
+    vision = {"num_hidden_layers": settings.layers, "image_size": settings.image_size, "patch_size": settings.patch_size}
+    if settings.family == CLIP:
+        shape["projection_dim"] = settings.projection
+        return CLIPModel(CLIPConfig(text_config=shape | text, vision_config=shape | vision, projection_dim=settings.projection))
+    text["projection_size"] = settings.width  # both halves end in the width of the image's
+    model = SiglipModel(SiglipConfig(text_config=shape | text, vision_config=shape | vision))
+    with torch.no_grad():  # section 3.2: at first, all pairs are held for wrong ones, as nearly all are
+        model.logit_scale.fill_(math.log(10.0))
+        model.logit_bias.fill_(-10.0)
+    return model
 
 
 class Pairs:
@@ -138,7 +159,10 @@ class Pairs:
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """``pixels`` (B, 3, C, C) uint8, ``input_ids`` and ``attention_mask`` (B, T)."""
         squares = [self.settings.square(Image.open(io.BytesIO(self.images[i]))) for i in indices]
-        text = self.tokenizer([self.captions[i] for i in indices], padding=True, return_tensors="pt")
+        length = (
+            {} if self.settings.family == CLIP else {"padding": "max_length", "max_length": TEXT}
+        )  # it reads the last place
+        text = self.tokenizer([self.captions[i] for i in indices], **{"padding": True} | length, return_tensors="pt")
         return {"pixels": torch.stack(squares), "input_ids": text.input_ids, "attention_mask": text.attention_mask}
 
 
@@ -151,7 +175,7 @@ def retrieval_at_1(teacher: LitTeacher, pairs: Pairs, batch: int = 128) -> float
 
 
 def train_teacher(run_dir: str | Path, settings: TeacherSettings = TeacherSettings()) -> Path:
-    """Train on ``run_dir/data/pretrain`` and save to ``run_dir/teacher``, for `CLIPModel` and `CLIPVisionModel`; see `train`.
+    """Train on ``run_dir/data/pretrain`` and save to ``run_dir/teacher`` for transformers; see `train`.
 
     Returns:
         The folder.

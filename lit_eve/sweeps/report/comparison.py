@@ -18,10 +18,12 @@ class Row:
     """One arm and one metric."""
 
     arm: str
+    reference: str
+    """The arm that it is compared with."""
     values: Mapping[int, float]
     """By seed, finite; empty: no trial of the arm wrote the metric."""
     difference: Difference | None = None
-    """Arm minus reference, in the metric's unit; None: the reference itself, or no seed that both have."""
+    """Arm minus its reference, in the metric's unit; None: the reference itself, or no seed that both have."""
     adjusted_p: float | None = None
     """Holm's, over the arms of the metric."""
     needed: int | None = None
@@ -30,7 +32,7 @@ class Row:
     verdict: Verdict | None = None
     """None: the reference."""
     sign_of_paper: int = 0
-    """1: better than the reference in the paper; -1: worse; 0: not said."""
+    """1: better than its reference in the paper; -1: worse; 0: not said."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def in_order(ablation: Ablation, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def compare(ablation: Ablation, trials: Sequence[Trial]) -> list[Comparison]:
-    """Compare all arms with the reference, by every metric of the file; trials may be missing.
+    """Compare each arm with its reference, by every metric of the file; trials may be missing.
 
     Raises:
         ConfigError: as of :func:`in_order`; or no trial wrote a metric of the file.
@@ -95,14 +97,15 @@ def _compare(ablation: Ablation, metric: Metric, trials: Sequence[Trial]) -> Com
         else:
             not_finite.append(trial.name)
     others = [name for name in values if name != ablation.reference]
-    differences = {name: paired_difference(values[name], values[ablation.reference]) for name in others}
+    against = {name: ablation.reference_of(name) for name in others}
+    differences = {name: paired_difference(values[name], values[against[name]]) for name in others}
     ps = [difference.p if difference else None for difference in differences.values()]
     level = LEVEL / max(1, len(ps) - ps.count(None))
-    rows = {ablation.reference: Row(ablation.reference, values[ablation.reference])}
+    rows = {ablation.reference: Row(ablation.reference, ablation.reference, values[ablation.reference])}
     for (name, difference), p in zip(differences.items(), holm(ps), strict=True):
         gain, sign = difference and difference.times(metric.sign), ablation.paper.sign(name)
-        said = verdict(gain, p, sign, ablation.reference)
-        rows[name] = Row(name, values[name], difference, p, _needed(difference, metric, level), said, sign)
+        said = verdict(gain, p, sign, against[name])
+        rows[name] = Row(name, against[name], values[name], difference, p, _needed(difference, metric, level), said, sign)
     return Comparison(metric, ablation.reference, tuple(rows[name] for name in values), tuple(not_finite), level)
 
 

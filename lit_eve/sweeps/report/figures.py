@@ -32,7 +32,8 @@ def draw_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
     95 % interval. Grey is what lies within the metric's difference that is worth resolving. A triangle at the edge shows the
     side of the paper.
     """
-    arms = [row.arm for row in comparisons[0].rows if row.verdict]
+    compared = [row for row in comparisons[0].rows if row.verdict]
+    arms = [_beside(row, comparisons[0]) for row in compared]
     rows, columns = _grid(len(comparisons))
     labels = [_label(arm) for arm in arms]
     height = sum(max(0.3, 0.17 * (label.count("\n") + 1)) for label in labels) + 1.0
@@ -61,7 +62,9 @@ def _draw_forest(ax: Axes, comparison: Comparison) -> None:
     ax.axvline(0, color=SOFT, linewidth=1)
     for place, row in enumerate(row for row in comparison.rows if row.verdict):
         _draw_row(ax, place, row, comparison)
-    ax.set_xlabel(f"better than {_short(comparison.reference)} →" if _has_differences(comparison) else "no seed to compare")
+    references = {row.reference for row in comparison.rows if row.verdict}
+    reference = _short(references.pop()) if len(references) == 1 else "its reference"
+    ax.set_xlabel(f"better than {reference} →" if _has_differences(comparison) else "no seed to compare")
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
@@ -85,6 +88,11 @@ def _draw_row(ax: Axes, place: int, row: Row, comparison: Comparison) -> None:
         ax.plot(gain.interval, [place, place], color=colour, linewidth=1.8, solid_capstyle="butt")
     face = colour if row.verdict.is_resolved else "white"
     ax.plot(gain.mean, place, "o", color=colour, markerfacecolor=face, markersize=6.5, markeredgewidth=1.4)
+
+
+def _beside(row: Row, comparison: Comparison) -> str:
+    """The arm, and its reference where that is not the one of most."""
+    return row.arm if row.reference == comparison.reference else f"{row.arm} beside {row.reference}"
 
 
 def _has_differences(comparison: Comparison) -> bool:
@@ -210,7 +218,7 @@ def _line(style: Mapping[str, Any]) -> Any:
 
 def _label(arm: str) -> str:
     """An arm's name in lines; it may break after a sign, as names of folders have no spaces."""
-    pieces = "".join(letter + ("\0" if letter in "_-+=,." else "") for letter in arm).split("\0")
+    pieces = "".join(letter + ("\0" if letter in "_-+=,. " else "") for letter in arm).split("\0")
     lines = [""]
     for piece in pieces:
         if lines[-1] and len(lines[-1]) + len(piece) > LABEL:

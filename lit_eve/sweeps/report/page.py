@@ -93,7 +93,7 @@ def _results(folder: Path, ablation: Ablation, comparisons: Sequence[Comparison]
     parts = ["## Results", f"{RULE} {sections.PAIRED}", *map(sections.metric_section, comparisons)]
     if any(row.difference for comparison in comparisons for row in comparison.rows):
         draw_differences(folder / DIFFERENCES, comparisons)
-        parts += [f"![Paired differences of each arm to {ablation.reference}]({DIFFERENCES})", FOREST]
+        parts += [f"![Paired differences of each arm to its reference]({DIFFERENCES})", FOREST]
     if over_questions := sections.questions(ablation, trials):
         parts += ["### Accuracy over questions", over_questions, sections.QUESTIONS]
     if names := shown_curves(ablation, trials):

@@ -97,7 +97,7 @@ def _section(
     ]
     if any(row.difference for comparison in comparisons for row in comparison.rows):
         draw_differences(folder / FOLDER / f"{ablation.name}.png", comparisons)
-        title = f"Paired differences of each arm to {ablation.reference}; gains are to the right"
+        title = "Paired differences of each arm to its reference; gains are to the right"
         parts.append(f"![{title}]({_link(ablation.name, '.png')})")
     if over_questions := sections.questions(ablation, trials):
         parts += ["### Accuracy over questions", over_questions, sections.QUESTIONS]

@@ -20,7 +20,7 @@ EQUAL = {
 NAMED = 12  # missing trials that are named
 NOTHING = "–"
 PAIRED = (
-    "Differences are arm minus reference, paired by seed. The interval is Student's over seeds, of one arm alone. p is "
+    "Differences are arm minus its reference, paired by seed. The interval is Student's over seeds, of one arm alone. p is "
     "two-sided and adjusted, so a difference can be not resolved though its interval is without 0."
 )
 NEEDED = (
@@ -86,7 +86,9 @@ def paper(ablation: Ablation) -> str:
         lines.append(f"{': '.join(filter(None, (known.source, known.says)))}.")
     for side, arms in (("better", known.better), ("worse", known.worse)):
         if arms:
-            lines.append(f"There {side} than `{ablation.reference}`: {', '.join(f'`{arm}`' for arm in arms)}.")
+            than = {ablation.reference_of(arm) for arm in arms}
+            whom = f"`{than.pop()}`" if len(than) == 1 else "the arms that they are compared with"
+            lines.append(f"There {side} than {whom}: {', '.join(f'`{arm}`' for arm in arms)}.")
     return " ".join(lines)
 
 
@@ -102,6 +104,7 @@ def _changes(arm: Arm) -> str:
     ]
     parts += [f"{file}: {SKIP}" for file in arm.skipped]
     parts += [f"{SEED_OFFSET}: {arm.seed_offset}"] if arm.seed_offset else []
+    parts += [f"compared with `{arm.against}`"] if arm.against else []
     return ", ".join(parts) or "nothing"
 
 
@@ -195,7 +198,7 @@ def questions(ablation: Ablation, trials: Sequence[Trial]) -> str:
     }
     rows = []
     for arm, of_arm in answers.items():
-        found = question_interval(of_arm, answers[ablation.reference])
+        found = question_interval(of_arm, answers[ablation.reference_of(arm)])
         if found is None:
             continue
         difference = interval = NOTHING
@@ -217,6 +220,7 @@ def cost(ablation: Ablation, trials: Sequence[Trial]) -> str:
     }
     rows = []
     for arm in seconds:
+        reference = seconds.get(ablation.reference_of(arm))
         own = [trial for trial in trials if trial.arm == arm]
         flops = [trial.flops for trial in own]
         rows.append(
@@ -226,7 +230,7 @@ def cost(ablation: Ablation, trials: Sequence[Trial]) -> str:
                 f"{fmean(trial.steps for trial in own):,.0f}",
                 NOTHING if None in flops else f"{fmean(flops):.3g}",
                 f"{seconds[arm]:,.0f}",
-                f"{seconds[arm] / seconds[ablation.reference]:.2f}" if seconds.get(ablation.reference) else NOTHING,
+                f"{seconds[arm] / reference:.2f}" if reference else NOTHING,
             )
         )
-    return table(("arm", "trials", "steps", "FLOPs", "seconds of a core", "times the reference"), rows)
+    return table(("arm", "trials", "steps", "FLOPs", "seconds of a core", "times its reference"), rows)

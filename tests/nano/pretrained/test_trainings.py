@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, CLIPVisionModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel, CLIPVisionModel, SiglipModel, SiglipVisionModel
 
 from lit_eve.errors import ConfigError
 from lit_eve.losses.teacher import load_teacher
@@ -19,10 +19,12 @@ from lit_eve.nano.pretrained.language_model import (
     compose_embeddings,
     train_language_model,
 )
-from lit_eve.nano.pretrained.teacher import Pairs, TeacherSettings, train_teacher
+from lit_eve.nano.pretrained.teacher import LitTeacher, Pairs, TeacherSettings, train_teacher
 from lit_eve.nano.progress import read_settings, results_of
 from lit_eve.nano.world.datasets import DOCUMENTS, WorldSettings, make_world
 from lit_eve.nano.world.tokenizer import make_tokenizer
+from lit_eve.processing import CLIP_MEAN
+from lit_eve.vision_towers import read_tower
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 WORLD = WorldSettings(text=64, prealign=4, pretrain=24, finetune=4, validation=16, test=16, workers=1)
@@ -161,15 +163,31 @@ def test_matching_heads_look_for_what_is_like_themselves():
         assert not torch.equal(attention.k_proj.weight[24:], attention.q_proj.weight[24:])
 
 
-def test_teacher_loads_as_clip_and_as_the_models_teacher(run_dir):
-    folder = train_teacher(run_dir, TEACHER)
-    vision, info = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
+@pytest.mark.parametrize(
+    ("family", "whole", "half", "mean"),
+    [("clip", CLIPModel, CLIPVisionModel, CLIP_MEAN), ("siglip", SiglipModel, SiglipVisionModel, (0.5, 0.5, 0.5))],
+)
+def test_teacher_loads_as_its_family_and_as_the_models_teacher(other_run_dir, family, whole, half, mean):
+    folder = train_teacher(other_run_dir, replace(TEACHER, family=family))
+    vision, info = half.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
     pixels = torch.randn(2, 3, 64, 64)
-    whole = CLIPModel.from_pretrained(folder)
-    assert torch.equal(vision(pixels).last_hidden_state, whole.vision_model(pixels).last_hidden_state)
+    assert torch.equal(vision(pixels).last_hidden_state, whole.from_pretrained(folder).vision_model(pixels).last_hidden_state)
     assert load_teacher(folder)(pixels).shape == (2, 16, TEACHER.width)
-    assert (folder / "preprocessor_config.json").exists()
+    assert read_tower(folder, "model.teacher")[1].mean == mean
+
+
+def test_a_siglip_says_of_each_pair_whether_it_is_right(run_dir):
+    settings = replace(TEACHER, family="siglip", batch=8)
+    teacher, pairs = LitTeacher(settings, make_tokenizer()), Pairs(run_dir / "data" / "pretrain", make_tokenizer(), settings)
+    batch = pairs(0)
+    output = teacher(batch, return_loss=True)
+    logits = 10 * output.image_embeds @ output.text_embeds.T - 10
+    right = 2 * torch.eye(8) - 1
+    assert output.loss.item() == pytest.approx(-(right * logits).sigmoid().log().sum().item() / 8, rel=1e-5)
+    assert batch["input_ids"].shape == (8, 64)  # the last place is read, whatever is padded
+    with pytest.raises(ConfigError, match="family must be one of clip, siglip, got 'dino'"):
+        TeacherSettings(family="dino")
 
 
 def test_teacher_sees_every_pair_once_per_epoch(run_dir):

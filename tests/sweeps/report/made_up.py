@@ -13,14 +13,14 @@ LOSS, ACCURACY = Metric("looks_loss", "lower", 0.03), Metric("question_accuracy"
 
 
 def ablation(
-    *arms: str, metrics: tuple[Metric, ...] = (LOSS,), seeds: int = 8, paper: Paper | None = None, **fields
+    *arms: str | Arm, metrics: tuple[Metric, ...] = (LOSS,), seeds: int = 8, paper: Paper | None = None, **fields
 ) -> Ablation:
     """An ablation of so many arms, the first of which is the reference."""
     return Ablation(
         Path("alignment.yaml"),
         "Does aligning patches to a teacher help?",
         Path("nano_hard"),
-        tuple(Arm(name) for name in arms),
+        tuple(arm if isinstance(arm, Arm) else Arm(arm) for arm in arms),
         arms[0],
         tuple(range(seeds)),
         metrics,

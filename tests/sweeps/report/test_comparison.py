@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lit_eve.errors import ConfigError
-from lit_eve.sweeps.ablation import Metric
+from lit_eve.sweeps.ablation import Arm, Metric
 from lit_eve.sweeps.report.comparison import compare
 from lit_eve.sweeps.report.statistics import paired_difference, seeds_to_resolve
 from tests.sweeps.report.made_up import ACCURACY, LOSS, ablation, trial, trials
@@ -57,6 +57,15 @@ def test_missing_trials_leave_the_seeds_that_both_have():
     assert of(comparison, "never").values == {} and of(comparison, "never").verdict.outcome == "not measured"
     (comparison,) = compare(ablation("without", "with"), [])
     assert [row.values for row in comparison.rows] == [{}, {}]
+
+
+def test_an_arm_may_have_a_reference_of_its_own():
+    made = ablation("much", "little", Arm("little_with", against="little"))
+    (comparison,) = compare(made, trials({"much": 0.0, "little": 0.3, "little_with": 0.2}, seeds=6))
+    row = of(comparison, "little_with")
+    assert row.reference == "little" and of(comparison, "little").reference == "much"
+    assert row.difference == paired_difference(row.values, of(comparison, "little").values)
+    assert row.verdict.sentence.startswith("resolved: better than little by 0.1")
 
 
 def test_a_value_that_is_no_number_counts_as_missing_and_is_named():

@@ -81,7 +81,7 @@ def test_a_whole_report(tmp_path):
 
     assert rows(text, "Cost")[1] == {
         **{"arm": "with", "trials": "8", "steps": "1,200", "FLOPs": "3.5e+15"},
-        **{"seconds of a core": "101", "times the reference": "1.00"},
+        **{"seconds of a core": "101", "times its reference": "1.00"},
     }
     for link in re.findall(r"\]\((.+?)\)", text):
         assert (tmp_path / link).exists(), link
@@ -131,7 +131,7 @@ def test_no_trial_is_done_yet(tmp_path):
 def test_without_the_reference_nothing_is_compared(tmp_path):
     text = report(tmp_path, ablation("without", "with", seeds=2), trials({"with": 0.0}, 2))
     assert "- looks_loss: not measured: `with`." in text and "differences.png" not in text
-    assert rows(text, "Cost")[0]["times the reference"] == "–"
+    assert rows(text, "Cost")[0]["times its reference"] == "–"
 
 
 def test_what_cannot_be_known_is_said(tmp_path):
