@@ -14,9 +14,14 @@ from lit_eve.files import output_folder, path_argument
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lit_eve.sweeps.costs import StageCost
     from lit_eve.sweeps.sweep import Sweep
+    from lit_eve.sweeps.trials import Trial
 
 RUNS, STORE = "runs/sweeps", "store"
+GPUS = 16
+"""Of the paper's."""
+UNKNOWN = "–"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", action="store_true", help="run nothing; write the report of what is finished")
     parser.add_argument("--publish", type=path_argument, metavar="FOLDER", help="also put the results into FOLDER/RESULTS.md")
     parser.add_argument(
-        "--gpus", type=int, default=16, metavar="N", help="for --dry-run: number of GPUs (default: %(default)s)"
+        "--gpus", type=int, metavar="N", help=f"for --dry-run: number of GPUs (default: {GPUS}; of a miniature: none)"
     )
     parser.add_argument("--gpu", default="a100-40g", metavar="NAME", help="for --dry-run: their kind (default: %(default)s)")
     parser.add_argument(
@@ -162,36 +167,49 @@ def print_costs(console: Console, sweep: Sweep, args: argparse.Namespace) -> Non
     from rich.table import Table
 
     from lit_eve.planning.gpus import get_gpu
+    from lit_eve.sweeps.report.sections import EQUAL
 
+    is_mini = sweep.recipe.ground is not None and args.gpus is None  # which is trained by one process
+    gpus = args.gpus or (1 if is_mini else GPUS)
     with console.status("planning"):
-        costs = sweep.costs(gpus=args.gpus, gpu=get_gpu(args.gpu), mfu=args.mfu)
-    table = Table(
-        title=f"{sweep.ablation.question}\n{args.gpus} x {args.gpu}, --mfu {args.mfu:g}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("arm")
-    for column in ("stage", "steps", "samples / step", "PFLOPs", "GPU-days", "seeds", "finished"):
+        costs = sweep.costs(gpus=gpus, gpu=get_gpu(args.gpu), mfu=args.mfu)
+    title = sweep.ablation.question + ("" if is_mini else f"\n{gpus} x {args.gpu}, --mfu {args.mfu:g}")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("arm", "stage"):
+        table.add_column(column, overflow="fold")
+    for column in ("steps", "samples", "FLOPs", *["GPU-days"] * (not is_mini), "trials"):
         table.add_column(column, justify="right")
-    total: float | None = 0.0
-    for arm, stages in costs.items():
-        trials = [trial for trial in sweep.trials if trial.arm.name == arm]
-        done = sum(trial.is_done for trial in trials)
-        for name, cost in stages:
-            days = "does not fit" if cost.gpu_days is None else f"{cost.gpu_days:.3g}"
-            table.add_row(
-                arm,
-                name,
-                f"{cost.steps:,}",
-                f"{cost.samples_per_step:.0f}",
-                f"{cost.flops / 1e15:,.3g}",
-                days,
-                str(len(trials)),
-                str(done),
-            )
-            total = None if total is None or cost.gpu_days is None else total + len(trials) * cost.gpu_days
+    days: list[float | None] = []
+    for arm, trials in _by_arm(sweep).items():
+        runs = f"{sum(trial.is_done for trial in trials)} of {len(trials)}"
+        planned = [cost for _, cost in costs.get(arm, ())]
+        for number, stage in enumerate(trials[0].stages):
+            cost = planned[number] if planned else None
+            days += [None if cost is None or cost.gpu_days is None else len(trials) * cost.gpu_days]
+            name = "" if number else arm
+            table.add_row(name, stage.name, *_written(cost, with_days=not is_mini), "" if number else runs)
     console.print(table)
-    console.print(
-        f"{len(sweep.trials)} trials"
-        + ("" if total is None else f", {total:,.3g} GPU-days in all, stages that arms share counted for each")
-    )
+    total = "" if is_mini or None in days else f", {sum(days):,.3g} GPU-days in all, stages that arms share counted for each"
+    console.print(f"{len(sweep.trials)} trials{total}")
+    if len(costs) < len(_by_arm(sweep)):
+        console.print(f"{UNKNOWN}: known once the miniature's world and language model are made, which the sweep does first")
+    if sweep.ablation.equal != "steps" and not sweep.ledger.scaled:
+        last = sweep.ablation.scaled or "the last stage"
+        console.print(
+            f"before the first trial, the steps of {last} are chosen so that all arms have {EQUAL[sweep.ablation.equal]}"
+        )
+
+
+def _written(cost: StageCost | None, with_days: bool) -> list[str]:
+    """Cells of one stage of a trial: steps, samples, FLOPs, GPU-days."""
+    if cost is None:
+        return [UNKNOWN] * (3 + with_days)
+    days = "does not fit" if cost.gpu_days is None else f"{cost.gpu_days:.3g}"
+    return [f"{cost.steps:,}", f"{cost.steps * cost.samples_per_step:,.0f}", f"{cost.flops:.3g}", *[days] * with_days]
+
+
+def _by_arm(sweep: Sweep) -> dict[str, list[Trial]]:
+    found: dict[str, list[Trial]] = {}
+    for trial in sweep.trials:
+        found.setdefault(trial.arm.name, []).append(trial)
+    return found

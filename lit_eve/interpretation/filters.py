@@ -38,7 +38,7 @@ class FilterSpectrum:
 
 
 def patch_filters(model: EveForConditionalGeneration) -> Tensor:
-    """The filters as images: (E, 3, y, x) float32, of a patch (``eve_v1``) or of a whole pooling window (``linear``).
+    """The filters as images: (E, 3, y, x) float32, of a patch (as in ``eve_v1``) or of a whole pooling window (``linear``).
 
     They are applied to normalised pixels; those of ``gemma4_unified`` behind one more normalisation, of each window. A
     ``vision_tower`` has those of its encoder's convolution.
@@ -52,7 +52,7 @@ def patch_filters(model: EveForConditionalGeneration) -> Tensor:
     if name == "vision_tower":
         convolution = next(module for module in model.patch_embedding.tower.modules() if isinstance(module, nn.Conv2d))
         return convolution.weight.detach().float().cpu()
-    layer = model.patch_embedding.projection if name == "linear" else model.patch_embedding.patch_projection
+    layer = model.patch_embedding.projection if name in ("linear", "llm_tower") else model.patch_embedding.patch_projection
     # The patches of a window lie one behind another; of a patch alone, the window is one.
     pool = 1 if layer.in_features == geometry.patch_dim else geometry.pool_size
     sides = {"i": pool, "j": pool, "c": 3, "y": geometry.patch_size, "x": geometry.patch_size}

@@ -75,11 +75,12 @@ class Sweep:
         return replace(self.ablation, arms=tuple(arms.values()))
 
     def costs(self, **gpus: Any) -> dict[str, list[tuple[str, StageCost]]]:
-        """What the stages of each arm cost, by plan; of the first seed."""
+        """What the stages of each arm cost, by plan; of the first seed. Arms whose ground is not made yet are left out."""
         first = [trial for trial in self.trials if trial.seed == self.ablation.seeds[0]]
         return {
             trial.arm.name: [(stage.name, plan_stage(stage, self._folders(trial), **gpus)) for stage in trial.stages]
             for trial in first
+            if GROUND not in trial.tasks or trial.tasks[GROUND].is_done
         }
 
     def flops_per_step(self) -> dict[tuple[str, str], float]:

@@ -16,6 +16,7 @@ from lit_eve.processing.images import patchify
 from lit_eve.vision_towers import fields_of
 from tests import towers
 from tests.models import tiny
+from tests.models.variants import LLM
 from tests.tiny_model import scene_image
 
 PATCHES = {"eve_v1": "width", "eve_v2": "patch_width", "neo": "patch_width", "mono_internvl": "patch_width"}
@@ -24,7 +25,7 @@ WINDOWS = {"linear": "width", "gemma4_unified": "width", "vora": "patch_width"}
 
 def test_all_patch_embeddings_are_tried_here() -> None:
     shipped = {name for name in PATCH_EMBEDDINGS if PATCH_EMBEDDINGS.module_of(name) is None}
-    assert shipped == PATCHES.keys() | WINDOWS.keys() | {"vision_tower"}
+    assert shipped == PATCHES.keys() | WINDOWS.keys() | {"vision_tower", "llm_tower"}
 
 
 @pytest.mark.parametrize("name", [*PATCHES, *WINDOWS])
@@ -50,6 +51,15 @@ def test_filters_lie_on_the_pixels_as_the_patch_embedding_sees_them(name: str) -
         found = outputs[row // per, column // per, row % per, column % per]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=0.05)
     assert np.std(pixels) > 10
+
+
+def test_filters_of_a_language_model_are_those_of_the_matrix_in_front_of_it() -> None:
+    geometry = {"name": "square", "image_size": 16, "patch_size": 4, "pool_size": 2}
+    model = tiny.model(patch_embedding={"name": "llm_tower", "tower": LLM}, geometry=geometry)
+    found = patch_filters(model)
+    assert found.shape == (LLM["hidden_size"], 3, 8, 8)
+    corner = model.patch_embedding.projection.weight[:, :48].view(-1, 3, 4, 4)  # the first patch of the window
+    assert torch.equal(found[:, :, :4, :4], corner)
 
 
 @pytest.mark.parametrize("kind", towers.CONFIGS)

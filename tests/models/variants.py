@@ -55,11 +55,19 @@ TOWER = {
     **{"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
     **{"num_attention_heads": 2, "image_size": 16, "patch_size": 4},
 }
+LLM = {
+    **{"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 8},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1},
+}
 BESIDE: dict[str, dict[str, Any]] = {  # other arguments and parts that an entry needs
     "tiles": {"geometry": {"image_size": 16}},
     "vision_tower": {
         "geometry": {"name": "square", "image_size": 16, "patch_size": 4, "pool_size": 2},
         "patch_embedding": {"tower": TOWER},
+    },
+    "llm_tower": {
+        "geometry": {"name": "square", "image_size": 16, "patch_size": 4, "pool_size": 2},
+        "patch_embedding": {"tower": LLM, "layers": 1},
     },
     "identity": {"patch_embedding": {"name": "linear", "width": SMALL["width"]}},
 }

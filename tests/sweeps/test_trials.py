@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_eve.cli import main
 from lit_eve.errors import ConfigError
 from lit_eve.nano.steps import Journal
 from lit_eve.sweeps.ablation import read_ablation
@@ -251,3 +252,14 @@ def test_a_task_is_undone_where_its_folder_is_gone(folder: Path, tmp_path: Path)
     assert trial.is_done
     trial.tasks["2_pretrain"].folder.rmdir()
     assert not trial.is_done and isinstance(trial.tasks["2_pretrain"].journal, Journal)
+
+
+def test_what_a_miniature_costs_is_known_with_its_ground(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = write_ablation(folder, equal="flops")
+    assert main(["sweep", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "without 1_prealign – – – 0 of 1 2_pretrain" in printed and "2 trials –: known once the miniature's world" in printed
+    assert "the steps of the last stage are chosen so that all arms have the same training FLOPs" in printed
+    assert not (tmp_path / "out").exists()
+    assert main(["sweep", str(path), "--output", str(tmp_path / "out"), "--store", str(tmp_path / "out")]) == 2
+    assert "--store and --output are both" in capsys.readouterr().err

@@ -115,10 +115,10 @@ def test_pixels_must_be_those_of_the_encoder(world, tmp_path):
     module.model.save_pretrained(tmp_path / "model")
     module.processor.save_pretrained(tmp_path / "model")
     later = {"init_from": str(tmp_path / "model"), "decoder": None, "patch_embedding": None, "geometry": None}
-    with pytest.raises(ConfigError, match=r"^model\.image_std is .*, but the vision tower, that of .*model', was trained with"):
+    with pytest.raises(ConfigError, match=r"^model\.image_std is .*, but the tower, that of .*model', was trained with"):
         module_of(world, "", **later, image_std=[0.4, 0.5, 0.6]).blueprint.check()
     towers.make("siglip", num_hidden_layers=5).save_pretrained(tmp_path / "other")
-    with pytest.raises(ConfigError, match=r"has another vision tower \(tower.num_hidden_layers: 3 -> 5\)"):
+    with pytest.raises(ConfigError, match=r"has another tower \(tower.num_hidden_layers: 3 -> 5\)"):
         module_of(world, "", **later | {"patch_embedding": spec(tmp_path / "other")}).blueprint.check()
 
 

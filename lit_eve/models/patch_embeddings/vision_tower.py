@@ -5,7 +5,6 @@ Notation: P patches of p x p pixels, Q = P / pool^2 tokens, N views, s patches a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,22 +12,23 @@ from einops import rearrange
 from torch import Tensor
 
 from lit_eve.errors import ConfigError
-from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, ImageTokens, PatchEmbedding
-from lit_eve.processing.geometries import ImageGeometry, SquareViews
+from lit_eve.models.patch_embeddings.base import PATCH_EMBEDDINGS, ImageTokens
+from lit_eve.models.patch_embeddings.tower import TowerPatchEmbedding, check_tower_spec
+from lit_eve.processing.geometries import ImageGeometry
 from lit_eve.vision_towers import build_tower, cut_tower, depth_of, patch_states, tower_config
 
 
 @PATCH_EMBEDDINGS.register("vision_tower")
-class VisionTowerPatchEmbedding(PatchEmbedding):
+class VisionTowerPatchEmbedding(TowerPatchEmbedding):
     """One hidden state of a vision encoder at its patches, those of a pooling window side by side.
 
-    The encoder's later layers, the norm behind them and heads are left out. If the stage freezes all of it, it runs in eval
-    mode and keeps nothing for a backward pass. Views of another size than its own are seen with interpolated positions.
+    The encoder's later layers, the norm behind them and heads are left out. If the stage freezes it, it keeps nothing for a
+    backward pass. Views of another size than its own are seen with interpolated positions.
 
     Args:
         geometry: ``square`` or ``tiles``: views of one size, with the encoder's patches.
         tower: the vision half's config, ``model_type`` with it. In a YAML, the folder or hub name to take config and weights
-            from; :class:`~lit_eve.training.blueprint.Blueprint` reads them.
+            from.
         layer: which hidden state, counted as in transformers (-2: LLaVA's, the output of the last layer but one).
 
     Raises:
@@ -36,10 +36,7 @@ class VisionTowerPatchEmbedding(PatchEmbedding):
     """
 
     def __init__(self, geometry: ImageGeometry, tower: str | dict[str, Any], layer: int = -2) -> None:
-        if not isinstance(tower, Mapping):
-            raise ConfigError(
-                f"patch embedding 'vision_tower': tower = {tower!r} is a name; here it must be the config of the encoder"
-            )
+        check_tower_spec("vision_tower", tower, geometry)
         try:
             config = tower_config(tower)
             depth = depth_of(config, layer, "layer")
@@ -47,9 +44,6 @@ class VisionTowerPatchEmbedding(PatchEmbedding):
             raise ConfigError(f"patch embedding 'vision_tower': {error}") from error
         if depth == 0:
             raise ConfigError("patch embedding 'vision_tower': layer must be behind at least one layer of the encoder")
-        if not isinstance(geometry, SquareViews):
-            name = geometry.to_dict()["name"]
-            raise ConfigError(f"patch embedding 'vision_tower' sees squares of one size (square, tiles), not geometry {name!r}")
         if geometry.patch_size != config.patch_size:
             raise ConfigError(
                 f"patch embedding 'vision_tower': the encoder has patches of {config.patch_size} pixels, but "
@@ -59,17 +53,6 @@ class VisionTowerPatchEmbedding(PatchEmbedding):
         self.pool_size, self.side = geometry.pool_size, geometry.image_size // geometry.token_size  # of a view, in windows
         self.patch_size = geometry.patch_size
         self.tower = cut_tower(build_tower(config), depth)
-
-    @property
-    def trains(self) -> bool:
-        """Whether any weight of the encoder does."""
-        return any(parameter.requires_grad for parameter in self.tower.parameters())
-
-    def reset_parameters(self) -> None:
-        """The encoder's own initialisation, beside that of class and split embeddings."""
-        super().reset_parameters()
-        if hasattr(self, "tower"):
-            self.tower.apply(self.tower._init_weights)
 
     def forward(self, patches: Tensor, image_of_token: Tensor, num_images: int) -> ImageTokens:
         """(P, 3 * p * p) patches, those of a window side by side -> tokens of all views; they share one class token."""

@@ -44,7 +44,7 @@ from lit_eve.training.architecture import is_irrelevant, other_parts
 from lit_eve.training.blueprint.growth import check_growth, is_dense
 from lit_eve.training.blueprint.keys import check_keys
 from lit_eve.training.blueprint.teachers import NamedTeacher
-from lit_eve.training.blueprint.towers import NamedTower, check_pixels, check_same_tower
+from lit_eve.training.blueprint.towers import NamedTower, check_pixels, check_same_tower, named_tower
 from lit_eve.training.blueprint.weights import WeightSources
 from lit_eve.training.stages import Lora
 
@@ -284,8 +284,8 @@ class Blueprint:
 
     @cached_property
     def tower(self) -> NamedTower | None:
-        """The vision encoder that ``patch_embedding`` names."""
-        return NamedTower.of(self.patch_embedding)
+        """The encoder that ``patch_embedding`` names."""
+        return named_tower(self.patch_embedding)
 
     def _given(self, planned: bool = False) -> dict[str, Any]:
         """The parts that are given here, as the model's config has them."""
@@ -304,8 +304,8 @@ class Blueprint:
             lora=self.lora and self.lora.architecture,
             **self._given(planned),
         )
-        if self.tower is not None:
-            check_pixels(config, self.tower.read(planned)[1], self.tower.name)
+        if self.tower is not None and (pixels := self.tower.pixels(planned)) is not None:
+            check_pixels(config, pixels, self.tower.name)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, key, getattr(text_config, key, None))
         return config

@@ -15,6 +15,7 @@ from lit_eve.models import PATCH_EMBEDDINGS, PROJECTORS, EveConfig, EveForCondit
 from lit_eve.models.checkpoints.heads import heads_in
 from lit_eve.models.checkpoints.merging import iterate_merged
 from lit_eve.models.checkpoints.weights import iterate_weights
+from lit_eve.models.patch_embeddings import has_tower
 from lit_eve.models.supervision import build_supervision, entries_of, without_weight
 from lit_eve.training.blueprint.growth import Growth, is_merged
 from lit_eve.training.blueprint.towers import beside_tower, without_tower
@@ -70,7 +71,7 @@ class WeightSources:
         hidden_size = config.text_config.hidden_size
         context = {"geometry": config.image_geometry, "hidden_size": hidden_size}
         build = lambda: PATCH_EMBEDDINGS.build(config.patch_embedding, **context)  # noqa: E731
-        is_read = self.blueprint.tower is not None or (self._source and config.patch_embedding["name"] == "vision_tower")
+        is_read = self.blueprint.tower is not None or (self._source and has_tower(config.patch_embedding))
         patch_embedding = without_tower(build) if is_read else build()
         projector = PROJECTORS.build(config.projector, input_size=patch_embedding.width, output_size=hidden_size)
         parts = {"patch_embedding": patch_embedding, "projector": projector}
