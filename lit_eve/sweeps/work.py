@@ -54,11 +54,11 @@ def carry_out(order: Order) -> None:
         TaskError: it failed, or its disk is full.
     """
     folder, journal = order.step.output, Journal(order.journal)
-    folder.mkdir(parents=True, exist_ok=True)
     order.log.parent.mkdir(parents=True, exist_ok=True)
     with _alone(order.log.with_suffix(".lock")) as lock:
-        if journal.is_done(order.step):
+        if journal.is_done(order.step):  # not without its folder, which must not be there before
             return
+        folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free / 1e9
         if free < SPARE_GB:
             raise TaskError(f"{folder}: the disk has {free:.1f} GB left, and a task begins with {SPARE_GB:g} GB or more")

@@ -35,6 +35,9 @@ def test_a_process_with_its_log_its_threads_and_its_time(tmp_path: Path) -> None
     assert (tmp_path / "task" / "made").read_text() == "x" and made.log.read_text() == f"3 {tmp_path}\n"
     journal = Journal(made.journal)
     assert journal.is_done(made.step) and journal.seconds(made.step) > 0 and journal.core_seconds(made.step) > 0
+    shutil.rmtree(tmp_path / "task")
+    carry_out(made)  # what is gone is made again
+    assert (tmp_path / "task" / "made").read_text() == "x"
 
 
 def test_a_task_that_fails_says_how_with_the_end_of_its_log(tmp_path: Path) -> None:

@@ -221,9 +221,9 @@ def _is_number(value: Any) -> bool:
 def _ordered(metrics: set[str]) -> list[str]:
     """Validation first, training behind it, then all others; the language loss first, and last what cannot be good or bad."""
 
-    def place(metric: str) -> tuple[int, bool, bool, str]:
+    def place(metric: str) -> tuple[int, bool, bool, int, str]:
         part = next((index for index, part in enumerate(_PARTS) if metric.startswith(part)), len(_PARTS))
-        return part, direction(metric) is None, not metric.endswith("language_loss"), metric
+        return part, direction(metric) is None, not metric.endswith("language_loss"), metric.count("."), metric
 
     return sorted(metrics, key=place)
 

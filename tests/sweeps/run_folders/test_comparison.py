@@ -287,7 +287,11 @@ def make_miniature(folder: Path, stages: dict[str, Path], seed: int, accuracy: f
     (folder / "steps").mkdir()
     (folder / "steps" / "world.json").write_text(json.dumps({"settings": {"seed": seed, "scenes": {"noise": 28.0}}}))
     (folder / "steps" / "1_prealign.json").write_text(json.dumps({"settings": {"model": {"lr": seed}}}))
-    results = {"question_accuracy": accuracy, "by_type": {"colour": {"accuracy": accuracy, "blind": 0.1}}}
+    results = {
+        "caption_loss": 1 - accuracy,
+        "question_accuracy": accuracy,
+        "by_type": {"colour": {"accuracy": accuracy, "blind": 0.1}},
+    }
     others = {"seconds": {"world": 1.0, "total": 7.5}, "core_seconds": {"world": 1.0}, "versions": {"commit": "abc"}}
     (folder / "metrics.json").write_text(json.dumps({**results, **others, "machine": {"processor": "X", "cores": 2}}))
 
@@ -301,6 +305,8 @@ def test_miniatures_are_compared_by_stages(runs, tmp_path, capsys):
     assert stage.settings == {"model.lr": {"a": micro.LR, "b": 2e-2}}, "paths in the miniature are its own"
     assert not whole.settings and whole.row("question_accuracy").best == ("b",)
     assert whole.row("question_accuracy").values["a"] == (0.5, None)
+    better = [row.metric for row in whole.rows if direction(row.metric)]
+    assert better == ["caption_loss", "question_accuracy", "by_type.colour.accuracy"]  # the whole in front of its parts
     assert whole.row("by_type.colour.blind").best == () and "seconds.total" not in {row.metric for row in whole.rows}
     assert whole.runs["a"].cost.seconds == 7.5 and whole.runs["a"].cost.finished
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "out")]) == 0
