@@ -11,6 +11,7 @@ from lit_eve.records import METRICS_CSV, STEP, read_rows
 from lit_eve.sweeps.report import results
 from lit_eve.sweeps.trials import EVALUATION, Task, Trial
 
+PARTS = ("patch_embedding.", "projector.", "language_model.")
 RECORD, ANSWERS, VALIDATION = "metrics.json", "answers.jsonl", "val/"
 
 
@@ -48,6 +49,7 @@ def _gather(trial: Trial, flops_per_step: Mapping[tuple[str, str], float]) -> re
         core_seconds=sum(task.journal.core_seconds(task.step) for task in trial.stage_tasks),
         commit=last["versions"]["commit"],
         machine=last["machine"]["accelerator"] or last["machine"]["processor"],
+        parameters=_parameters(trial.stage_tasks[-1].folder),
         curves=curves,
         answers=answers,
     )
@@ -57,6 +59,13 @@ def running_curve(trial: Trial, tag: str) -> list[tuple[int, float]]:
     """A metric of the last stage's validations, also while it runs: their numbers from 1, and values."""
     curve = _curves(trial.stage_tasks[-1].folder).get(tag, [])
     return [(number, value) for number, (_, value) in enumerate(curve, 1)]
+
+
+def _parameters(run: Path) -> int:
+    from lit_eve.models.checkpoints.weights import iterate_weights
+
+    weights = iterate_weights(run, shapes_only=True)
+    return sum(tensor.numel() for name, tensor in weights if name.startswith(PARTS))
 
 
 def _record(folder: Path) -> dict[str, Any]:

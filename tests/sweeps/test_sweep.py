@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import lit_eve
 from lit_eve.nano.pipeline import read_stage, train_stage
 from lit_eve.sweeps.ablation import read_ablation
 from lit_eve.sweeps.recipe import Recipe
@@ -85,6 +86,10 @@ def test_a_killed_sweep_goes_on_and_comes_to_what_train_py_comes_to(tmp_path: Pa
         train_stage(name, read_stage(tmp_path / "recipe" / f"{name}.yaml", hand), hand)
     record = json.loads((hand / "2_pretrain" / "metrics.json").read_text())["metrics"]
     assert values(output, "2_pretrain/val/language_loss")["with/seed_0"] == record["val/language_loss"]
+    with (output / "results.csv").open() as file:
+        counted = {row["arm"]: int(row["parameters"]) for row in csv.DictReader(file)}
+    model = lit_eve.load(hand / "2_pretrain")[0]
+    assert counted["with"] == counted["without"] == sum(parameter.numel() for parameter in model.parameters())
     again = sweep(path, output, "--results")
     assert again.returncode == 0 and "2 of 3 trials are finished" in " ".join(again.stdout.split())
 

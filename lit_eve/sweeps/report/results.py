@@ -13,7 +13,20 @@ from lit_eve.errors import ConfigError
 from lit_eve.files import write_atomically
 
 RESULTS, CURVES = "results.csv", "curves.csv"
-COLUMNS = ("trial", "arm", "seed", "metric", "value", "steps", "flops", "seconds", "core_seconds", "commit", "machine")
+COLUMNS = (
+    "trial",
+    "arm",
+    "seed",
+    "metric",
+    "value",
+    "steps",
+    "flops",
+    "seconds",
+    "core_seconds",
+    "commit",
+    "machine",
+    "parameters",
+)
 CURVE_COLUMNS = ("arm", "seed", "metric", "step", "value")
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # of each metric, (step, value) in the order of the steps
@@ -46,6 +59,8 @@ class Trial:
     """Seconds of a core, which a busy machine does not stretch."""
     commit: str | None
     machine: str
+    parameters: int | None = None
+    """Of the model that the last stage saved, without what is for training alone; None: not known."""
     curves: Curves = field(default_factory=dict)
     answers: Sequence[Answer] | None = None
     """To the test questions; None: there are none."""
@@ -71,7 +86,7 @@ def short_commit(commit: str | None) -> str | None:
 
 def write_csv(path: Path, trials: Iterable[Trial]) -> None:
     """Write a row per trial and metric, with :data:`COLUMNS`. What is not known is an empty cell."""
-    shared = ("steps", "flops", "seconds", "core_seconds", "commit", "machine")
+    shared = COLUMNS[5:]
     rows = [
         (trial.name, trial.arm, trial.seed, metric, value, *(getattr(trial, name) for name in shared))
         for trial in trials
@@ -112,6 +127,7 @@ def read_csv(path: Path) -> list[Trial]:
             float(row["core_seconds"]),
             row["commit"] or None,
             row["machine"],
+            int(row["parameters"]) if row["parameters"] else None,
         )
         for row in trials.values()
     ]

@@ -223,14 +223,18 @@ def cost(ablation: Ablation, trials: Sequence[Trial]) -> str:
         reference = seconds.get(ablation.reference_of(arm))
         own = [trial for trial in trials if trial.arm == arm]
         flops = [trial.flops for trial in own]
+        parameters = {trial.parameters for trial in own}
         rows.append(
             (
                 _named(arm, ablation.reference),
                 len(own),
+                NOTHING
+                if None in parameters
+                else " to ".join(f"{one:,}" for one in dict.fromkeys((min(parameters), max(parameters)))),
                 f"{fmean(trial.steps for trial in own):,.0f}",
                 NOTHING if None in flops else f"{fmean(flops):.3g}",
                 f"{seconds[arm]:,.0f}",
                 f"{seconds[arm] / reference:.2f}" if reference else NOTHING,
             )
         )
-    return table(("arm", "trials", "steps", "FLOPs", "seconds of a core", "times its reference"), rows)
+    return table(("arm", "trials", "parameters", "steps", "FLOPs", "seconds of a core", "times its reference"), rows)

@@ -32,7 +32,18 @@ def ablation(
 def trial(arm: str, seed: int, curves: dict | None = None, answers: list[Answer] | None = None, **metrics: float) -> Trial:
     """A trial with these metrics."""
     return Trial(
-        arm, seed, metrics, 1200, 3.5e15, 118.5, 101.25, "2a5cce7f00", "AMD EPYC, 2 cores", curves=curves or {}, answers=answers
+        arm,
+        seed,
+        metrics,
+        1200,
+        3.5e15,
+        118.5,
+        101.25,
+        "2a5cce7f00",
+        "AMD EPYC, 2 cores",
+        412_800,
+        curves=curves or {},
+        answers=answers,
     )
 
 

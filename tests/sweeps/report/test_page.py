@@ -80,7 +80,7 @@ def test_a_whole_report(tmp_path):
     assert questions["without (reference)"]["difference"] == "–"
 
     assert rows(text, "Cost")[1] == {
-        **{"arm": "with", "trials": "8", "steps": "1,200", "FLOPs": "3.5e+15"},
+        **{"arm": "with", "trials": "8", "parameters": "412,800", "steps": "1,200", "FLOPs": "3.5e+15"},
         **{"seconds of a core": "101", "times its reference": "1.00"},
     }
     for link in re.findall(r"\]\((.+?)\)", text):

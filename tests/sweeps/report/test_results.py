@@ -26,7 +26,13 @@ def test_a_row_per_trial_and_metric(tmp_path):
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     shared = {"trial": "with/seed_3", "arm": "with", "seed": "3", "steps": "1200", "flops": "3500000000000000.0"}
-    shared |= {"seconds": "118.5", "core_seconds": "101.25", "commit": "2a5cce7f00", "machine": "AMD EPYC, 2 cores"}
+    shared |= {
+        "seconds": "118.5",
+        "core_seconds": "101.25",
+        "commit": "2a5cce7f00",
+        "machine": "AMD EPYC, 2 cores",
+        "parameters": "412800",
+    }
     assert rows == [
         {**shared, "metric": "looks_loss", "value": repr(1 / 3)},
         {**shared, "metric": "question_accuracy", "value": "0.5"},
