@@ -15,31 +15,39 @@ from lit_eve.sweeps.running import State
 from lit_eve.sweeps.trials import Task, Trial, tasks_of
 from lit_eve.sweeps.work import last_lines
 
-SIGNS = {"finished": ("done", "green"), "failed": ("failed", "red"), "pruned": ("pruned", "yellow"), "waiting": ("·", "dim")}
+SIGNS = {
+    "finished": ("✓", "green"),
+    "running": ("▸", "cyan"),
+    "failed": ("✗", "red"),
+    "pruned": ("–", "yellow"),
+    "waiting": ("·", "dim"),
+}
 _STEP = re.compile(r"^step (\d+)/(\d+)\b", re.MULTILINE)
 
 
 def picture(state: State, places: int) -> RenderableType:
-    """What the terminal shows."""
+    """What the terminal shows: a sign for each trial, what runs in words, and what is left."""
     seeds = list(dict.fromkeys(trial.seed for trial in state.trials))
     table = Table(box=None, pad_edge=False)
-    table.add_column("arm", no_wrap=True)
+    table.add_column("arm / seed", overflow="fold")
     for seed in seeds:
-        table.add_column(f"seed {seed}", justify="right", no_wrap=True)
+        table.add_column(str(seed), justify="right", no_wrap=True)
     for arm in dict.fromkeys(trial.arm.name for trial in state.trials):
-        cells = {trial.seed: cell(state, trial) for trial in state.trials if trial.arm.name == arm}
-        table.add_row(arm, *(cells.get(seed, Text()) for seed in seeds))
-    return Group(table, Text(summary(state, places), style="dim"))
+        signs = {trial.seed: Text(*SIGNS[state.of(trial)]) for trial in state.trials if trial.arm.name == arm}
+        table.add_row(arm, *(signs.get(seed, Text()) for seed in seeds))
+    return Group(table, *running(state), Text(summary(state, places), style="dim"))
 
 
-def cell(state: State, trial: Trial) -> Text:
-    """How a trial stands, in a word or two."""
-    now = state.of(trial)
-    if now != "running":
-        return Text(*SIGNS[now])
-    task = next(task for task in trial.tasks.values() if task.name in state.running)
-    share = progress(task)
-    return Text(f"{task.kind} {share:.0%}" if share is not None else task.kind, "cyan")
+def running(state: State) -> list[Text]:
+    """A line for each task that runs: the first trial that it is for, and how far it is."""
+    lines = []
+    for name in state.running:
+        trial, task = next((one, task) for one in state.trials for task in one.tasks.values() if task.name == name)
+        share = progress(task)
+        lines.append(
+            Text(f"{SIGNS['running'][0]} {trial.name} {task.kind}" + (f" {share:.0%}" if share is not None else ""), "cyan")
+        )
+    return lines
 
 
 def progress(task: Task) -> float | None:

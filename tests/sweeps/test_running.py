@@ -10,7 +10,7 @@ from typing import Any
 from lit_eve.nano.steps import Journal
 from lit_eve.sweeps.ablation import Arm, Resources
 from lit_eve.sweeps.running import State, run_tasks
-from lit_eve.sweeps.table import Lines, summary
+from lit_eve.sweeps.table import Lines, picture, summary
 from lit_eve.sweeps.trials import Task, Trial
 from lit_eve.sweeps.work import Order
 
@@ -105,6 +105,31 @@ def test_trials_may_come_and_go(tmp_path: Path) -> None:
     state = run_tasks([], places, more=more, prune=prune)
     assert [state.of(trial) for trial in made] == ["finished", "pruned", "finished", "finished"]
     assert not state.failed and not made[1].is_done and places.cancelled
+
+
+def test_the_table_of_a_terminal_says_how_each_trial_stands(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    arms = ("without", "an_arm_with_a_long_name_that_is_not_cut_off")
+    trials = [chain(tmp_path, arm, seed, "ground", "2_pretrain", shared=["ground"]) for seed in range(10) for arm in arms]
+    state = run_tasks(trials[:1], Places())
+    state = State(trials, set(state.done), stopped={trials[5].name})
+    state.failed[trials[1].tasks["2_pretrain"].name] = "broken"
+    for trial in trials[2:4]:
+        task = trial.tasks["ground"] if trial is trials[2] else trial.tasks["2_pretrain"]
+        state.running[task.name] = 0.0
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    task.log.write_text("step 100/800 loss 1\rstep 200/800 loss 1\n")
+    console = Console(record=True, width=60)
+    console.print(picture(state, 2))
+    header, *lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert header == "arm / seed 0 1 2 3 4 5 6 7 8 9"
+    assert lines[0] == "without ✓ ▸ · · · · · · · ·"
+    assert lines[1] == "an_arm_with_a_long_name_that_i ✗ ▸ – · · · · · · ·" and lines[2] == "s_not_cut_off"
+    below = " ".join(lines[3:])
+    assert below.startswith(
+        f"▸ without/seed_1 ground ▸ {trials[3].name} 2_pretrain 25% 1 of 20 trials finished, 1 failed, 1 pruned"
+    )
 
 
 def test_a_line_for_each_trial_that_ends(tmp_path: Path) -> None:

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
+from lit_eve.data.parallel import in_any_order
 from lit_eve.data.shards import ShardWriter
 from lit_eve.errors import ConfigError
 from lit_eve.files import write_atomically
@@ -110,15 +108,8 @@ def make_world(run_dir: str | Path, settings: WorldSettings = WorldSettings()) -
         return data
     held_out = held_out_layouts(settings)
     jobs = [(data / name, name, settings, frozenset() if name in HELD_OUT else held_out) for name in reversed(missing)]
-    if settings.workers == 1:
-        for job in jobs:
-            _make(*job)
-    else:
-        # a fresh process imports torch for longer than it draws; forks are only safe on Linux
-        context = get_context("fork" if sys.platform == "linux" else "spawn")
-        with ProcessPoolExecutor(settings.workers, mp_context=context) as pool:
-            for finished in [pool.submit(_make, *job) for job in jobs]:
-                finished.result()
+    for _ in in_any_order(_make, jobs, processes=settings.workers):
+        pass
     return data
 
 
@@ -128,8 +119,9 @@ def held_out_layouts(settings: WorldSettings) -> frozenset[tuple]:
     return frozenset(scene.layout for scene in (*asked, *benchmark_scenes(settings.seed, settings.scenes)))
 
 
-def _make(folder: Path, name: str, settings: WorldSettings, forbidden: frozenset) -> None:
-    """Write one data set."""
+def _make(job: tuple[Path, str, WorldSettings, frozenset]) -> None:
+    """Write one data set: its folder, its name, and the layouts that it must not have."""
+    folder, name, settings, forbidden = job
     samples = chosen(name, settings, forbidden)
     rng = random.Random(f"{name}/{settings.seed}")
 

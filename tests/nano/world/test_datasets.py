@@ -1,7 +1,11 @@
 """The data sets that make_world writes."""
 
 import random
+import subprocess
+import sys
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,3 +128,19 @@ def test_a_world_is_made_once(data):
     assert before == {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     with pytest.raises(ConfigError, match="pretrain"):
         make_world(data.parent, WorldSettings(**{**vars(SMALL), "pretrain": 31}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_process_leaves_no_worker_behind(tmp_path):
+    code = f"from lit_eve.nano.world.datasets import WorldSettings, make_world; make_world({str(tmp_path)!r}, WorldSettings())"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while len(workers := children.read_text().split()) < WorldSettings().workers:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    process.wait()
+    while there := [worker for worker in workers if Path(f"/proc/{worker}").exists()]:
+        assert time.monotonic() < deadline, there
+        time.sleep(0.05)
