@@ -26,6 +26,8 @@ LAST_LINES = 30
 """Of a log, in the report of a task that failed."""
 SPARE_GB = 1.0
 """Free space without which no task begins."""
+FULL = 20e6
+"""Bytes; where fewer are free, a process failed for that, and could perhaps not even say so."""
 
 
 class TaskError(LitEveError):
@@ -89,7 +91,8 @@ def _run(order: Order, lock: int) -> None:
             raise
     if code:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        raise TaskError(f"{order.step.name} {how}\n{last_lines(order.log)}")
+        full = "; its disk is full" if shutil.disk_usage(order.step.output).free < FULL else ""
+        raise TaskError(f"{order.step.name} {how}{full}\n{last_lines(order.log)}")
 
 
 def last_lines(log: Path, count: int = LAST_LINES) -> str:

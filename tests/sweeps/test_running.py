@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lit_eve.errors import ConfigError
 from lit_eve.nano.steps import Journal
 from lit_eve.sweeps.ablation import Arm, Resources
+from lit_eve.sweeps.placing import Placement
 from lit_eve.sweeps.running import State, run_tasks
 from lit_eve.sweeps.table import Lines, picture, summary
 from lit_eve.sweeps.trials import Task, Trial
@@ -89,6 +94,12 @@ def test_what_could_borrow_waits(tmp_path: Path) -> None:
     places = Places()
     run_tasks(trials, places)
     assert places.most == 1 and places.ran == [one.step.name, other.step.name]
+
+
+def test_without_ray_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"^lit-eve sweep needs Ray: pip install 'lit-eve\[sweeps\]'$"):
+        Placement(Resources())
 
 
 def test_trials_may_come_and_go(tmp_path: Path) -> None:

@@ -141,6 +141,34 @@ def test_arms_of_equal_flops(tmp_path: Path) -> None:
     assert flops["at_once"] == pytest.approx(flops["with"], rel=0.1) and steps["at_once"] != steps["with"]
 
 
+def test_arms_of_equal_seconds(tmp_path: Path) -> None:
+    arms = {"with": {}, "at_once": {"1_prealign": "skip"}}
+    path, output = write_ablation(tmp_path, arms=arms, reference="with", equal="seconds"), tmp_path / "out"
+    done = sweep(path, output)
+    assert done.returncode == 0, done.stderr
+    scaled = json.loads((output / "ledger.json").read_text())["scaled"]["at_once"]["2_pretrain"]
+    with (output / "results.csv").open() as file:
+        steps = {row["arm"]: int(row["steps"]) for row in csv.DictReader(file)}
+    last = trials_of(path, output)["with/seed_0"].tasks["2_pretrain"].folder
+    of_stage_2 = json.loads((last / "metrics.json").read_text())["step"]
+    assert steps["at_once"] == scaled > of_stage_2  # what stage 1 took is spent on stage 2
+    again = sweep(path, output)
+    assert again.returncode == 0 and json.loads((output / "ledger.json").read_text())["scaled"]["at_once"] == {
+        "2_pretrain": scaled
+    }
+
+
+def test_what_cannot_be_placed_is_said_at_once(tmp_path: Path) -> None:
+    done = sweep(write_ablation(tmp_path, resources={"cores": 4000}), tmp_path / "out")
+    assert done.returncode == 2
+    assert "a trial asks for 4000 cores, 0 GPUs and 0 GB of memory, and no machine has that much" in " ".join(
+        done.stderr.split()
+    )
+    done = sweep(write_ablation(tmp_path), tmp_path / "out", "--address", "127.0.0.1:1")
+    assert done.returncode == 2 and "--address 127.0.0.1:1: " in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_sweep_of_7b_is_planned(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     path = root / "experiments" / "ablations" / "stage_1.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,38 @@ def test_a_full_disk_is_noticed_before_a_task_begins(tmp_path: Path, monkeypatch
     with pytest.raises(TaskError, match=r"task: the disk has 0.2 GB left, and a task begins with 1 GB or more"):
         carry_out(order(tmp_path, ""))
     assert not (tmp_path / "logs" / "task.txt").exists()
+
+
+APART = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def can_mount() -> bool:
+    command = [*APART, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return bool(shutil.which(APART[0])) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="a small disk cannot be mounted here")
+def test_a_disk_that_becomes_full_is_the_reason(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from lit_eve.sweeps import work
+from tests.sweeps.test_work import order
+work.SPARE_GB, folder = 0.0, Path({str(tmp_path)!r})
+for size in (4_000_000, 1_000_000):
+    writing = f"open('task/big', 'wb').write(bytes({{size}})); print('written')"
+    try:
+        work.carry_out(order(folder, writing))
+    except work.TaskError as error:
+        print(error)
+    (folder / "task" / "big").unlink()
+print((folder / "logs" / "task.txt").read_text().splitlines()[-1])
+"""
+    mounted = f"mount -t tmpfs -o size=2m tmpfs {tmp_path} && exec {sys.executable} -c {shlex.quote(code)}"
+    done = subprocess.run([*APART, "sh", "-c", mounted], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert "its disk is full" in first or "No space left on device" in first
+    assert last == "written"  # with room again, it goes on
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere an orphan ends by itself")

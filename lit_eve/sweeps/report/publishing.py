@@ -2,6 +2,7 @@
 
 RESULTS.md              words of your own, the overview, the sections
 results/NAME.png        the forest plot
+results/NAME_curves.png
 results/NAME.csv        the numbers, tidy
 """
 
@@ -19,11 +20,14 @@ from lit_eve.markdown import table
 from lit_eve.sweeps.ablation import Ablation
 from lit_eve.sweeps.report import sections
 from lit_eve.sweeps.report.comparison import compare, in_order
+from lit_eve.sweeps.report.curves import learning_curves
 from lit_eve.sweeps.report.figures import draw_differences
 from lit_eve.sweeps.report.results import Trial, write_csv
 from lit_eve.sweeps.report.verdict import RULE
 
 FILE, FOLDER = "RESULTS.md", "results"
+PANELS = 2
+"""Learning curves of an ablation."""
 TITLE = "# Results of the ablations"
 OVERVIEW, END_OF_OVERVIEW = "<!-- overview -->", "<!-- end of overview -->"
 _SECTION = re.compile(r"<!-- ablation (?P<name>.+?) -->\n(?P<text>.*?)\n<!-- end of (?P=name) -->", re.DOTALL)
@@ -101,7 +105,13 @@ def _section(
         parts.append(f"![{title}]({_link(ablation.name, '.png')})")
     if over_questions := sections.questions(ablation, trials):
         parts += ["### Accuracy over questions", over_questions, sections.QUESTIONS]
+    curves = f"{ablation.name}_curves"
+    path = folder / FOLDER / f"{curves}.png"
+    parts += learning_curves(path, ablation, trials, comparisons[0], PANELS, _link(curves, ".png"))
     parts += [
+        "### Cost",
+        sections.cost(ablation, trials),
+        sections.COST,
         f"Note: {ablation.note}" if ablation.note else "",
         sections.provenance(ablation, trials, command, date),
         f"Numbers: [{ablation.name}.csv]({_link(ablation.name, '.csv')})",

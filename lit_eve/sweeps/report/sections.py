@@ -33,6 +33,9 @@ QUESTIONS = (
 )
 
 
+COST = "Means over the trials of an arm. Seconds of a core are of processor time, which a busy machine does not stretch."
+
+
 def answer(comparison: Comparison) -> str:
     """What one metric says of all arms, by rule, in a sentence."""
     said = [row for row in comparison.rows if row.verdict]

@@ -13,7 +13,8 @@ from PIL import Image
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.ablation import Arm, Metric, Paper
 from lit_eve.sweeps.report.comparison import compare
-from lit_eve.sweeps.report.page import MOST_LINES, shown_arms, shown_curves, write_report
+from lit_eve.sweeps.report.curves import MOST_LINES, shown_arms, shown_curves
+from lit_eve.sweeps.report.page import PANELS, write_report
 from lit_eve.sweeps.report.results import read_csv, read_curves
 from tests.sweeps.report.made_up import ACCURACY, LOSS, ablation, trial, trials
 
@@ -174,7 +175,14 @@ def test_curves_that_are_drawn():
     names = ["speed/tokens", "train/loss", *(f"{stage}/val/loss" for stage in "abcdefg"), "z/val/loss"]
     one = trial("with", 0, curves={**dict.fromkeys(names, curve), "0/val/point": curve[:1]})
     made = ablation("without", "with", metrics=(Metric("z/val/loss", "lower"), Metric("train/loss", "lower")))
-    assert shown_curves(made, [one]) == ["z/val/loss", "train/loss", "a/val/loss", "b/val/loss", "c/val/loss", "d/val/loss"]
+    assert shown_curves(made, [one], PANELS) == [
+        "z/val/loss",
+        "train/loss",
+        "a/val/loss",
+        "b/val/loss",
+        "c/val/loss",
+        "d/val/loss",
+    ]
 
 
 def test_arms_whose_curves_are_drawn(tmp_path):

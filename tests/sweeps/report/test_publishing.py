@@ -52,7 +52,9 @@ def test_a_section_has_what_its_numbers_come_from(tmp_path):
     assert "Photos with text would show more." in section
     assert read_csv(tmp_path / "results/alignment.csv")[0].name == "without/seed_0"
     assert Image.open(tmp_path / "results/alignment.png").width > 600
-    assert {"results/alignment.png", "results/alignment.csv"} <= set(re.findall(r"\]\((.+?)\)", section))
+    assert Image.open(tmp_path / "results/alignment_curves.png").width > 600 and "| with | 8 | 412,800 | 1,200 |" in section
+    linked = set(re.findall(r"\]\((.+?)\)", section))
+    assert {"results/alignment.png", "results/alignment_curves.png", "results/alignment.csv"} <= linked
 
 
 def test_publishing_twice_changes_nothing(tmp_path):
