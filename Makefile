@@ -9,6 +9,8 @@ DEMO := $(VENV)/.demo
 NOTEBOOKS := $(VENV)/.notebooks
 DOCS := $(VENV)/.docs
 MODEL ?= runs/nano/model
+ABLATION ?= experiments/ablations/alignment.yaml
+RUNS ?= runs/nano
 
 # Threads that wait must not spin: where cores are shared that costs up to ten times the work.
 export OMP_WAIT_POLICY := PASSIVE
@@ -17,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup nano demo notebooks site test test-slow test-all lint format hashes clean
+.PHONY: help setup nano sweep compare demo notebooks site test test-slow test-all lint format hashes clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,12 @@ setup: $(INSTALLED) ## create .venv and install everything into it: versions of 
 
 nano: $(INSTALLED) ## train the miniature EVE, all three stages, into runs/nano; run it again to resume
 	$(BIN)/lit-eve nano --output runs/nano
+
+sweep: $(INSTALLED) ## run an ablation, arms x seeds, and report: make sweep ABLATION=experiments/ablations/a_a.yaml; again to go on
+	$(BIN)/lit-eve sweep $(ABLATION)
+
+compare: $(INSTALLED) ## run folders side by side: make compare RUNS='runs/nano/2_pretrain runs/other/2_pretrain'
+	$(BIN)/lit-eve compare $(RUNS)
 
 demo: $(DEMO) ## open the web demo of runs/nano/model, or of MODEL=...
 	$(BIN)/lit-eve demo --model $(MODEL)
