@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
@@ -165,6 +166,32 @@ def known_titles() -> str:
 
 def read_normalization(name: str | Path, family: TowerFamily, key: str) -> Normalization:
     """What ``preprocessor_config.json`` says (or a ``processor_config.json`` that holds it); the family's without them."""
+    if (found := _preprocessor(name, key, "image_mean")) is None:
+        return family.pixels
+    path, content = found
+    if not content.get("do_normalize", True):
+        return Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    try:
+        pixels = Normalization(*(tuple(map(float, content[side])) for side in ("image_mean", "image_std")))
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{key}: {path} describes no preprocessor: {one_line(error)}") from error
+    if any(len(side) != 3 for side in pixels) or min(pixels.std) <= 0:
+        raise CheckpointError(f"{key}: {path}: image_mean and image_std must be three numbers each, one per channel")
+    return pixels
+
+
+def other_resampling(name: str | Path, key: str) -> str | None:
+    """How images were resized for a vision encoder, where it is not the bicubic filter that is used here."""
+    found = _preprocessor(name, key, "resample")
+    filter_ = None if found is None else found[1]["resample"]
+    return None if filter_ in (None, Image.Resampling.BICUBIC) else _FILTERS.get(filter_, f"filter {filter_}")
+
+
+_FILTERS = {filter_.value: filter_.name.lower() for filter_ in Image.Resampling}
+
+
+def _preprocessor(name: str | Path, key: str, wanted: str) -> tuple[str, dict[str, Any]] | None:
+    """Path and content of the first preprocessor's config that has a key."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for file, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
         if (path := cached_file(str(name), file, **quiet)) is None:
@@ -172,17 +199,11 @@ def read_normalization(name: str | Path, family: TowerFamily, key: str) -> Norma
         try:
             found = json.loads(Path(path).read_text())
             found = found.get(part, {}) if part else found
-            if "image_mean" not in found:
-                continue
-            if not found.get("do_normalize", True):
-                return Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-            pixels = Normalization(*(tuple(map(float, found[side])) for side in ("image_mean", "image_std")))
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            if wanted in found:
+                return path, found
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{key}: {path} describes no preprocessor: {one_line(error)}") from error
-        if any(len(side) != 3 for side in pixels) or min(pixels.std) <= 0:
-            raise CheckpointError(f"{key}: {path}: image_mean and image_std must be three numbers each, one per channel")
-        return pixels
-    return family.pixels
+    return None
 
 
 # ---- models

@@ -7,6 +7,7 @@ whose machines see the same folders.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from lit_eve.sweeps.work import Order, carry_out
 
 OBJECT_STORE = 100_000_000
 """Bytes; tasks tell each other nothing through it."""
+KNOCK = 10.0
+"""Seconds in which a cluster must answer."""
 RETRIES = 5
 """How often a task goes on elsewhere after its machine was lost."""
 
@@ -44,8 +47,9 @@ class Placement:
             if address is None:
                 ray.init(num_cpus=cores(), include_dashboard=False, object_store_memory=OBJECT_STORE, **common)
             else:
+                _knock(address)
                 ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"--address {address}: {' '.join(str(error).split())}") from error
         asks = {"num_cpus": resources.cores, "num_gpus": resources.gpus, "max_retries": RETRIES}
         if resources.memory_gb:
@@ -104,6 +108,13 @@ class Placement:
     def cancel(self, one: Any) -> None:
         """Stop a task; a training saves a checkpoint."""
         self.ray.cancel(one, force=False)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody answers at HOST:PORT: Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "//" not in host:
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
 
 
 def _carry_out(order: Order) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -103,6 +104,15 @@ def test_files_are_looked_at_before_data_is_read(world, clip, change, message):
         file.unlink()
     with pytest.raises(CheckpointError, match=message):
         module_of(world, folder).blueprint.check()
+
+
+@pytest.mark.parametrize(("filter_", "said"), [(2, "that a bilinear filter resized"), (3, None), (None, None)])
+def test_images_resized_in_another_way_are_mentioned(world, clip, recwarn, filter_, said):
+    content = {} if filter_ is None else {"resample": filter_}
+    (clip / "preprocessor_config.json").write_text(json.dumps(content))
+    module_of(world, clip).blueprint.check()
+    warned = [str(one.message) for one in recwarn if "resized" in str(one.message)]
+    assert len(warned) == (said is not None) and all(said in one and str(clip) in one for one in warned)
 
 
 def test_pixels_must_be_those_of_the_encoder(world, tmp_path):

@@ -92,7 +92,7 @@ class ImageGeometry(ABC):
 
     @property
     def window_dim(self) -> int:
-        """Numbers in the pixels of one token: those of the ``pool_size``^2 patches of its window."""
+        """Numbers in the pixels of one token: those of the ``pool_size ** 2`` patches of its window."""
         return self.pool_size**2 * self.patch_dim
 
     # ---- one photo

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from transformers import PreTrainedConfig
 
 from lit_eve.models.checkpoints.catalog import known_tower
 from lit_eve.models.checkpoints.towers import check_tower
-from lit_eve.vision_towers import Normalization, family_of, read_tower
+from lit_eve.vision_towers import Normalization, family_of, other_resampling, read_tower
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,8 @@ class NamedEncoder:
     def check_files(self) -> None:
         """Raise CheckpointError for files and weights that are missing, damaged or of another shape."""
         check_tower(self.name, self.key)
+        if (other := other_resampling(self.name, self.key)) is not None:
+            rank_zero_warn(
+                f"{self.key}: {self.name} was trained with images that a {other} filter resized; here they are resized with a "
+                "bicubic one, so it sees them a little sharper or softer than it is used to"
+            )

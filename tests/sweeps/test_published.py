@@ -1,0 +1,44 @@
+"""What experiments/RESULTS.md says is what its numbers say, by the rules of today."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lit_eve.sweeps.ablation import read_ablation
+from lit_eve.sweeps.report import sections
+from lit_eve.sweeps.report.comparison import compare
+from lit_eve.sweeps.report.results import read_csv
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+TEXT = (EXPERIMENTS / "RESULTS.md").read_text("utf-8")
+PUBLISHED = re.findall(r"^<!-- ablation (.+?) -->$", TEXT, re.MULTILINE)
+
+
+def test_every_file_belongs_to_an_ablation() -> None:
+    endings = (".csv", ".png", "_curves.png")
+    expected = {f"{name}{ending}" for name in PUBLISHED for ending in endings}
+    assert {path.name for path in (EXPERIMENTS / "results").iterdir()} == expected
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_words_follow_from_the_numbers(name: str) -> None:
+    ablation, trials = read_ablation(EXPERIMENTS / "ablations" / f"{name}.yaml"), read_csv(EXPERIMENTS / f"results/{name}.csv")
+    section = TEXT.partition(f"<!-- ablation {name} -->")[2].partition(f"<!-- end of {name} -->")[0]
+    comparisons = compare(ablation, trials)
+    assert ablation.question in section
+    assert sections.by_rule(ablation, comparisons, trials) in section
+    for comparison in comparisons:
+        assert sections.metric_section(comparison) in section
+    assert sections.cost(ablation, trials) in section
+    assert {trial.arm for trial in trials} == {arm.name for arm in ablation.arms}, "arms without any trial"
+
+
+def test_equal_arms_do_not_differ() -> None:
+    """The instrument: two arms that differ in their seeds alone."""
+    comparisons = compare(read_ablation(EXPERIMENTS / "ablations/a_a.yaml"), read_csv(EXPERIMENTS / "results/a_a.csv"))
+    rows = [row for comparison in comparisons for row in comparison.rows if row.verdict]
+    assert len(rows) == 3 and not any(row.verdict.is_resolved for row in rows)
+    assert all(row.difference.n == 10 for row in rows)
