@@ -29,10 +29,10 @@ setup: $(INSTALLED) ## create .venv and install everything into it: versions of 
 nano: $(INSTALLED) ## train the miniature EVE, all three stages, into runs/nano; run it again to resume
 	$(BIN)/lit-eve nano --output runs/nano
 
-sweep: $(INSTALLED) ## run an ablation, arms x seeds, and report: make sweep ABLATION=experiments/ablations/a_a.yaml; again to go on
+sweep: $(INSTALLED) ## run an ablation, arms x seeds, and report: ABLATION=experiments/ablations/a_a.yaml; call it again to go on
 	$(BIN)/lit-eve sweep $(ABLATION)
 
-compare: $(INSTALLED) ## run folders side by side: make compare RUNS='runs/nano/2_pretrain runs/other/2_pretrain'
+compare: $(INSTALLED) ## run folders side by side: RUNS="runs/nano/2_pretrain runs/other/2_pretrain"
 	$(BIN)/lit-eve compare $(RUNS)
 
 demo: $(DEMO) ## open the web demo of runs/nano/model, or of MODEL=...
