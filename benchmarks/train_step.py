@@ -45,7 +45,7 @@ from lit_eve.losses import FrozenTeacher
 from lit_eve.models import EveConfig, EveForConditionalGeneration
 from lit_eve.planning.flops import Workload, meta_model, total_flops, training_flops
 from lit_eve.planning.gpus import peak_flops
-from lit_eve.planning.memory import RESERVED, Layout, memory_of
+from lit_eve.planning.memory import RESERVED, Holdings, Layout
 from lit_eve.planning.memory import measure as measure_memory
 from lit_eve.processing import EveV1Geometry, ImageGeometry
 from lit_eve.training.optimizers import OPTIMIZERS, build_optimizer, trained_parameters
@@ -229,7 +229,7 @@ def planned_memory(options: argparse.Namespace, batches: list[dict[str, Any]], l
     heaviest = max(batches, key=lambda batch: len(batch["pixel_values"]))
     inputs = {key: x.to("meta") if isinstance(x, Tensor) else x for key, x in model_inputs(heaviest).items()}
     step = measure_memory(model, inputs, options.checkpointing)
-    memory = memory_of(model, Layout(1, False, 1, dtype, dtype), step, {"name": options.optimizer})
+    memory = Holdings(model, {"name": options.optimizer}).memory(Layout(1, False, 1, dtype, dtype), step)
     kinds = {key: size / 1e9 for key, size in asdict(memory).items() if isinstance(size, int)}
     return kinds | {"total": memory.total / 1e9, "without_reserved": (memory.total - RESERVED) / 1e9}
 

@@ -224,45 +224,67 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def memory_of(
-    model: EveForConditionalGeneration,
-    layout: Layout,
-    step: Measured,
-    optimizer: Mapping[str, Any],
-    auxiliaries: Mapping[str, nn.Module] | None = None,
-) -> Memory:
-    """Everything that a GPU holds at the peak of a step, once the optimizer has made its first.
+class Holdings:
+    """What a model, its auxiliary modules and the optimizer keep, however they are shared out; the optimizer steps once for it.
 
     Args:
         model: on the meta device; what trains requires gradients.
-        layout: how it is shared out.
-        step: what was measured with this model.
         optimizer: by name, with its arguments.
         auxiliaries: modules of a subclass of LitEve, on the meta device; what trains requires gradients.
     """
-    own = nn.ModuleDict(auxiliaries)
-    student = [parameter for name, parameter in model.named_parameters() if not name.startswith("teacher.")]
-    student += own.parameters()
-    buffers = [buffer for name, buffer in model.named_buffers() if not name.startswith("teacher.")]
-    buffers += own.buffers()
-    trained = _size(student, trained=True)
-    size = layout.stored.itemsize
-    share = lambda count: -(-count * size // layout.shards)  # noqa: E731
-    return Memory(
-        weights=-(-stored_bytes(student, layout) // layout.shards) + _buffer_bytes(buffers, layout.stored),
-        gradients=share(trained),
-        optimizer=optimizer_bytes([model, own], layout, optimizer),
-        teacher=0 if model.teacher is None else _teacher_bytes(model.teacher, layout.teacher),
-        copies=_gathered(model, own, layout) if layout.gathers else _replicated(student, layout),
-        activations=step.activations,
-        temporary=step.peak - step.activations,
-    )
+
+    def __init__(
+        self,
+        model: EveForConditionalGeneration,
+        optimizer: Mapping[str, Any],
+        auxiliaries: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self.model = model
+        self.auxiliaries = nn.ModuleDict(auxiliaries)
+        self._states = optimizer_states([model, self.auxiliaries], optimizer)
+
+    def memory(self, layout: Layout, step: Measured) -> Memory:
+        """Everything that a GPU holds at the peak of a step, once the optimizer has made its first.
+
+        Args:
+            layout: how the model is shared out.
+            step: what was measured with it.
+        """
+        model, own = self.model, self.auxiliaries
+        student = [parameter for name, parameter in model.named_parameters() if not name.startswith("teacher.")]
+        student += own.parameters()
+        buffers = [buffer for name, buffer in model.named_buffers() if not name.startswith("teacher.")]
+        buffers += own.buffers()
+        trained = _size(student, trained=True)
+        return Memory(
+            weights=-(-stored_bytes(student, layout) // layout.shards) + _buffer_bytes(buffers, layout.stored),
+            gradients=-(-trained * layout.stored.itemsize // layout.shards),
+            optimizer=sum(state.bytes(layout) for state in self._states),
+            teacher=0 if model.teacher is None else _teacher_bytes(model.teacher, layout.teacher),
+            copies=_gathered(model, own, layout) if layout.gathers else _replicated(student, layout),
+            activations=step.activations,
+            temporary=step.peak - step.activations,
+        )
 
 
-def optimizer_bytes(modules: Iterable[nn.Module], layout: Layout, optimizer: Mapping[str, Any]) -> int:
-    """What an optimizer keeps from step to step on a GPU: it makes a step on the meta device, and its states are counted.
+@dataclass(frozen=True)
+class State:
+    """One tensor that an optimizer keeps for a parameter."""
 
-    What it needs for a moment is not: at that time the activations are gone.
+    count: int  # of numbers
+    dtype: torch.dtype | None  # None: as the parameter
+    shared_out: bool  # as the parameter is; a counter is not
+
+    def bytes(self, layout: Layout) -> int:
+        """On one GPU."""
+        size = self.count * (self.dtype or layout.stored).itemsize
+        return -(-size // layout.shards) if self.shared_out else size
+
+
+def optimizer_states(modules: Iterable[nn.Module], optimizer: Mapping[str, Any]) -> list[State]:
+    """What an optimizer keeps from step to step: it makes a step on the meta device.
+
+    What it needs for a moment is left out: at that time the activations are gone.
     """
     trained = []
     for module in modules:
@@ -272,16 +294,14 @@ def optimizer_bytes(modules: Iterable[nn.Module], layout: Layout, optimizer: Map
     for one in trained:
         one.parameter.grad = torch.empty_like(one.parameter)
     made.step()
-    size = 0
+    states = []
     for one in trained:
         one.parameter.grad = None
         for state in made.state[one.parameter].values():
-            if state.shape != one.parameter.shape:
-                size += state.nbytes  # a counter
-            else:
-                like = layout.stored if state.dtype == one.parameter.dtype else state.dtype
-                size += -(-state.numel() * like.itemsize // layout.shards)
-    return size
+            like = state.shape == one.parameter.shape
+            same = like and state.dtype == one.parameter.dtype
+            states.append(State(state.numel(), None if same else state.dtype, like))
+    return states
 
 
 def stored_bytes(parameters: Iterable[Tensor], layout: Layout) -> int:

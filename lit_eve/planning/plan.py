@@ -17,7 +17,7 @@ from lit_eve.models.decoders.quantized import quantize, unpacked_sizes
 from lit_eve.models.supervision import share_on
 from lit_eve.planning.flops import Flops, total_flops, training_flops
 from lit_eve.planning.gpus import GIB, Gpu
-from lit_eve.planning.memory import Layout, Memory, measure, memory_of, meta_batch
+from lit_eve.planning.memory import Holdings, Layout, Memory, measure, meta_batch
 from lit_eve.planning.needs import IMAGE_BYTES, Needs, checkpoint_bytes, host_bytes
 from lit_eve.planning.typical_data import TypicalEpoch, typical_epoch
 from lit_eve.planning.ways import Way, adapters, smaller_decoder, ways_to_fit
@@ -150,15 +150,12 @@ def make_plan(
     row = epoch.heaviest_row(model.geometry, recipe.data.max_tokens)
     checkpointing = recipe.module.gradient_checkpointing
     batch = meta_batch(model, recipe.data.rows, recipe.data.max_tokens, row)
-    optimizer, arguments = recipe.module.optimizer, recipe.module.forward_arguments
-    memory = {
-        on: memory_of(model, layout, measure(model, batch, on, arguments), optimizer, own)
-        for on in {checkpointing, checkpointing ^ compare}
-    }
+    held, arguments = Holdings(model, recipe.module.optimizer, own), recipe.module.forward_arguments
+    memory = {on: held.memory(layout, measure(model, batch, on, arguments)) for on in {checkpointing, checkpointing ^ compare}}
     fits = memory[checkpointing].total <= gpu.memory_gib * GIB
     ways = []
     if compare and not fits:
-        ways = [*ways_to_fit(recipe, model, own, row, gpus, gpu), adapters(recipe, row, gpus, gpu)]
+        ways = [*ways_to_fit(recipe, held, row, gpus, gpu), adapters(recipe, row, gpus, gpu)]
         ways.append(smaller_decoder(recipe, model, row, gpus, gpu))
 
     saved = sum(one.trainable + one.frozen for name, one in _parameters(model, own).items() if name != "teacher")

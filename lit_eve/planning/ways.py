@@ -13,7 +13,7 @@ from lit_eve.errors import LitEveError
 from lit_eve.models import EveForConditionalGeneration
 from lit_eve.models.checkpoints.catalog import decoder_names
 from lit_eve.planning.gpus import GIB, Gpu
-from lit_eve.planning.memory import Layout, Measured, measure, memory_of, meta_batch
+from lit_eve.planning.memory import Holdings, Layout, Measured, measure, meta_batch
 from lit_eve.training.auxiliary import planned_auxiliaries
 from lit_eve.training.recipe import Recipe
 from lit_eve.training.stages import Lora
@@ -38,8 +38,7 @@ class Way:
 
 def ways_to_fit(
     recipe: Recipe,
-    model: EveForConditionalGeneration,
-    auxiliaries: Mapping[str, nn.Module],
+    held: Holdings,
     row: Mapping[str, int],
     gpus: int,
     gpu: Gpu,
@@ -48,8 +47,7 @@ def ways_to_fit(
 
     Args:
         recipe: what does not fit.
-        model: its model, on the meta device.
-        auxiliaries: its auxiliary parts, there too.
+        held: what its model keeps.
         row: the heaviest row (:meth:`TypicalEpoch.heaviest_row`).
         gpus: how many there are.
         gpu: their kind.
@@ -58,7 +56,7 @@ def ways_to_fit(
 
     @cache
     def measured(rows: int, on: bool) -> Measured:
-        return measure(model, meta_batch(model, rows, data.max_tokens, row), on, recipe.module.forward_arguments)
+        return measure(held.model, meta_batch(held.model, rows, data.max_tokens, row), on, recipe.module.forward_arguments)
 
     def total(settings: tuple[str, ...], rows: int, on: bool, count: int) -> int | None:
         """Bytes on each GPU; None where it is too much, or the rows cannot be shared out."""
@@ -67,7 +65,7 @@ def ways_to_fit(
         layout = Layout.of(recipe.trainer, count)
         if "trainer.strategy=fsdp2" in settings:
             layout = Layout(count, True, 1, layout.stored, layout.computed)
-        size = memory_of(model, layout, measured(rows, on), recipe.module.optimizer, auxiliaries).total
+        size = held.memory(layout, measured(rows, on)).total
         return size if size <= gpu.memory_gib * GIB else None
 
     sharding = () if Layout.of(recipe.trainer, gpus).gathers else ("trainer.strategy=fsdp2",)
@@ -104,10 +102,11 @@ def adapters(recipe: Recipe, row: Mapping[str, int], gpus: int, gpu: Gpu) -> Way
         replace(module.stage, lora=Lora()).apply(model, auxiliaries)
     except LitEveError:
         return None
+    held = Holdings(model, module.optimizer, auxiliaries)
     batch, setting = meta_batch(model, recipe.data.rows, recipe.data.max_tokens, row), f"model.lora.rank={Lora().rank}"
     for on in dict.fromkeys((module.gradient_checkpointing, True)):
         step = measure(model, batch, on, module.forward_arguments)
-        size = memory_of(model, layout, step, module.optimizer, auxiliaries).total
+        size = held.memory(layout, step).total
         if size <= gpu.memory_gib * GIB:
             more = () if on == module.gradient_checkpointing else ("model.gradient_checkpointing=true",)
             return Way((*more, setting), gpus, size)
@@ -135,7 +134,7 @@ def smaller_decoder(
         other, auxiliaries = others[name]
         batch = meta_batch(other, recipe.data.rows, recipe.data.max_tokens, row)
         step = measure(other, batch, recipe.module.gradient_checkpointing, recipe.module.forward_arguments)
-        size = memory_of(other, layout, step, recipe.module.optimizer, auxiliaries).total
+        size = Holdings(other, recipe.module.optimizer, auxiliaries).memory(layout, step).total
         if size <= gpu.memory_gib * GIB:
             return Way((f"model.decoder={name}",), gpus, size)
     return None

@@ -18,7 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from lit_eve.models import PACKED, EveForConditionalGeneration
-from lit_eve.planning.memory import Layout, measure, memory_of, meta_batch
+from lit_eve.planning.memory import Holdings, Layout, measure, meta_batch
 from lit_eve.testing.reading import attention
 from lit_eve.testing.samples import make_samples, packed
 from lit_eve.training.optimizers import build_optimizer, trained_parameters
@@ -44,7 +44,9 @@ def check_kept(model: EveForConditionalGeneration, meta: EveForConditionalGenera
     keys = {"images": "image_grid_hw", "slots": "image_positions", "patches": "pixel_values", "targets": "target_positions"}
     row = {key: len(batch[name]) for key, name in keys.items()}
     row |= {"samples": len(batch["cu_seqlens"]) - 1, "longest": batch["max_seqlen"]}
-    planned = memory_of(meta, _LAYOUT, measure(meta, meta_batch(meta, 1, batch["input_ids"].shape[1], row), False), _OPTIMIZER)
+    planned = Holdings(meta, _OPTIMIZER).memory(
+        _LAYOUT, measure(meta, meta_batch(meta, 1, batch["input_ids"].shape[1], row), False)
+    )
     model.train()
     try:
         kept = _kept(model, batch)

@@ -13,7 +13,7 @@ from lit_eve.cli import main
 from lit_eve.errors import ConfigError
 from lit_eve.planning import ways
 from lit_eve.planning.gpus import GIB, Gpu
-from lit_eve.planning.memory import Layout, Measured, memory_of
+from lit_eve.planning.memory import Holdings, Layout, Measured
 from lit_eve.planning.plan import Parameters, make_plan
 from lit_eve.training import LitEve
 from lit_eve.training.auxiliary import planned_auxiliaries
@@ -69,7 +69,7 @@ def test_parameters_gradients_and_states_are_counted(arguments, strategy, gpus):
 def test_copies_of_a_part_are_those_of_a_group_of_its_own():
     model, part = tiny.model("llama"), {"head": nn.Linear(10, 7, bias=False)}
     layout = Layout(4, True, 1, torch.float32, torch.bfloat16)
-    plans = [memory_of(model, layout, Measured(0, 0), {"name": "adamw"}, own) for own in ({}, part)]
+    plans = [Holdings(model, {"name": "adamw"}, own).memory(layout, Measured(0, 0)) for own in ({}, part)]
     assert plans[1].copies - plans[0].copies == 70 * 2 + 70 * 2  # gathered, and its gradient
 
 

@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lit_eve.errors import ConfigError
 from lit_eve.models import EveForConditionalGeneration
-from lit_eve.planning.memory import Layout, LiveBytes, Memory, measure, memory_of, meta_batch
+from lit_eve.planning.memory import Holdings, Layout, LiveBytes, Memory, measure, meta_batch
 from lit_eve.training.optimizers import build_optimizer, trained_parameters
 from tests.models import tiny
 
@@ -63,7 +63,7 @@ def planned(model, row, batch, checkpointing, layout, optimizer) -> Memory:
             meta.attach_teacher(tiny.teacher(), model.config.aligner)
     meta = meta.to(layout.computed)
     batch = meta_batch(meta, 1, batch["input_ids"].shape[1], row)
-    return memory_of(meta, layout, measure(meta, batch, checkpointing), {"name": optimizer})
+    return Holdings(meta, {"name": optimizer}).memory(layout, measure(meta, batch, checkpointing))
 
 
 def test_what_a_schedule_leaves_out_for_a_time_is_planned_for(student):

@@ -14,7 +14,7 @@ from lit_eve.cli import main as command
 from lit_eve.data.features import FeatureFile, features_file
 from lit_eve.data.shards.paths import list_shards
 from lit_eve.errors import ConfigError
-from lit_eve.planning.memory import Layout, measure, memory_of, meta_batch
+from lit_eve.planning.memory import Holdings, Layout, measure, meta_batch
 from lit_eve.training.cli import main
 from tests import towers
 from tests.training import world as micro
@@ -86,7 +86,7 @@ def test_a_plan_has_no_teacher(world):
     batch = meta_batch(model, 2, 128, row)
     assert batch["teacher_features"].shape == (2, 1, 64, 16) and "teacher_pixel_values" not in batch
     layout = Layout(1, False, 1, torch.float32, torch.float32)
-    assert memory_of(model, layout, measure(model, batch, checkpointing=False), {"name": "adamw"}).teacher == 0
+    assert Holdings(model, {"name": "adamw"}).memory(layout, measure(model, batch, checkpointing=False)).teacher == 0
 
 
 @pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.02), pytest.param("float16", 1e-3, marks=pytest.mark.slow)])
