@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
 import pytest
+
+TRAIN_ONCE = {"test_fsdp.py", "test_decoder_kinds.py", "test_adapters.py", "test_resume.py", "test_validation.py"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -14,8 +17,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not look through it with every test."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Trainings that whole files share come first, where no other worker takes a part of the file; no GPU, no test of it."""
+    items.sort(key=lambda item: item.path.name not in TRAIN_ONCE)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing:
         import torch

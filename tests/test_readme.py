@@ -49,15 +49,23 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line]
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """A folder like the repository's after `make nano`, with a model of random weights in runs/nano/model."""
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory) -> Path:
+    """What `make nano` leaves behind, with a model of random weights."""
     from lit_eve.nano.world.benchmarks import write_benchmarks
     from tests.tiny_model import make_tiny
 
+    folder = tmp_path_factory.mktemp("nano")
     for part in make_tiny():
-        part.save_pretrained(tmp_path / "runs/nano/model")
-    write_benchmarks(tmp_path / "runs/nano/benchmarks", questions=9)
+        part.save_pretrained(folder / "model")
+    write_benchmarks(folder / "benchmarks", questions=4)
+    return folder
+
+
+@pytest.fixture
+def place(nano, tmp_path, monkeypatch) -> Path:
+    """A folder like the repository's after `make nano`."""
+    shutil.copytree(nano, tmp_path / "runs/nano")
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -81,7 +81,7 @@ def test_scores_of_a_validation_are_those_of_an_evaluation_of_that_model(given, 
         assert logged[f"pope/{tag}"] == pytest.approx(result["scores"][tag], abs=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_processes_validate_like_one(given, trained, damaged, strategy):
     run = given / strategy
     settings = {"trainer.strategy": strategy, "trainer.devices": 2}

@@ -34,11 +34,10 @@ from tests.models.variants import DESIGNS, ENTRIES, REGISTRIES, compositions_of
 
 NAMES = [str(folder.relative_to(DESIGNS[0].parent)) for folder in DESIGNS]
 TRIED = [
-    "nano",
     "models/gemma4_unified/nano",
     "models/mono_internvl/nano",
     "models/neo/nano",
-]  # tests/test_designs.py trains others
+]  # tests/test_designs.py and tests/nano train others
 designs = pytest.mark.parametrize(
     "design",
     [

@@ -27,6 +27,7 @@ from tests.training.world import scalars
 
 ALL = {"name": "experts", "parts": ["norms", "attention", "mlp"]}
 PARTS = {"geometry": tiny.GEOMETRY, "patch_embedding": {"name": "linear", "width": 16}}
+SHORT = {"trainer.max_steps": 4}
 VISION = {  # EVE v2's stage 1: patch embedding and vision copies
     "name": "vision",
     "lr": 1e-3,
@@ -153,28 +154,35 @@ def test_settings_that_cannot_be_are_refused_at_once(world, kind, message):
 
 @pytest.fixture(scope="module")
 def runs(mixed, tmp_path_factory):  # noqa: F811
-    """EVE v2's way: dense first, then vision copies, then everything; in one process and in two."""
+    """EVE v2's way: dense first, then vision copies, then everything."""
     folder = tmp_path_factory.mktemp("stages")
-    short = {"trainer.max_steps": 4}
-    vision = {"model.decoder_kind": "{name: experts}", "model.stage": json.dumps(VISION), **short}
-    EveCLI(args=arguments(mixed, folder / "dense", "1_prealign", None, False, **short))
-
-    def commands(number: str, sharded: bool) -> list[list[str]]:
-        first, second = folder / number / "vision", folder / number / "all"
-        return [
-            arguments(mixed, first, "2_pretrain", folder / "dense", sharded, **vision),
-            arguments(mixed, second, "2_pretrain", folder / "one" / "vision", sharded, **short),
-        ]
-
-    for command in commands("one", False):
+    EveCLI(args=arguments(mixed, folder / "dense", "1_prealign", None, False, **SHORT))
+    for command in stages(mixed, folder, "one", False):
         EveCLI(args=command)
-    train(*commands("two", True))
     return folder
 
 
+def stages(mixed, folder, number: str, sharded: bool) -> list[list[str]]:  # noqa: F811
+    """Commands of the two stages behind the dense one."""
+    vision = {"model.decoder_kind": "{name: experts}", "model.stage": json.dumps(VISION), **SHORT}
+    first, second = folder / number / "vision", folder / number / "all"
+    return [
+        arguments(mixed, first, "2_pretrain", folder / "dense", sharded, **vision),
+        arguments(mixed, second, "2_pretrain", folder / "one" / "vision", sharded, **SHORT),
+    ]
+
+
+@pytest.fixture(scope="module")
+def shared_out(runs, mixed):  # noqa: F811
+    """The same in two processes. That experts train and resume there is shown in tests/models/test_variants.py already."""
+    train(*stages(mixed, runs, "two", True))
+    return runs
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vision", "all"])
-def test_two_processes_train_like_one(runs, stage):
-    one, two = (runs / number / stage for number in ("one", "two"))
+def test_two_processes_train_like_one(shared_out, stage):
+    one, two = (shared_out / number / stage for number in ("one", "two"))
     for tag in ("train/loss", "train/gradient_norm", "val/loss"):
         expected, found = scalars(one, tag), scalars(two, tag)
         assert len(found) > 1 and found == pytest.approx(expected, rel=1e-4), tag
@@ -195,16 +203,18 @@ def test_the_words_half_does_not_train_in_the_vision_stage(runs):
     assert not any(torch.equal(last[name], after[name]) for name in last if "q_proj.weight" in name or "q_proj.image" in name)
 
 
-def test_checkpoints_are_models_for_everyone(runs):
-    for number in ("one", "two"):
-        run = runs / number / "all"
-        exported = load_file(run / "model" / "model.safetensors")
-        for model in (lit_eve.load(run)[0], lit_eve.load(find_checkpoint(run))[0]):
-            assert model.config.decoder_kind["name"] == "experts"
-            assert all(torch.equal(model.state_dict()[name], value) for name, value in exported.items())
+@pytest.mark.parametrize(("number", "made"), [("one", "runs"), pytest.param("two", "shared_out", marks=pytest.mark.slow)])
+def test_checkpoints_are_models_for_everyone(number, made, request):
+    run = request.getfixturevalue(made) / number / "all"
+    exported = load_file(run / "model" / "model.safetensors")
+    for model in (lit_eve.load(run)[0], lit_eve.load(find_checkpoint(run))[0]):
+        assert model.config.decoder_kind["name"] == "experts"
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in exported.items())
 
 
-def test_resumed_is_as_never_stopped(runs, mixed, tmp_path):  # noqa: F811
+@pytest.mark.slow
+def test_resumed_is_as_never_stopped(shared_out, mixed, tmp_path):  # noqa: F811
+    runs = shared_out
     again = shutil.copytree(runs / "two" / "all", tmp_path / "again")
     for path in (again / "checkpoints").iterdir():
         if int("".join(filter(str.isdigit, path.stem))) > 2:

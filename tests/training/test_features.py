@@ -52,7 +52,9 @@ def losses(run, *tags: str) -> list[list[float]]:
     return [list(micro.scalars(run, tag).values()) for tag in tags]
 
 
-@pytest.mark.parametrize("more", [{}, DISTILLED], ids=["alignment", "distillation"])
+@pytest.mark.parametrize(
+    "more", [pytest.param({}, marks=pytest.mark.slow, id="alignment"), pytest.param(DISTILLED, id="distillation and alignment")]
+)
 def test_the_same_losses_without_a_teacher(world, shards, tmp_path, more, capsys):
     """Packed rows, images of all shapes, samples with none and two, read in this process and in two others."""
     for folder in ("train", "validation"):

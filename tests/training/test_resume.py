@@ -36,6 +36,9 @@ def stage1(world, tmp_path_factory):
     return run
 
 
+READERS = {"data.num_workers": 1}  # a process of its own that reads, which dies and is born again with the run
+
+
 def stage2(world, stage1, run, *more, **overrides):
     settings = {"model.init_from": stage1, "trainer.accumulate_grad_batches": 2} | overrides
     return [*micro.arguments(world, run, "2_pretrain", **settings), *more]
@@ -50,7 +53,7 @@ def going_on(world, run, **kwargs):
 @pytest.fixture(scope="module")
 def uninterrupted(world, stage1, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "2_pretrain"
-    EveCLI(args=stage2(world, stage1, run))
+    EveCLI(args=stage2(world, stage1, run, **READERS))
     return run
 
 
@@ -61,11 +64,13 @@ def rows_of(run):
     return [{tag: value for tag, value in row.items() if not tag.startswith("speed/")} for row in rows]
 
 
-@pytest.mark.parametrize("saving", [False, True])
+@pytest.mark.parametrize("saving", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_path, saving):
     run = tmp_path / "2_pretrain"
     kill = "--trainer.callbacks+=tests.training.killer.KillAt"
-    arguments = stage2(world, stage1, run, kill, "--trainer.callbacks.step=6", f"--trainer.callbacks.saving={saving}")
+    arguments = stage2(
+        world, stage1, run, kill, "--trainer.callbacks.step=6", f"--trainer.callbacks.saving={saving}", **READERS
+    )
     with pytest.raises(ProcessExitedException) as killed:
         in_processes(1, run_in_a_process, arguments)
     assert killed.value.signal_name == "SIGKILL"
@@ -73,7 +78,7 @@ def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_pa
     assert find_checkpoint(run).name == "step00000004.ckpt"
     assert len(list((run / "checkpoints").glob(".*.part"))) == saving
 
-    EveCLI(args=stage2(world, stage1, run))
+    EveCLI(args=stage2(world, stage1, run, **READERS))
     for tag in LOSSES:
         expected = micro.scalars(uninterrupted, tag)
         assert len(expected) == 10
@@ -93,6 +98,7 @@ def test_killed_in_stage_2_and_called_again(world, stage1, uninterrupted, tmp_pa
 
 SEVERAL_EPOCHS = {"trainer.max_steps": 8, "trainer.limit_train_batches": 6, "trainer.log_every_n_steps": 3}
 SEVERAL_EPOCHS |= {"trainer.val_check_interval": 1.0, "trainer.limit_val_batches": 2, "checkpoint.every_n_steps": 100}
+SEVERAL_EPOCHS |= READERS
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +109,7 @@ def several_epochs(world, stage1, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_by_a_signal_and_called_again(world, stage1, several_epochs, tmp_path, signum):
     """The signal comes in the middle of a step."""
     whole, run, several = several_epochs, tmp_path / "run", SEVERAL_EPOCHS
@@ -146,7 +152,7 @@ EPOCHS = {"trainer.limit_train_batches": 8, "trainer.val_check_interval": 1.0}  
 @pytest.mark.parametrize(
     ("interval", "log_every"),
     [
-        pytest.param({"trainer.val_check_interval": 8}, 1, id="step"),
+        pytest.param({"trainer.val_check_interval": 8}, 1, id="step", marks=pytest.mark.slow),
         pytest.param(EPOCHS, 1, id="epoch", marks=pytest.mark.slow),
         pytest.param(EPOCHS, 3, id="row"),
     ],
@@ -376,8 +382,9 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert find_checkpoint(tmp_path).name == "step00000008.ckpt"
 
 
-@pytest.mark.parametrize(("keep", "steps"), [(2, [8, 10]), (-1, [4, 8, 10])])  # one is what stays of other runs here
+@pytest.mark.parametrize(("keep", "steps"), [(2, [8, 10]), pytest.param(-1, [4, 8, 10], marks=pytest.mark.slow)])
 def test_as_many_checkpoints_stay_as_asked_for(world, stage1, tmp_path, keep, steps):
+    """One is what stays of other runs here; test_fsdp.py goes on from those of which all stay."""
     EveCLI(args=stage2(world, stage1, tmp_path, **{"checkpoint.keep": keep}))
     assert sorted(int(path.stem[4:]) for path in (tmp_path / "checkpoints").iterdir()) == steps
 

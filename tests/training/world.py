@@ -144,6 +144,7 @@ def arguments(world: Path, run: Path, stage: str = "1_prealign", **overrides: ob
         "data.validation": world / "validation",
         "data.max_tokens": 256,
         "data.rows": 1,
+        "data.num_workers": 0,  # processes that read are the subject of few tests, and to start them takes as long as to train
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
         "trainer.default_root_dir": run,

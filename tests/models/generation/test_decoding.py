@@ -214,14 +214,16 @@ def test_what_is_not_right_is_refused(inside: World, options: dict[str, Any], wo
         model.generate(**inputs, max_new_tokens=2, **options)
 
 
-def test_a_compiled_forward_gives_the_same() -> None:
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="growing cache", marks=pytest.mark.slow), {"cache_implementation": "static"}], ids=str
+)
+def test_a_compiled_forward_gives_the_same(options: dict[str, Any]) -> None:
     world = World(outside=False, layers=1)
     compiled = torch.compile(world.model, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(**world.one).logits, world.model(**world.one).logits)
     try:
         world.model.forward = torch.compile(world.model.forward, backend="eager")
-        for options in ({}, {"cache_implementation": "static"}):
-            world.check(world.three, **options)
+        world.check(world.three, **options)
     finally:
         torch.compiler.reset()
