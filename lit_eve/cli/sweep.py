@@ -153,7 +153,7 @@ def _write_results(console: Console, sweep: Sweep, failed: dict[str, str], publi
     trials = gather(sweep.trials, sweep.flops_per_step())
     if not trials:
         raise LitEveError(f"{sweep.output}: no trial is finished, so there is nothing to report")
-    command = shlex.join(["lit-eve", *sys.argv[1:]])
+    command = shlex.join(["lit-eve", *(word for word in sys.argv[1:] if word != "--results")])  # that which trained
     write_hparams(sweep.output, sweep.as_run, trials)
     report = write_report(sweep.output, sweep.as_run, trials, failed, command)
     console.print(f"{len(trials)} of {len(sweep.trials)} trials are finished; the report is {report}", soft_wrap=True)
