@@ -30,3 +30,9 @@ def test_every_arm_is_read(ablation: Ablation, tmp_path: Path) -> None:
 def test_it_asks_a_question_and_has_enough_seeds(ablation: Ablation) -> None:
     assert ablation.question.endswith(("?", ")")) and len(ablation.seeds) >= 3
     assert all(metric.difference for metric in ablation.metrics)
+
+
+def test_the_page_lists_it(ablation: Ablation) -> None:
+    arms = [ablation.reference, *(arm.name for arm in ablation.arms if arm.name != ablation.reference)]
+    row = f"| `{ablation.name}.yaml` | {ablation.question} | {', '.join(f'`{name}`' for name in arms)} |"
+    assert row in (ABLATIONS[0].parents[2] / "docs" / "sweeps.md").read_text().splitlines()
