@@ -56,26 +56,26 @@ def way(request):
 
 @pytest.fixture(scope="module")
 def runs(mixed, way, tmp_path_factory):  # noqa: F811
-    """Adapters first, then all merged weights at a rate that moves nothing; in one process and in two."""
+    """Adapters first, then all merged weights at a rate that moves nothing; the adapters in two processes as well."""
     folder = tmp_path_factory.mktemp("stages")
-
-    def commands(number: str, sharded: bool) -> list[list[str]]:
-        first, second = folder / number / "adapters", folder / number / "merged"
-        return [
-            arguments(mixed, first, "1_prealign", None, sharded, **way[0], **SHORT),
-            arguments(
-                mixed, second, "2_pretrain", folder / "one" / "adapters", sharded, **way[1], **SHORT, **{"model.lr": 1e-6}
-            ),
-        ]
-
-    for command in commands("one", False):
+    for command in stages(mixed, way, folder, "one", False):
         EveCLI(args=command)
-    train(*commands("two", True))
+    train(stages(mixed, way, folder, "two", True)[0])
     return folder
 
 
-@pytest.mark.parametrize("stage", ["adapters", "merged"])
-def test_two_processes_train_like_one(runs, stage):
+def stages(mixed, way, folder, number: str, sharded: bool) -> list[list[str]]:  # noqa: F811
+    first, second = folder / number / "adapters", folder / number / "merged"
+    return [
+        arguments(mixed, first, "1_prealign", None, sharded, **way[0], **SHORT),
+        arguments(mixed, second, "2_pretrain", folder / "one" / "adapters", sharded, **way[1], **SHORT, **{"model.lr": 1e-6}),
+    ]
+
+
+@pytest.mark.parametrize("stage", ["adapters", pytest.param("merged", marks=pytest.mark.slow)])
+def test_two_processes_train_like_one(runs, mixed, way, stage):  # noqa: F811
+    if stage == "merged":
+        train(stages(mixed, way, runs, "two", True)[1])
     one, two = (runs / number / stage for number in ("one", "two"))
     for tag in ("train/loss", "train/gradient_norm", "val/loss"):
         expected, found = scalars(one, tag), scalars(two, tag)

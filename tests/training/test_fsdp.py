@@ -158,25 +158,23 @@ def cut(run, target, step: int):
     return target
 
 
-def test_resumed_on_any_number_of_processes(runs, mixed):
-    """2 -> 2 gives the same bits; 2 -> 1 and 1 -> 2 the same losses up to the order of sums."""
+def test_resumed_on_another_number_of_processes(runs, mixed):
+    """The same losses up to the order of sums; on the same number, as after the kill below, the same bits."""
     folder, starts = runs
     stage = "2_pretrain"
     command = lambda run, sharded: arguments(mixed, run, stage, starts[stage], sharded)  # noqa: E731
     two, one = folder / "two" / stage, folder / "one" / stage
-    targets = {name: cut(run, folder / name, 2) for name, run in (("2to2", two), ("2to1", two), ("1to2", one))}
+    targets = {name: cut(run, folder / name, 2) for name, run in (("2to1", two), ("1to2", one))}
     EveCLI(args=command(targets["2to1"], False))
-    train(*(command(targets[name], True) for name in ("2to2", "1to2")))
+    train(command(targets["1to2"], True))
 
-    for name, original in (("2to2", two), ("2to1", two), ("1to2", one)):
+    for name, original in (("2to1", two), ("1to2", one)):
         for tag in TAGS:
             expected = {step: value for step, value in scalars(original, tag).items() if step > 2}
             found = scalars(targets[name], tag)
             assert expected and found.keys() == expected.keys()
             for step, value in expected.items():
-                assert found[step] == (value if name == "2to2" else pytest.approx(value, rel=1e-5, abs=1e-5)), (name, tag)
-    same, again = (load_file(run / "model" / "model.safetensors") for run in (two, targets["2to2"]))
-    assert all(torch.equal(same[key], again[key]) for key in same)
+                assert found[step] == pytest.approx(value, rel=1e-5, abs=1e-5), (name, tag)
 
 
 @pytest.mark.parametrize("resumed", [("2to1",), pytest.param(("1to1", "1to2", "2to2"), marks=pytest.mark.slow)])
@@ -230,6 +228,8 @@ def test_a_killed_process_ends_the_job_and_the_resumed_run_repeats_it(runs, mixe
     train(command)
     for tag in (*TAGS, *VALIDATION):
         assert scalars(tmp_path / "run", tag) == scalars(folder / "two" / "2_pretrain", tag), tag
+    same, again = (load_file(run / "model" / "model.safetensors") for run in (folder / "two" / "2_pretrain", tmp_path / "run"))
+    assert same.keys() == again.keys() and all(torch.equal(same[key], again[key]) for key in same)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(runs, mixed, tmp_path):

@@ -215,7 +215,11 @@ def test_what_is_not_right_is_refused(inside: World, options: dict[str, Any], wo
 
 
 @pytest.mark.parametrize(
-    "options", [pytest.param({}, id="growing cache", marks=pytest.mark.slow), {"cache_implementation": "static"}], ids=str
+    "options",
+    [
+        pytest.param({}, id="growing cache", marks=pytest.mark.slow),
+        pytest.param({"cache_implementation": "static"}, id="static cache"),
+    ],
 )
 def test_a_compiled_forward_gives_the_same(options: dict[str, Any]) -> None:
     world = World(outside=False, layers=1)
