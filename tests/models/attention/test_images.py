@@ -123,9 +123,18 @@ def implementation(request, monkeypatch) -> str:
     return PACKED
 
 
+WAYS = [(BIDIRECTIONAL, False), (BIDIRECTIONAL, True), (HIDES, False), (EXPERTS, False)]
+
+
 @decoders
 @pytest.mark.parametrize(
-    ("kind", "checkpointing"), [(BIDIRECTIONAL, False), (BIDIRECTIONAL, True), (HIDES, False), (EXPERTS, False)]
+    ("implementation", "kind", "checkpointing"),
+    [
+        *((name, *way) for name in ("samples", "mask") for way in WAYS),
+        *((name, *WAYS[0]) for name in ("sdpa", "eager")),
+        *(pytest.param(name, *way, marks=pytest.mark.slow) for name in ("sdpa", "eager") for way in WAYS[1:]),
+    ],
+    indirect=["implementation"],
 )
 def test_packed_rows_give_the_losses_and_gradients_of_their_samples_alone(decoder, implementation, checkpointing, kind):
     model = tiny.model(decoder, with_teacher=True, **kind)
