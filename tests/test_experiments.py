@@ -210,7 +210,9 @@ def lines_of(text: str) -> dict[str, list[str]]:
 
 def plan_lines(names: list[str], capsys: pytest.CaptureFixture) -> dict[str, list[str]]:
     assert main(["plan", *(str(EXPERIMENTS / name) for name in names)]) == 0
-    return lines_of(capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert "16 x A100 40 GB" in shown
+    return lines_of(shown)
 
 
 DOCUMENTED = lines_of((ROOT / "docs/scale.md").read_text())

@@ -189,6 +189,11 @@ def test_tables(capsys):
         assert text in shown
     assert "It also fits without checkpointing" in shown and "--set model.gradient_checkpointing=false" in shown
     assert "assumed; --mfu" in shown and "GPU hours" in shown and "150 KB an image" in shown
+
+
+@pytest.mark.slow
+def test_a_table_of_several_recipes(capsys):
+    """tests/test_experiments.py compares one with the documented lines."""
     first = str(EXPERIMENTS / "eve_smollm2_360m/1_prealign.yaml")
     assert main(["plan", first, PRETRAIN]) == 0
     shown = capsys.readouterr().out
