@@ -22,7 +22,7 @@ from lit_eve.records import flatten
 from lit_eve.sweeps.ablation import Ablation, Arm
 from lit_eve.training.cli.config_files import KEY as BASE
 from lit_eve.training.cli.config_files import files_of
-from lit_eve.training.recipe import read_recipe, read_settings
+from lit_eve.training.recipe import read_recipe
 
 SEED, RUN, INIT = "seed_everything", "trainer.default_root_dir", "model.init_from"
 
@@ -161,7 +161,6 @@ class Recipe:
                 changes |= {"trainer.max_steps": scaled[stage.name], "trainer.max_epochs": None}  # else it ends at the first
             try:
                 settings = stage.settings(changes)
-                read_recipe("--config", str(stage.path), *arguments_of(changes))  # which looks at the parts
             except LitEveError as error:
                 raise ConfigError(f"arm {arm.name!r}, {stage.name}: {error}") from error
             found.append(ArmStage(stage, changes, settings, inherited))
@@ -197,4 +196,4 @@ def _tops(model: Mapping[str, Any]) -> set[str]:
 
 @cache
 def _settings(path: Path, arguments: tuple[str, ...]) -> dict[str, Any]:
-    return read_settings("--config", str(path), *arguments)
+    return read_recipe("--config", str(path), *arguments).settings

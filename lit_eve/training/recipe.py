@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lit_eve.data import EveDataModule
 from lit_eve.errors import ConfigError
-from lit_eve.training.cli import EveCLI, main
+from lit_eve.training.cli import EveCLI
 from lit_eve.training.module import LitEve
 
 if TYPE_CHECKING:
-    from jsonargparse import Namespace
+    from jsonargparse import ArgumentParser, Namespace
 
     from lit_eve.processing import EveProcessor
 
@@ -28,8 +27,19 @@ class Recipe:
     """The module before its model is built."""
     data: EveDataModule
     """The datamodule before anything is indexed."""
-    trainer: Namespace
-    """Settings of the trainer."""
+    config: Namespace
+    """All settings, as parsed."""
+    parser: ArgumentParser
+
+    @property
+    def trainer(self) -> Namespace:
+        """Settings of the trainer."""
+        return self.config.trainer
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings, defaults with them: what ``train.py fit --print_config`` prints."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
 
     @property
     def processor(self) -> EveProcessor:
@@ -58,24 +68,7 @@ def read_recipe(*arguments: str) -> Recipe:
             raise ConfigError(
                 f"{key}: a {type(made).__name__} is no {kind.__name__}, of which alone it is known what it trains"
             )
-    return Recipe(reader.model, reader.datamodule, reader.config.fit.trainer)
-
-
-def read_settings(*arguments: str) -> dict[str, Any]:
-    """All settings that ``train.py fit`` would take, defaults with them: what ``--print_config`` prints.
-
-    Raises:
-        ConfigError: an unknown key, or a value that it does not take; the message names it.
-    """
-    printed, errors = io.StringIO(), io.StringIO()
-    try:
-        with redirect_stdout(printed), redirect_stderr(errors):
-            main(["fit", *arguments, "--print_config"])
-    except SystemExit as exit:
-        if exit.code:
-            said = exit.code if isinstance(exit.code, str) else errors.getvalue()
-            raise ConfigError(" ".join(said.rpartition("error:")[2].split())) from None
-    return yaml.safe_load(printed.getvalue())
+    return Recipe(reader.model, reader.datamodule, reader.config.fit, reader._subcommand_parsers["fit"])
 
 
 class _Reader(EveCLI):

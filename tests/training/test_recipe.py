@@ -10,7 +10,7 @@ import yaml
 
 from lit_eve.data.lengths import fingerprint
 from lit_eve.errors import CheckpointError, ConfigError
-from lit_eve.training.cli import EveCLI
+from lit_eve.training.cli import EveCLI, main
 from lit_eve.training.recipe import read_recipe
 from tests.training import world as micro
 
@@ -121,3 +121,11 @@ def test_the_decoder_beside_init_from_must_be_the_one_it_was_made_around(world, 
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="made around another decoder .*num_hidden_layers: 2 -> 3"):
         micro.make_module(world, decoder=str(other), **start).configure_model()
+
+
+@pytest.mark.parametrize("path", ["nano_hard/1_prealign.yaml", "models/vora/nano/1_pretrain.yaml"])
+def test_settings_are_those_that_print_config_prints(path, capsys):
+    arguments = ["--config", str(micro.ROOT / "experiments" / path), "--model.lr=0.5", "--trainer.max_steps=7"]
+    with pytest.raises(SystemExit):
+        main(["fit", *arguments, "--print_config"])
+    assert read_recipe(*arguments).settings == yaml.safe_load(capsys.readouterr().out)
