@@ -255,10 +255,10 @@ def check_stage(name: str, settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a key or value that it does not take.
     """
-    from lit_eve.training.recipe import read_settings
+    from lit_eve.training.recipe import read_recipe
 
     try:
-        read_settings("--config", json.dumps(settings))
+        read_recipe("--config", json.dumps(settings))
     except ConfigError as error:
         raise ConfigError(f"{name}.yaml: {error}") from error
 
