@@ -53,6 +53,27 @@ def tracked_files() -> list[Path]:
 # ---- the package
 
 
+def test_what_a_function_imports_is_there():
+    """An import inside a function fails when that is called, and not before."""
+    missing = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "lit_eve":
+                missing += [
+                    f"{name_of(path)}:{node.lineno} {alias.name}"
+                    for alias in node.names
+                    if not is_there(node.module, alias.name)
+                ]
+    assert not missing
+
+
+def is_there(module: str, name: str) -> bool:
+    try:
+        return hasattr(import_module(module), name) or bool(import_module(f"{module}.{name}"))
+    except ModuleNotFoundError as error:
+        return not error.name.startswith("lit_eve")  # an extra, such as Gradio
+
+
 def test_import_is_light():
     code = "import sys, lit_eve; print(*sorted({'torch', 'transformers', 'lightning', 'numpy', 'PIL'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
