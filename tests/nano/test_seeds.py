@@ -268,6 +268,20 @@ def test_the_table_of_designs_has_a_row_for_each() -> None:
     assert module.summary(runs)["other"]["question_accuracy"]["mean"] == pytest.approx(0.75)
 
 
+def test_the_page_of_designs_has_the_numbers_of_its_file() -> None:
+    runs = json.loads((ROOT / "benchmarks/results/nano_designs_amd_epyc.json").read_text())["runs"]
+    page = (ROOT / "docs/models.md").read_text().partition("| design | questions answered right |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()[2:]]
+    for (title, *cells), name in zip(rows, runs[0]["designs"], strict=True):
+        of = [run["designs"][name] for run in runs]
+        expected = [
+            *(", ".join(f"{100 * one[number]:.1f} %" for one in of) for number in ("question_accuracy", "caption_accuracy")),
+            ", ".join(f"{one['caption_loss']:.3f}" for one in of),
+            f"{fmean(sum(one['core_seconds'].values()) for one in of):.0f}",
+        ]
+        assert cells == expected and title[:4].lower() == name.replace("_", " ")[:4].replace("mono ", "mono-"), name
+
+
 @pytest.mark.slow
 def test_designs_share_what_comes_before_their_stages(tmp_path: Path) -> None:
     config, output = tiny(tmp_path / "config", "nano"), tmp_path / "runs"
