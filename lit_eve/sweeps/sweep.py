@@ -212,7 +212,11 @@ def only(ablation: Ablation, names: Sequence[str] | None, seeds: int | None) -> 
         known = [arm.name for arm in ablation.arms]
         if unknown := [name for name in names if name not in known]:
             raise ConfigError(f"--only: there is no arm {unknown[0]!r}; the arms are {', '.join(known)}")
-        wanted = {*names, *map(ablation.reference_of, names), ablation.reference}
+        wanted = {ablation.reference}
+        for name in names:
+            while name not in wanted:  # a reference may have one of its own
+                wanted.add(name)
+                name = ablation.reference_of(name)
         arms = tuple(arm for arm in ablation.arms if arm.name in wanted)
         ablation = replace(ablation, arms=arms)
     if seeds is not None:

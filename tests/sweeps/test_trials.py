@@ -157,6 +157,13 @@ def test_an_arm_of_another_reference_brings_it_along(folder: Path) -> None:
     )
     assert [ablation.reference_of(name) for name in ("with", "faster")] == ["without", "fast"]
     assert [arm.name for arm in only(ablation, ["faster"], None).arms] == ["without", "fast", "faster"]
+    chain = ARMS | {
+        "a": lr,
+        "b": {"against": "a", "stages": {"model.lr": 1.0}},
+        "c": {"against": "b", "stages": {"model.lr": 2.0}},
+    }
+    kept = only(read_ablation(write_ablation(folder, arms=chain)), ["c"], None)
+    assert [arm.name for arm in kept.arms] == ["without", "a", "b", "c"]
 
 
 def test_sweeps_of_one_store_share_what_is_the_same(folder: Path, tmp_path: Path) -> None:
