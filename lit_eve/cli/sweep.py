@@ -180,7 +180,8 @@ def print_costs(console: Console, sweep: Sweep, args: argparse.Namespace) -> Non
     for column in ("steps", "samples", "FLOPs", *["GPU-days"] * (not is_mini), "trials"):
         table.add_column(column, justify="right")
     days: list[float | None] = []
-    for arm, trials in _by_arm(sweep).items():
+    arms = _by_arm(sweep)
+    for arm, trials in arms.items():
         runs = f"{sum(trial.is_done for trial in trials)} of {len(trials)}"
         planned = [cost for _, cost in costs.get(arm, ())]
         for number, stage in enumerate(trials[0].stages):
@@ -191,7 +192,7 @@ def print_costs(console: Console, sweep: Sweep, args: argparse.Namespace) -> Non
     console.print(table)
     total = "" if is_mini or None in days else f", {sum(days):,.3g} GPU-days in all, stages that arms share counted for each"
     console.print(f"{len(sweep.trials)} trials{total}")
-    if len(costs) < len(_by_arm(sweep)):
+    if len(costs) < len(arms):
         console.print(f"{UNKNOWN}: known once the miniature's world and language model are made, which the sweep does first")
     if sweep.ablation.equal != "steps" and not sweep.ledger.scaled:
         last = sweep.ablation.scaled or "the last stage"

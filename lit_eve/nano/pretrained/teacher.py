@@ -20,8 +20,9 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedModel, SiglipConfig, S
 from lit_eve.errors import ConfigError
 from lit_eve.files import write_atomically
 from lit_eve.nano.pretrained.fit import ADAMW, LitPretrained, train
-from lit_eve.processing import CLIP_MEAN, CLIP_STD, EveV1Geometry, TeacherGrid
+from lit_eve.processing import EveV1Geometry, TeacherGrid
 from lit_eve.training.optimizers import check_optimizer
+from lit_eve.vision_towers import Normalization, family_of
 
 CLIP, SIGLIP = "clip", "siglip"
 TEXT = 64
@@ -77,8 +78,12 @@ class LitTeacher(LitPretrained):
     def __init__(self, settings: TeacherSettings, tokenizer: Any) -> None:
         super().__init__(settings, tokenizer)
         self.model = _model(settings, tokenizer)
-        for name, values in zip(("mean", "std"), _PIXELS[settings.family], strict=True):
+        for name, values in self._pixels._asdict().items():
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    @property
+    def _pixels(self) -> Normalization:
+        return family_of(self.model.config.vision_config).pixels
 
     def forward(self, batch: dict[str, Tensor], return_loss: bool = False) -> Any:
         """CLIP's or SigLIP's output for ``pixels`` (B, 3, C, C) uint8 and ``input_ids``, ``attention_mask`` (B, T)."""
@@ -96,7 +101,7 @@ class LitTeacher(LitPretrained):
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
-        side, (mean, std) = self.settings.image_size, _PIXELS[self.settings.family]
+        side, (mean, std) = self.settings.image_size, self._pixels
         square, flags = {"height": side, "width": side}, ("do_convert_rgb", "do_normalize", "do_rescale", "do_resize")
         cut = {"crop_size": square, "do_center_crop": True, "size": {"shortest_edge": side}}
         preprocessor = {
@@ -108,10 +113,6 @@ class LitTeacher(LitPretrained):
             **dict.fromkeys(flags, True),
         }
         write_atomically(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
-
-
-_PIXELS = {CLIP: (CLIP_MEAN, CLIP_STD), SIGLIP: ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
-"""Mean and standard deviation of pixels in [0, 1]."""
 
 
 def _model(settings: TeacherSettings, tokenizer: Any) -> PreTrainedModel:

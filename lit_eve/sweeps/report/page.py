@@ -19,11 +19,8 @@ from lit_eve.sweeps.report import sections
 from lit_eve.sweeps.report.comparison import Comparison, compare, in_order
 from lit_eve.sweeps.report.curves import learning_curves
 from lit_eve.sweeps.report.figures import draw_differences
-from lit_eve.sweeps.report.publishing import publish
 from lit_eve.sweeps.report.results import CURVES, RESULTS, Trial, write_csv, write_curves
 from lit_eve.sweeps.report.verdict import RULE
-
-__all__ = ["publish", "write_report"]
 
 REPORT, DIFFERENCES, LEARNING = "report.md", "figures/differences.png", "figures/learning_curves.png"
 PANELS = 6  # learning curves that are drawn; all are in curves.csv

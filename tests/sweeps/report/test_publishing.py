@@ -12,7 +12,7 @@ from PIL import Image
 
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.ablation import Metric
-from lit_eve.sweeps.report.page import publish
+from lit_eve.sweeps.report.publishing import publish
 from lit_eve.sweeps.report.results import read_csv
 from tests.sweeps.report.made_up import LOSS, ablation, trials
 
