@@ -121,7 +121,8 @@ def _forest_legend(comparisons: Sequence[Comparison]) -> tuple[list[Any], list[s
 def draw_curves(path: Path, trials: Sequence[Trial], arms: Sequence[str], reference: str, metrics: Sequence[str]) -> str:
     """Learning curves: a panel per metric, a line per arm (the mean over its seeds), and a band.
 
-    A step counts if all seeds of the arm have it. The band is the 95 % interval of the mean where every arm has four seeds or
+    Worlds of other seeds fill other numbers of rows, so seeds are not tried at the same steps: between two values of a seed, its
+    curve is a straight line, and the mean is taken where all seeds of the arm have a curve. The band is the 95 % interval of the mean where every arm has four seeds or
     more, otherwise the range over seeds. Of more than four arms, only the reference has a band. The first third of the steps,
     where all arms fall alike, may leave the panel at the top.
 
@@ -177,11 +178,13 @@ def arm_styles(arms: Sequence[str], reference: str) -> dict[str, Mapping[str, An
 def _draw_curve(
     ax: Axes, curves: Sequence[Sequence[tuple[int, float]]], style: Mapping[str, Any], is_interval: bool, has_band: bool
 ) -> None:
-    by_step = [dict(curve) for curve in curves]
-    steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
-    if not steps:
+    tables = [np.array(sorted(curve)) for curve in curves]  # each (points, 2): steps, values
+    first, last = (max(table[0, 0] for table in tables), min(table[-1, 0] for table in tables)) if tables else (1, 0)
+    steps = np.unique(np.concatenate([table[:, 0] for table in tables])) if tables else np.empty(0)
+    steps = steps[(steps >= first) & (steps <= last)]
+    if not len(steps):
         return
-    values = np.array([[curve[step] for step in steps] for curve in by_step])  # (seeds, steps)
+    values = np.stack([np.interp(steps, *table.T) for table in tables])  # (seeds, steps)
     mean = values.mean(axis=0)
     ax.plot(steps, mean, marker="o" if len(steps) == 1 else None, markersize=4, **style)
     if has_band and len(values) > 1:

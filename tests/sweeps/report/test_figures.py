@@ -112,7 +112,7 @@ def test_of_many_arms_the_reference_alone_has_a_band(tmp_path, drawn):
 
 
 def test_curves_of_unequal_trials(tmp_path, drawn):
-    """A step counts if all seeds of the arm have it, so that a mean does not jump; a loss that is no number leaves a gap."""
+    """The mean is taken where all seeds have a curve, so that it does not jump; a loss that is no number leaves a gap."""
     whole, short = trials({"with": 0.0}, 2)
     curve = short.curves[CURVES[1]]
     short = replace(short, curves={CURVES[1]: [*curve[:5], (600, float("nan"))]})
@@ -120,6 +120,20 @@ def test_curves_of_unequal_trials(tmp_path, drawn):
     assert drawn[1].lines[0].get_xdata().tolist() == [100, 200, 300, 400, 500, 600]
     assert np.isfinite(drawn[1].lines[0].get_ydata()).tolist() == [True] * 5 + [False]
     assert np.isfinite(drawn[1].get_ylim()).all()
+
+
+def test_seeds_that_were_tried_at_other_steps_have_a_mean(tmp_path, drawn):
+    """Worlds of other seeds fill other numbers of rows: a quarter of an epoch is not as many steps."""
+    one, other = trials({"with": 0.0}, 2)
+    one = replace(one, curves={CURVES[1]: [(184, 1.0), (367, 0.5), (550, 0.3)]})
+    other = replace(other, curves={CURVES[1]: [(182, 1.2), (364, 0.6), (545, 0.4)]})
+    draw_curves(tmp_path / "curves.png", [one, other], ("without", "with"), "without", CURVES[1:])
+    (line,) = drawn[0].lines
+    assert line.get_xdata().tolist() == [184, 364, 367, 545]
+    between = [1.2 + (0.6 - 1.2) * 2 / 182, 0.5 + (1.0 - 0.5) * 3 / 183]  # of other at 184, of one at 364
+    assert line.get_ydata()[:2] == pytest.approx([(1.0 + between[0]) / 2, (between[1] + 0.6) / 2])
+    draw_curves(tmp_path / "curves.png", [one, replace(other, curves={})], ("without", "with"), "without", CURVES[1:])
+    assert drawn[-1].lines[0].get_ydata().tolist() == [1.0, 0.5, 0.3]
 
 
 def test_the_beginning_may_leave_the_panel(tmp_path, drawn):
