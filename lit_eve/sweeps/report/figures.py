@@ -13,6 +13,7 @@ import numpy as np
 from lit_eve.plotting import BLUE, CATEGORIES, FAINT, INK, ORANGE, SOFT, figure
 from lit_eve.sweeps.report.comparison import Comparison, Row
 from lit_eve.sweeps.report.results import Trial
+from lit_eve.sweeps.report.statistics import at_common_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,10 +122,9 @@ def _forest_legend(comparisons: Sequence[Comparison]) -> tuple[list[Any], list[s
 def draw_curves(path: Path, trials: Sequence[Trial], arms: Sequence[str], reference: str, metrics: Sequence[str]) -> str:
     """Learning curves: a panel per metric, a line per arm (the mean over its seeds), and a band.
 
-    Worlds of other seeds fill other numbers of rows, so seeds are not tried at the same steps: between two values of a seed, its
-    curve is a straight line, and the mean is taken where all seeds of the arm have a curve. The band is the 95 % interval of the mean where every arm has four seeds or
-    more, otherwise the range over seeds. Of more than four arms, only the reference has a band. The first third of the steps,
-    where all arms fall alike, may leave the panel at the top.
+    The mean is taken where all seeds of the arm have a curve (:func:`at_common_steps`). The band is the 95 % interval of the
+    mean where every arm has four seeds or more, otherwise the range over seeds. Of more than four arms, only the reference has
+    a band. The first third of the steps, where all arms fall alike, may leave the panel at the top.
 
     Args:
         path: of the PNG.
@@ -178,13 +178,9 @@ def arm_styles(arms: Sequence[str], reference: str) -> dict[str, Mapping[str, An
 def _draw_curve(
     ax: Axes, curves: Sequence[Sequence[tuple[int, float]]], style: Mapping[str, Any], is_interval: bool, has_band: bool
 ) -> None:
-    tables = [np.array(sorted(curve)) for curve in curves]  # each (points, 2): steps, values
-    first, last = (max(table[0, 0] for table in tables), min(table[-1, 0] for table in tables)) if tables else (1, 0)
-    steps = np.unique(np.concatenate([table[:, 0] for table in tables])) if tables else np.empty(0)
-    steps = steps[(steps >= first) & (steps <= last)]
+    steps, values = at_common_steps(curves)
     if not len(steps):
         return
-    values = np.stack([np.interp(steps, *table.T) for table in tables])  # (seeds, steps)
     mean = values.mean(axis=0)
     ax.plot(steps, mean, marker="o" if len(steps) == 1 else None, markersize=4, **style)
     if has_band and len(values) > 1:

@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from lit_eve.errors import ConfigError
 from lit_eve.sweeps.report.results import Answer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEVEL = 0.05  # of the tests; intervals are of 1 - LEVEL
 MOST_SEEDS = 10_000
@@ -202,3 +206,25 @@ def scipy_stats() -> ModuleType:
     except ImportError as error:
         raise ConfigError("the statistics of a sweep need scipy: pip install 'lit-eve[sweeps]'") from error
     return stats
+
+
+def at_common_steps(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """The curves of several seeds at the same steps, so that they can be averaged.
+
+    Worlds of other seeds fill other numbers of rows, so seeds are not tried at the same steps. Between two values of a seed,
+    its curve is a straight line; before its first value and after its last one it has none.
+
+    Args:
+        curves: of each seed, (step, value).
+
+    Returns:
+        The steps of all, as far as every seed has a curve, (points,); values (seeds, points). Without such steps, of no points.
+    """
+    import numpy as np
+
+    tables = [np.array(sorted(curve), dtype=float).reshape(-1, 2) for curve in curves]
+    if not tables or not all(map(len, tables)):
+        return np.empty(0), np.empty((len(tables), 0))
+    steps = np.unique(np.concatenate([table[:, 0] for table in tables]))
+    steps = steps[(steps >= max(table[0, 0] for table in tables)) & (steps <= min(table[-1, 0] for table in tables))]
+    return steps, np.stack([np.interp(steps, *table.T) for table in tables])
