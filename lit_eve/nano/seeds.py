@@ -60,7 +60,6 @@ def measure_over_seeds(
     read_result: Callable[[Path, int], dict[str, Any]],
     summary: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
     table: Callable[[Sequence[dict[str, Any]]], str],
-    min_seeds: int = 1,
 ) -> dict[str, Any]:
     """The whole of a script: run all seeds, print their table, write table and JSON.
 
@@ -74,21 +73,20 @@ def measure_over_seeds(
         read_result: what came out, as JSON, given folder and seed.
         summary: statistics of all results, as JSON.
         table: all results, as Markdown.
-        min_seeds: the fewest that ``summary`` takes.
 
     Returns:
         What is in the JSON: ``machine``, ``versions``, ``at_a_time``, ``summary`` and ``runs``, the results. A worker: nothing.
 
     Raises:
-        LitEveError: too few seeds, or a seed failed.
+        LitEveError: no seed to run, or a seed failed.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parser.parse_args(arguments)
     if options.worker is not None:
         run_seed(options, _folder(options, options.worker), options.worker)
         return {}
-    if options.seeds < min_seeds or options.at_a_time < 1:
-        raise LitEveError(f"--seeds must be at least {min_seeds}, --at-a-time at least 1")
+    if min(options.seeds, options.at_a_time) < 1:
+        raise LitEveError("--seeds and --at-a-time must be at least 1")
 
     from rich.console import Console
     from rich.progress import track

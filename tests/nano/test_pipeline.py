@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ import pytest
 import yaml
 from PIL import Image
 
+import lit_eve
 from lit_eve.cli import main
+from lit_eve.data import read_samples
 from lit_eve.errors import ConfigError
+from lit_eve.nano.evaluate import captions_by_word
 from lit_eve.nano.ground import SHARED, borrow
+from lit_eve.nano.measurement import WORDS, measure
 from lit_eve.nano.pipeline import CONFIG, MODELS, make_steps, model_config, read_stage, run_pipeline
 from lit_eve.nano.report import draw_learning
 from lit_eve.nano.steps import Journal
@@ -104,6 +109,31 @@ def test_metrics(finished: tuple[Path, Path]) -> None:
     assert list(seconds) == [*STEPS, "data_and_training", "total"] and seconds["2_pretrain"] > 0
     assert seconds["total"] == pytest.approx(sum(seconds[step] for step in STEPS), abs=0.1)
     assert metrics["machine"]["processor"] and metrics["versions"]["torch"]
+
+
+def test_what_ablations_measure_is_what_the_run_says(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """The losses by word add up to that of all; the rest stands in the run's own metrics."""
+    run = finished[0]
+    said = json.loads((run / "metrics.json").read_text())
+    measured = measure(tmp_path, run / "data", run / "2_pretrain", run / "3_finetune")
+    for name in ("caption_loss", "caption_accuracy", "question_accuracy"):
+        assert measured[name] == pytest.approx(said[name], rel=1e-5)
+    for kind, row in said["by_type"].items():
+        assert measured[f"question_accuracy/{kind}"] == pytest.approx(row["accuracy"])
+    kind_of = {word: kind for kind, words in WORDS.items() for word in words}
+    _, processor = lit_eve.load(run / "2_pretrain")
+    counts: Counter[str] = Counter()
+    for sample in read_samples(run / "data" / "test_captions"):
+        caption = processor.tokenizer(sample.conversation[-1]["value"], add_special_tokens=False).input_ids
+        counts.update(kind_of.get(processor.tokenizer.decode([token]).strip(), "other") for token in caption)
+        counts["other"] += 1  # the end of the caption
+    losses = captions_by_word(run / "2_pretrain", run / "data", WORDS, progress=None)["loss_by_word"]
+    mean = sum(count * losses[kind] for kind, count in counts.items()) / counts.total()
+    assert mean == pytest.approx(said["caption_loss"], rel=1e-5)
+    looks = [losses[kind] for kind in ("colour", "shape", "size")]
+    assert measured["looks_loss"] == pytest.approx(sum(looks) / 3) and measured["loss/place"] == pytest.approx(losses["place"])
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert sum(row["right"] for row in rows) / len(rows) == pytest.approx(said["question_accuracy"]) and rows[0]["image"]
 
 
 def test_every_answer_is_kept(finished: tuple[Path, Path]) -> None:
