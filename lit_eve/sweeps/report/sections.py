@@ -37,7 +37,7 @@ COST = "Means over the trials of an arm. Seconds of a core are of processor time
 
 
 def answer(comparison: Comparison) -> str:
-    """What one metric says of all arms, by rule, in a sentence."""
+    """What one metric says of all arms, by rule, in a sentence; of those that are not resolved, what would resolve them."""
     said = [row for row in comparison.rows if row.verdict]
     resolved = [
         f"`{row.arm}` is {row.verdict.sentence.removeprefix('resolved: ')}"
@@ -46,11 +46,20 @@ def answer(comparison: Comparison) -> str:
         if row.verdict.is_resolved
     ]
     others = [
-        f"{outcome}: {', '.join(f'`{row.arm}`' for row in said if row.verdict.outcome == outcome)}"
+        f"{outcome}: {', '.join(_unresolved(row, comparison) for row in said if row.verdict.outcome == outcome)}"
         for outcome in ("not resolved", "not measured")
         if any(row.verdict.outcome == outcome for row in said)
     ]
     return f"{comparison.metric.name}: {'; '.join([*resolved, *others]) or 'there is no arm to compare'}."
+
+
+def _unresolved(row: Row, comparison: Comparison) -> str:
+    """The arm, and how many seeds a difference of the size that matters takes."""
+    if not row.needed or row.difference is None:
+        return f"`{row.arm}`"
+    size = f"{comparison.metric.difference:g}"
+    enough = row.needed <= row.difference.n
+    return f"`{row.arm}` ({size} would probably have shown)" if enough else f"`{row.arm}` ({size} takes {row.needed} seeds)"
 
 
 def by_rule(ablation: Ablation, comparisons: Sequence[Comparison], trials: Sequence[Trial]) -> str:

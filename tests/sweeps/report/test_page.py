@@ -16,6 +16,7 @@ from lit_eve.sweeps.report.comparison import compare
 from lit_eve.sweeps.report.curves import MOST_LINES, shown_arms, shown_curves
 from lit_eve.sweeps.report.page import PANELS, write_report
 from lit_eve.sweeps.report.results import read_csv, read_curves
+from lit_eve.sweeps.report.sections import answer
 from tests.sweeps.report.made_up import ACCURACY, LOSS, ablation, trial, trials
 
 COMMAND = "lit-eve sweep experiments/ablations/alignment.yaml"
@@ -121,6 +122,17 @@ def test_one_seed_proves_nothing(tmp_path):
     assert row["verdict"] == "not resolved: one seed says nothing of others; within noise"
     assert {row[name] for name in ("standard deviation", "95 % interval", "p (Holm)", "seeds needed")} == {"–"}
     assert "- looks_loss: not resolved: `with`." in text
+
+
+def test_the_answer_says_what_would_resolve_a_difference():
+    made = ablation("without", "wide", "narrow", metrics=(LOSS,), paper=Paper())
+    near = [trial("narrow", seed, looks_loss=0.5 + 0.01 * (-1) ** seed) for seed in range(8)]
+    far = [trial("wide", seed, looks_loss=0.5 + 0.1 * (-1) ** seed) for seed in range(8)]
+    comparison = compare(made, [*(trial("without", seed, looks_loss=0.5) for seed in range(8)), *near, *far])[0]
+    needed = {row.arm: row.needed for row in comparison.rows}
+    assert needed["narrow"] < 8 < needed["wide"]
+    expected = f"`wide` (0.03 takes {needed['wide']} seeds), `narrow` (0.03 would probably have shown)"
+    assert answer(comparison) == f"looks_loss: not resolved: {expected}."
 
 
 def test_no_trial_is_done_yet(tmp_path):
