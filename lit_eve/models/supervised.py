@@ -157,6 +157,6 @@ class SupervisedModel(EvePreTrainedModel):
     ) -> Supervisor:
         grid = None if self.teacher is None else self.teacher.grid
         patches = lambda: self._normalized(pixel_values, torch.float32)  # noqa: E731
-        images = ImageBatch(layout, image_grid_hw, self.geometry, grid, patches, image_seeds)
+        images = ImageBatch(layout, image_grid_hw, self.geometry, grid, patches, image_seeds, teacher_pixel_values)
         weights = {part: weight_at(weight, progress) for part, weight in self.supervision_weights.items()}
         return Supervisor(self.supervisions, weights, self.teacher, images, teacher_pixel_values, teacher_features)

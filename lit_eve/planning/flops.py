@@ -128,7 +128,7 @@ def training_flops(
 
     Returns:
         ``patch_embedding``, ``projector``, ``decoder`` (its linear layers), ``attention`` (of the decoder), ``lm_head``, and
-        the heads of the supervisions (``aligner``), and ``teacher``.
+        the heads of the supervisions (``aligner``), and ``teacher`` where one of them looks at its hidden states.
 
     Raises:
         ConfigError: the decoder has weights that are neither in linear layers nor in embedding tables (mixtures of experts), or
@@ -139,7 +139,7 @@ def training_flops(
     flops = _images(model, workload)
     flops |= _decoder(model, workload)
     flops |= _supervision(model, workload)
-    if model.teacher is not None:
+    if any(one.teacher_states for one in model.supervisions.values()):
         flops["teacher"] = Flops(_teacher(model, workload))
     return flops
 
@@ -246,7 +246,10 @@ def _supervision(model: EveForConditionalGeneration, workload: Workload) -> dict
     teacher = model.teacher
     teacher_grid = None if teacher is None else teacher.grid
     seeds = torch.empty(images, dtype=torch.long, device=device)
-    batch = ImageBatch(layout, grid, model.geometry, teacher_grid, lambda: patches, seeds)
+    pixels = None
+    if teacher is not None:
+        pixels = torch.empty(images, 3, teacher.grid.image_size, teacher.grid.image_size, dtype=torch.uint8, device=device)
+    batch = ImageBatch(layout, grid, model.geometry, teacher_grid, lambda: patches, seeds, pixels)
     carries, width = _carries_gradient(model), model.config.text_config.hidden_size
     flops = {}
     for part, one in model.supervisions.items():

@@ -207,7 +207,7 @@ STAGES: dict[str, Stage] = {
     )
 }
 """The paper's stages: the first keeps the decoder frozen; the others train everything but the teacher, which no rule can
-name: it is never trained."""
+name: it is never trained. The supervision ``trained_teacher`` trains a copy of it."""
 
 
 def get_stage(

@@ -21,8 +21,10 @@ from tests.models import tiny
 VORA = Path(__file__).parents[1] / "data" / "vora"
 ALIGNMENT = {"name": "patch_alignment", "aligner": {"name": "layerwise", "layer_interval": 2, "num_heads": 4}}
 NEXT, DISTILLATION = {"name": "next_patch", "weight": 0.5}, {"name": "distillation", "weight": 2.0}
+TRAINED = {"name": "trained_teacher", "aligner": ALIGNMENT["aligner"]}
 ALL = [ALIGNMENT, NEXT, DISTILLATION]
-TERMS = {"aligner": "alignment_loss", "next_patch": "next_patch_loss", "distillation": "distillation_loss"}
+TERMS = {name: f"{name}_loss" for name in ("next_patch", "distillation")}
+TERMS |= dict.fromkeys(("aligner", "trained_teacher"), "alignment_loss")
 
 
 def supervised(entries, seed: int = 0, **kwargs) -> EveForConditionalGeneration:
@@ -147,7 +149,7 @@ def test_distillation_has_the_numbers_of_vora(name):
         assert_close(heads[state](hidden), predictions[state], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("entries", [None, [ALIGNMENT], [NEXT], [DISTILLATION], ALL], ids=str)
+@pytest.mark.parametrize("entries", [None, [ALIGNMENT], [NEXT], [DISTILLATION], [TRAINED], ALL], ids=str)
 def test_packed_samples_are_as_alone(entries):
     model = supervised(entries)
     samples = tiny.samples(model, [2, 0, 1, 1])
@@ -201,7 +203,7 @@ def test_nothing_is_read_for_an_empty_list(monkeypatch):
     assert output.terms.keys() == {"language_loss", "token_accuracy"} and output.loss == output.language_loss
 
 
-@pytest.mark.parametrize("entries", [[NEXT], ALL], ids=str)
+@pytest.mark.parametrize("entries", [[NEXT], [TRAINED], ALL], ids=str)
 def test_batches_without_images_give_every_weight_a_gradient_of_zero(entries):
     """As all processes of FSDP2 must do the same."""
     model = supervised(entries)

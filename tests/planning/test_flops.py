@@ -169,6 +169,30 @@ def test_every_supervision_is_what_torch_counts(stage, monkeypatch):
     assert alone["next_patch"] == flops["next_patch"] and not {"teacher", "aligner"} & alone.keys()
 
 
+@pytest.mark.parametrize("stage", [STAGES["prealign"], STAGES["pretrain"]], ids=lambda stage: stage.name)
+def test_a_teacher_that_trains_is_what_torch_counts(stage):
+    """All that it costs beside the same model without a teacher."""
+    teacher = tiny.teacher().backbone.config
+    model, without = (
+        tiny.model(supervision=entries)
+        for entries in (
+            [{"name": "trained_teacher", "aligner": {"name": "layerwise", "layer_interval": 1, "num_heads": 4}}],
+            [],
+        )
+    )
+    model.attach_supervision(tiny.teacher())
+    model.trained_teacher["tower"].config._attn_implementation = "eager"
+    batch = tiny.packed([tiny.samples(model, [2])])
+    counts = []
+    for one in (model, without):
+        stage.apply(one)
+        with FlopCounterMode(display=False) as counter:
+            one(**batch).loss.backward()
+        counts.append(counter.get_total_flops())
+    flops = training_flops(model.config, Workload.of_batch(batch), stage, teacher)
+    assert "teacher" not in flops and flops["trained_teacher"].total == pytest.approx(counts[0] - counts[1], rel=0.02)
+
+
 def test_frozen_is_twice_and_trained_three_times_the_forward_pass():
     config, workload = tiny.config(), Workload(np.array([30, 50]), np.array([[4, 6]]), 20)
     for stage, factor in (("prealign", 2), ("pretrain", 3)):

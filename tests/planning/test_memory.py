@@ -88,6 +88,12 @@ def test_what_a_schedule_leaves_out_for_a_time_is_planned_for(student):
             )
         ),
         (True, "adamw", "dense", SUPERVISIONS),
+        (
+            True,
+            "adamw",
+            "dense",
+            [{"name": "trained_teacher", "aligner": {"name": "layerwise", "layer_interval": 1, "num_heads": 4}}],
+        ),
         pytest.param(False, "adamw", "dense", SUPERVISIONS, marks=pytest.mark.slow),
     ],
 )

@@ -33,7 +33,7 @@ def fill(
         model: on the meta device; its parameters may be sharded (DTensor). No process ever holds more than its own part and
             the tensor that is being read.
         stored: names and full tensors, in any order.
-        parts: the small parts around the language model, on the CPU with random weights, the same in every process.
+        parts: the small parts around the language model, on the CPU with new weights, the same in every process.
         may_be_new: names of the parts whose weights are taken from here too, where ``stored`` has none of them.
         device: where the weights go.
         source: where the stored weights come from, for error messages.

@@ -115,6 +115,8 @@ def _check_drawn(build: Callable[[], nn.Module], facts: Callable[[nn.Module], di
                 drawn.append(facts(build()))
     for name, first in drawn[0].items():
         second = drawn[1][name]
+        if isinstance(first, Tensor) and first.is_meta:  # a plan draws nothing
+            continue
         same = torch.equal(first, second) if isinstance(first, Tensor) else pickle.dumps(first) == pickle.dumps(second)
         if not same:
             raise ConfigError(

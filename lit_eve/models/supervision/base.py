@@ -1,7 +1,7 @@
 """What a supervision is: a loss at image tokens beside the next-token loss, with a head of its own, in training alone.
 
 Notation: B rows, T tokens per row, D decoder width, L decoder layers, N images, P patches, p side of a patch, Q image tokens,
-M places whose hidden states are read, K teacher width.
+M places whose hidden states are read, C teacher image size, K teacher width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lit_eve.processing.geometries import ImageGeometry
 from lit_eve.processing.teacher_grid import TeacherGrid
 from lit_eve.registry import Registry
 
-CONTEXT = ("hidden_size", "num_layers", "geometry", "teacher_width", "teacher_depth")
+CONTEXT = ("hidden_size", "num_layers", "geometry", "teacher", "teacher_width", "teacher_depth")
 """Arguments of supervisions that come from the model."""
 
 
@@ -36,6 +36,7 @@ class ImageBatch:
     teacher_grid: TeacherGrid | None
     normalized_patches: Callable[[], Tensor]  # -> (P, 3 * p * p) float32
     seeds: Tensor | None = None  # (N,) int64
+    teacher_pixels: Tensor | None = None  # (N, 3, C, C) uint8
     _made: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -110,6 +111,8 @@ class Supervision(ABC):
     """Hidden states of the decoder that it reads: 0 is the embeddings, L what is behind the final norm."""
     teacher_states: tuple[int, ...] = ()
     """Hidden states of the teacher that it reads, at most ``teacher_depth``; empty: it needs no teacher."""
+    reads_teacher_pixels: ClassVar[bool] = False
+    """Whether it looks at ``images.teacher_pixels`` itself."""
     head: nn.Module
 
     @classmethod

@@ -34,7 +34,7 @@ def without_weight(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def needs_teacher(name: str) -> bool:
     """Whether a supervision cannot be built without a teacher; one that is not known may need it."""
-    return name not in SUPERVISIONS or SUPERVISIONS.asks_for(name, "teacher_width", "teacher_depth")
+    return name not in SUPERVISIONS or SUPERVISIONS.asks_for(name, "teacher", "teacher_width", "teacher_depth")
 
 
 def check_entries(entries: Iterable[Mapping[str, Any]]) -> None:
@@ -63,6 +63,7 @@ def build_supervision(entry: Mapping[str, Any], config: EveConfig, teacher: Froz
         "hidden_size": text_config.hidden_size,
         "num_layers": text_config.num_hidden_layers,
         "geometry": config.image_geometry,
+        "teacher": teacher,
         "teacher_width": None if teacher is None else teacher.width,
         "teacher_depth": None if teacher is None else teacher.depth,
     }

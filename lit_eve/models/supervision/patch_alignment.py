@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_eve.errors import ConfigError
 from lit_eve.losses import ALIGNERS, patch_alignment_loss
@@ -45,6 +45,10 @@ class PatchAlignment(Supervision):
         if aligner is not None:
             ALIGNERS.check(aligner, ("hidden_size", "num_layers", "teacher_width"))
 
+    @property
+    def _aligner(self) -> nn.Module:
+        return self.head
+
     def positions(self, images: ImageBatch) -> Tensor:
         """(M, k * k): the image tokens of each teacher patch."""
         return images.cells.positions
@@ -52,7 +56,7 @@ class PatchAlignment(Supervision):
     def loss(self, images: ImageBatch, hidden: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """1 - cosine between the aligner's prediction and the teacher."""
         cells = images.cells
-        predictions = self.head(list(hidden))  # (M, K)
+        predictions = self._aligner(list(hidden))  # (M, K)
         if predictions.shape != (shape := (len(cells.image_of_cell), self.width)):
             raise ConfigError(
                 f"aligner {self.aligner['name']!r} returned the shape {tuple(predictions.shape)}, but the teacher's is {shape}"

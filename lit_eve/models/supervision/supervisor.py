@@ -48,12 +48,15 @@ class Supervisor:
         self.weights, self.images = weights, images
         self.teacher, self.pixels, self.features = teacher, teacher_pixel_values, teacher_features
         self._all_states = sorted({state for one in supervisions.values() for state in one.teacher_states})
-        if self.pixels is None and self.features is None and any(one.teacher_states for one in self.supervisions.values()):
+        if self.pixels is None and any(self._looks_at_pixels(one) for one in self.supervisions.values()):
             raise LitEveError("a teacher is attached, but the batch has no teacher_pixel_values")
         # Supervisions that read the same places share what is read there.
         self._positions = {part: one.positions(images) for part, one in self.supervisions.items()}
         self._states: dict[int, dict[int, Tensor]] = {}
         self._num_layers = 0
+
+    def _looks_at_pixels(self, one: Supervision) -> bool:
+        return one.reads_teacher_pixels or bool(one.teacher_states and self.features is None)
 
     def change_tokens(self, tokens: Tensor) -> Tensor:
         """What the decoder reads in the place of the image tokens: (Q, D) -> (Q, D)."""

@@ -95,7 +95,7 @@ def paper(ablation: Ablation) -> str:
     """What is known of the question; empty where the file says nothing."""
     known, lines = ablation.paper, []
     if known.source or known.says:
-        lines.append(f"{': '.join(filter(None, (known.source, known.says)))}.")
+        lines.append(f"{': '.join(filter(None, (known.source, known.says))).removesuffix('.')}.")
     for side, arms in (("better", known.better), ("worse", known.worse)):
         if arms:
             than = {ablation.reference_of(arm) for arm in arms}

@@ -234,8 +234,9 @@ class Blueprint:
             except (ImportError, ValueError) as error:
                 raise ConfigError(f"model.attn_implementation: {error}") from error
         sources = WeightSources(self)
-        parts = sources.parts(model.teacher)
-        model.teacher = None  # read as a whole below, and never sharded
+        teacher = None if self.teacher is None else self.named_teacher.load(model.dtype)
+        parts = sources.parts(teacher)
+        model.teacher = None  # read as a whole, and never sharded
         if shard is not None:
             shard(model)
         source = str(self.init_from or self.decoder)
@@ -243,9 +244,8 @@ class Blueprint:
         fill(model, parts=parts, may_be_new=sources.may_be_new, device=device, source=source, **weights)
         if self.lora is not None and self.lora.quantization is not None:
             quantize(model.language_model)
-        if self.teacher is not None:
-            dtype = teacher_dtype or model.dtype
-            model.teacher = self.named_teacher.load(dtype).to(device)
+        if teacher is not None:
+            model.teacher = teacher.to(device, teacher_dtype or model.dtype)
         end_answers(model, self.processor, self._stored_ends())
         return model
 

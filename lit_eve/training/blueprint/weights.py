@@ -31,7 +31,7 @@ class WeightSources:
     blueprint: Blueprint
 
     def parts(self, teacher: FrozenTeacher | None) -> dict[str, nn.Module]:
-        """The parts around the decoder with random weights, on the CPU.
+        """The parts around the decoder with random weights, on the CPU; with those of the teacher, where a head begins as it.
 
         They are drawn from the beginning of the seed, whatever this process has drawn before: they are the same in all.
         """
