@@ -124,7 +124,7 @@ def draw_curves(path: Path, trials: Sequence[Trial], arms: Sequence[str], refere
 
     The mean is taken where all seeds of the arm have a curve (:func:`at_common_steps`). The band is the 95 % interval of the
     mean where every arm has four seeds or more, otherwise the range over seeds. Of more than four arms, only the reference has
-    a band. The first third of the steps, where all arms fall alike, may leave the panel at the top.
+    a band. The first third of each curve, where all fall alike, may leave the panel at the top.
 
     Args:
         path: of the PNG.
@@ -189,15 +189,16 @@ def _draw_curve(
 
 
 def _leave_out_the_beginning(ax: Axes) -> None:
-    """Limits of what is drawn after the first third of the steps, so that differences at the end can be seen."""
-    lines = [line.get_xydata() for line in ax.lines]
-    bands = [band.get_paths()[0].vertices for band in ax.collections]
-    points = np.concatenate([*lines, *bands, np.empty((0, 2))])
-    points = points[np.isfinite(points).all(axis=1)]
-    late = points[points[:, 0] >= points[:, 0].max() / 3, 1] if len(points) else points
-    if len(late) and (margin := 0.06 * np.ptp(late)) > 0:
+    """Limits of what is drawn after the first third of each curve, so that differences at the end can be seen."""
+    drawn = [line.get_xydata() for line in ax.lines] + [band.get_paths()[0].vertices for band in ax.collections]
+    drawn = [points[np.isfinite(points).all(axis=1)] for points in drawn]
+    drawn = [points for points in drawn if len(points)]
+    if not drawn:
+        return
+    late = np.concatenate([points[points[:, 0] >= points[:, 0].max() / 3, 1] for points in drawn])
+    if (margin := 0.06 * np.ptp(late)) > 0:
         ax.set_ylim(late.min() - margin, late.max() + margin)
-        ax.set_xlim(0, 1.02 * points[:, 0].max())
+        ax.set_xlim(0, 1.02 * max(points[:, 0].max() for points in drawn))
 
 
 def _interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

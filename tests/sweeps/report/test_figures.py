@@ -143,3 +143,12 @@ def test_the_beginning_may_leave_the_panel(tmp_path, drawn):
     late = [value for one in made for step, value in one.curves[CURVES[1]] if step >= 400]
     low, high = drawn[0].get_ylim()
     assert low < min(late) and max(late) < high < 1.0
+
+
+def test_an_arm_of_few_steps_stays_in_the_panel(tmp_path, drawn):
+    """As one that reads a sixteenth of the data."""
+    whole, short = trials({"without": 0.0, "with": 0.0}, 1)
+    short = replace(short, curves={CURVES[1]: [(step, value) for step, value in short.curves[CURVES[1]] if step <= 300]})
+    draw_curves(tmp_path / "curves.png", [whole, short], ("without", "with"), "without", CURVES[1:])
+    low, high = drawn[0].get_ylim()
+    assert all(low < value < high for _, value in short.curves[CURVES[1]])
