@@ -28,6 +28,12 @@ for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
     text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")  # here they lie within docs
     (HERE / "notebooks" / notebook.name).write_text(text, encoding="utf-8")
 
+# So are the results of the ablations.
+shutil.rmtree(HERE / "experiments", ignore_errors=True)
+shutil.copytree(ROOT / "experiments" / "results", HERE / "experiments" / "results")
+text = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8").replace("](../docs/", "](../")
+(HERE / "experiments" / "RESULTS.md").write_text(text, encoding="utf-8")
+
 # Docstrings are in Google's form; their text is reStructuredText.
 autodoc_default_options = {"members": True}
 autodoc_member_order = "groupwise"
@@ -47,8 +53,14 @@ html_copy_source = html_show_copyright = False
 
 
 def setup(app):
-    """Napoleon reads "(A, L): what it is" of an attribute as its type: leave docstrings of attributes as they are."""
+    """Links to the results lead to their copy; and docstrings of attributes stay as they are.
+
+    Napoleon would read "(A, L): what it is" of an attribute as its type.
+    """
     written = {}
+
+    def read(app, page, source):
+        source[0] = source[0].replace("](../experiments/RESULTS.md", "](experiments/RESULTS.md")
 
     def before(app, what, name, obj, options, lines):
         written[name] = [*lines]
@@ -57,5 +69,6 @@ def setup(app):
         if what in ("attribute", "property", "data"):
             lines[:] = written[name]
 
+    app.connect("source-read", read)
     app.connect("autodoc-process-docstring", before, priority=1)
     app.connect("autodoc-process-docstring", after, priority=999)
