@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -75,24 +76,30 @@ class Sweep:
         return replace(self.ablation, arms=tuple(arms.values()))
 
     def costs(self, **gpus: Any) -> dict[str, list[tuple[str, StageCost]]]:
-        """What the stages of each arm cost, by plan; of the first seed. Arms whose ground is not made yet are left out."""
-        first = [trial for trial in self.trials if trial.seed == self.ablation.seeds[0]]
-        return {
-            trial.arm.name: [(stage.name, plan_stage(stage, self._folders(trial), **gpus)) for stage in trial.stages]
-            for trial in first
-            if GROUND not in trial.tasks or trial.tasks[GROUND].is_done
-        }
+        """What the stages of each arm cost, by plan; of the first seed. Arms whose ground is not made yet are left out.
+
+        Raises:
+            ConfigError: a stage cannot be planned.
+        """
+        return {trial.arm.name: self._cost(trial, **gpus) for trial in self._to_plan}
 
     def flops_per_step(self) -> dict[tuple[str, str], float]:
-        """FLOPs of a step of each stage, by arm and stage, as planned; empty where a stage cannot be planned."""
+        """FLOPs of a step of each stage, by arm and stage, as planned; arms that cannot be planned are left out."""
         kept = self.ledger.content.setdefault("flops_per_step", {})
-        if missing := {trial.arm.name for trial in self.trials} - kept.keys():
-            try:
-                costs = self.costs()
-            except LitEveError:
-                return {}
-            kept |= {arm: {name: cost.flops_per_step for name, cost in costs[arm]} for arm in missing if arm in costs}
+        for trial in self._to_plan:
+            if trial.arm.name not in kept:
+                with suppress(LitEveError):
+                    kept[trial.arm.name] = {name: cost.flops_per_step for name, cost in self._cost(trial)}
         return {(arm, stage): flops for arm, stages in kept.items() for stage, flops in stages.items()}
+
+    @property
+    def _to_plan(self) -> list[Trial]:
+        """A trial of each arm whose ground is there, or needs none."""
+        first = [trial for trial in self.trials if trial.seed == self.ablation.seeds[0]]
+        return [trial for trial in first if GROUND not in trial.tasks or trial.tasks[GROUND].is_done]
+
+    def _cost(self, trial: Trial, **gpus: Any) -> list[tuple[str, StageCost]]:
+        return [(stage.name, plan_stage(stage, self._folders(trial), **gpus)) for stage in trial.stages]
 
     def _folders(self, trial: Trial) -> dict[str, Path]:
         """The ground of a trial in the place of the recipe's, where it is made."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from lit_eve.nano.ground import CONFIG, ground_steps, make_ground
 from lit_eve.nano.seeds import SEED_KEYS
+from lit_eve.nano.steps import Journal
 from lit_eve.sweeps.ablation import Ablation, read_ablation
+from lit_eve.sweeps.costs import plan_stage
 from lit_eve.sweeps.recipe import Recipe
 from lit_eve.sweeps.trials import GROUND, make_trials
+from tests.nano.test_pipeline import SMALL, write_config
 
 ABLATIONS = sorted((Path(__file__).parents[2] / "experiments" / "ablations").glob("*.yaml"))
 
@@ -25,6 +31,31 @@ def test_every_arm_is_read(ablation: Ablation, tmp_path: Path) -> None:
     assert len(trials) == len(ablation.arms) * len(ablation.seeds)
     for trial in trials[: len(ablation.arms)]:
         assert set(trial.tasks[GROUND].settings) == {*SEED_KEYS, "with_teacher"}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stands before the stages of the hard world: of its sizes, with few scenes, and trained for a step."""
+    folder = tmp_path_factory.mktemp("ground")
+    few = {file: SMALL["world"] if file == "world" else {"steps": 1} for file in SEED_KEYS}
+    config = write_config(folder / "config", source=CONFIG.with_name("nano_hard"))
+    for file, changes in few.items():
+        settings = yaml.safe_load((CONFIG.with_name("nano_hard") / f"{file}.yaml").read_text())
+        (config / f"{file}.yaml").write_text(yaml.safe_dump(settings | changes))
+    journal = Journal(folder / "steps")
+    make_ground(ground_steps(folder, config, True, journal), journal, but=["benchmarks"])
+    return folder
+
+
+@pytest.mark.slow
+def test_every_stage_of_every_arm_can_be_planned(ablation: Ablation, ground: Path) -> None:
+    """Which builds the model, without weights: the rules of a stage fit its parameters, a teacher's grid the image."""
+    planned = set()
+    for trial in make_trials(replace(ablation, seeds=(0,)), ground / "store", Recipe.of(ablation)):
+        for stage in trial.stages:
+            if (key := str(stage.settings)) not in planned:
+                planned.add(key)
+                assert plan_stage(stage, {str(Path(stage.folder).parent): ground}).flops_per_step > 0
 
 
 def test_it_asks_a_question_and_has_enough_seeds(ablation: Ablation) -> None:
