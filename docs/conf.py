@@ -29,10 +29,9 @@ for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
     (HERE / "notebooks" / notebook.name).write_text(text, encoding="utf-8")
 
 # So are the results of the ablations.
-shutil.rmtree(HERE / "experiments", ignore_errors=True)
-shutil.copytree(ROOT / "experiments" / "results", HERE / "experiments" / "results")
-text = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8").replace("](../docs/", "](../")
-(HERE / "experiments" / "RESULTS.md").write_text(text, encoding="utf-8")
+shutil.copytree(ROOT / "experiments" / "results", HERE / "results", dirs_exist_ok=True)
+text = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8").replace("](../docs/", "](")
+(HERE / "results.md").write_text(text, encoding="utf-8")
 
 # Docstrings are in Google's form; their text is reStructuredText.
 autodoc_default_options = {"members": True}
@@ -60,7 +59,7 @@ def setup(app):
     written = {}
 
     def read(app, page, source):
-        source[0] = source[0].replace("](../experiments/RESULTS.md", "](experiments/RESULTS.md")
+        source[0] = source[0].replace("](../experiments/RESULTS.md", "](results.md")
 
     def before(app, what, name, obj, options, lines):
         written[name] = [*lines]
