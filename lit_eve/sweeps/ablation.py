@@ -91,12 +91,8 @@ class Arm:
     """The arm that it is compared with; None: the reference."""
 
     def of(self, name: str) -> dict[str, Any]:
-        """What the arm changes in a file of the recipe; of a stage, with what it changes in all stages."""
-        return (
-            {**self.changes.get(ALL, {}), **self.changes.get(name, {})}
-            if name[:1].isdigit()
-            else dict(self.changes.get(name, {}))
-        )
+        """What the arm changes in a stage, with what it changes in all stages."""
+        return {**self.changes.get(ALL, {}), **self.changes.get(name, {})}
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _check_names(ablation: Ablation, recipe: Recipe) -> None:
                 )
             if file in ground:
                 try:
-                    check_ground(recipe.ground, file, arm.of(file))
+                    check_ground(recipe.ground, file, arm.changes[file])
                 except ConfigError as error:
                     raise ConfigError(f"arm {arm.name!r}, {file}: {error}") from error
     if ablation.scaled is not None and ablation.scaled not in known:
@@ -187,7 +187,7 @@ def _ground(
     settings: dict[str, Any] = {}
     for stem in SHARED.values():
         content = yaml.safe_load((recipe.ground / f"{stem}.yaml").read_text("utf-8")) | {SEED_KEYS[stem]: seed}
-        for key, value in arm.of(stem).items():
+        for key, value in arm.changes.get(stem, {}).items():
             _set(content, key, value)
         settings[stem] = content
     settings["with_teacher"] = recipe.sees_teacher or any(stage.sees_teacher for stage in stages[arm.name])

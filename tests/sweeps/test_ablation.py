@@ -23,7 +23,6 @@ def test_what_the_file_says(tmp_path: Path) -> None:
 def test_what_an_arm_changes_in_all_stages_is_changed_in_each() -> None:
     arm = Arm("all", {"stages": {"model.lr": 1, "seed": 2}, "1_prealign": {"model.lr": 3}, "world": {"text": 4}})
     assert arm.of("1_prealign") == {"model.lr": 3, "seed": 2} and arm.of("2_pretrain") == {"model.lr": 1, "seed": 2}
-    assert arm.of("world") == {"text": 4}
 
 
 def test_a_base_of_the_command_line_is_relative_to_the_working_directory(

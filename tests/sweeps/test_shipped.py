@@ -29,8 +29,12 @@ def test_every_arm_is_read(ablation: Ablation, tmp_path: Path) -> None:
     """As train.py would read it, which test_trials.py shows of arms that it refuses."""
     trials = make_trials(ablation, tmp_path, Recipe.of(ablation))
     assert len(trials) == len(ablation.arms) * len(ablation.seeds)
-    for trial in trials[: len(ablation.arms)]:
-        assert set(trial.tasks[GROUND].settings) == {*SEED_KEYS, "with_teacher"}
+    shipped = {file: yaml.safe_load((CONFIG.with_name("nano_hard") / f"{file}.yaml").read_text()) for file in SEED_KEYS}
+    for trial in trials:
+        ground = trial.tasks[GROUND].settings
+        assert set(ground) == {*SEED_KEYS, "with_teacher"}
+        for file, settings in shipped.items():
+            assert ground[file].keys() == settings.keys() | trial.arm.changes.get(file, {}).keys(), f"{trial.name}, {file}"
 
 
 @pytest.fixture(scope="module")

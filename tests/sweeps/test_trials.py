@@ -91,6 +91,13 @@ def test_a_stage_behind_a_skipped_one_takes_over_its_model(folder: Path) -> None
     assert options(trial, "2_pretrain")["model.decoder"] == f"{trial.tasks[GROUND].folder}/language_model"
 
 
+def test_what_changes_all_stages_does_not_change_what_stands_before_them(folder: Path) -> None:
+    """Language model and teacher have a learning rate too."""
+    trials = trials_of(folder, arms=ARMS | {"fast": {"stages": {"model.lr": 0.1}}})
+    fast, other = (trials[f"{arm}/seed_0"].tasks for arm in ("fast", "with"))
+    assert fast[GROUND].name == other[GROUND].name and fast["1_prealign"].name != other["1_prealign"].name
+
+
 def test_an_arm_may_change_its_world(folder: Path) -> None:
     trials = trials_of(folder, arms=ARMS | {"dark": {"world": {"scenes.background": [0, 40]}}})
     ground, other = (trials[f"{arm}/seed_0"].tasks[GROUND] for arm in ("dark", "with"))
