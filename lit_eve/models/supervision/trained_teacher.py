@@ -27,7 +27,8 @@ class TrainedTeacher(PatchAlignment):
     gives no settings. Both sides can lower this loss by saying the same of every patch, so watch the caption loss.
 
     The copy starts as ``model.teacher``. It is saved with the aligner in the head's file, and goes on from there where
-    ``init_from`` has one. Its weights are ``trained_teacher.tower.*``: a rule of the stage can give them a learning rate.
+    ``init_from`` has one. Its weights are ``trained_teacher.tower.*``: a rule of the stage can give them a learning rate. As
+    every teacher it stays in eval mode: a DINOv3 in training mode answers the same image differently each time.
 
     Args:
         aligner: ``{"name": ..., **arguments}`` of a registered aligner.
@@ -52,7 +53,7 @@ class TrainedTeacher(PatchAlignment):
 
     def loss(self, images: ImageBatch, hidden: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """1 - cosine between the aligner's prediction and the copy; gradients go to both."""
-        tower = self.head["tower"]
+        tower = self.head["tower"].eval()
         if not images.num_images:
             return sum(weight.flatten()[:0].float().sum() for weight in self.head.parameters())
         pixels = normalize_pixels(images.teacher_pixels, self.mean, self.std, tower.dtype)  # (N, 3, C, C)
