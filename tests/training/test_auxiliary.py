@@ -62,13 +62,8 @@ def test_killed_and_called_again_from_an_empty_folder(world, place, trained, mon
     assert find_checkpoint(run).name == "step00000004.ckpt"
     monkeypatch.chdir(place)
     EveCLI(args=arguments(world, run))
-    for tag in TAGS:
-        expected = micro.scalars(trained, tag)
-        assert len(expected) == 8 and micro.scalars(run, tag) == expected, tag
-    assert micro.scalars(run, "val/pixel_loss") == micro.scalars(trained, "val/pixel_loss")
-    for file in ("model.safetensors", "auxiliary.safetensors"):
-        ours, theirs = load_file(run / "model" / file), load_file(trained / "model" / file)
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert all(len(micro.scalars(trained, tag)) == 8 for tag in TAGS)
+    micro.assert_equal_runs(run, trained, (*TAGS, "val/pixel_loss"), ("model.safetensors", "auxiliary.safetensors"))
 
 
 def test_the_loss_trains_and_is_in_the_sums(trained):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -11,13 +9,12 @@ from safetensors.torch import load_file
 
 from lit_eve.errors import ConfigError
 from lit_eve.models.supervision import weight_at
-from lit_eve.training.callbacks.stop import Stopped
 from lit_eve.training.cli import EveCLI
 from tests.training import world as micro
 from tests.training.test_fsdp import arguments, cut, mixed, train  # noqa: F401 - mixed is a fixture
 from tests.training.test_module import Sharded, _shard
 from tests.training.test_supervision import ALIGNMENT, make
-from tests.training.world import scalars
+from tests.training.world import assert_equal_runs, run_until_stopped, scalars
 
 FALLING, RISING = [[0.0, 2.0], [0.5, 0.0]], [[0.5, 0.0], [1.0, 1.0]]
 ENTRIES = [ALIGNMENT | {"weight": FALLING}, {"name": "next_patch", "weight": RISING}]
@@ -84,15 +81,10 @@ def test_a_validation_has_the_weights_of_its_moment(whole):
 def test_stopped_and_called_again(whole, mixed, tmp_path):  # noqa: F811
     run = tmp_path / "again"
     command = arguments(mixed, run, "1_prealign", None, sharded=False, **KEYS)
-    kill = ["--trainer.callbacks+=tests.training.killer.SignalAt", "--trainer.callbacks.step=4"]
-    with pytest.raises(Stopped):
-        EveCLI(args=[*command, *kill, f"--trainer.callbacks.signum={int(signal.SIGTERM)}"])
+    run_until_stopped(command, step=4)
     EveCLI(args=command)
-    for tag in ("train/loss", *(f"{kind}/{name}" for kind in ("train", "weight") for name in SCHEDULES), "val/loss"):
-        assert scalars(run, tag) == scalars(whole[0], tag), tag
-    for file in ("model.safetensors", "aligner.safetensors", "next_patch.safetensors"):
-        ours, theirs = (load_file(folder / "model" / file) for folder in (run, whole[0]))
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), file
+    tags = ("train/loss", *(f"{kind}/{name}" for kind in ("train", "weight") for name in SCHEDULES), "val/loss")
+    assert_equal_runs(run, whole[0], tags, ("model.safetensors", "aligner.safetensors", "next_patch.safetensors"))
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,11 +10,10 @@ from torch.testing import assert_close
 import lit_eve
 from lit_eve.errors import ConfigError
 from lit_eve.training.callbacks import find_checkpoint
-from lit_eve.training.callbacks.stop import Stopped
 from lit_eve.training.cli import EveCLI
 from tests.training import world as micro
 from tests.training.test_fsdp import arguments, mixed, train  # noqa: F401 - mixed is a fixture
-from tests.training.world import scalars
+from tests.training.world import assert_equal_runs, assert_near_runs, run_until_stopped, scalars
 
 ALIGNMENT = {"name": "patch_alignment", "aligner": {"name": "layerwise", "layer_interval": 1, "num_heads": 4}}
 NEXT, DISTILLATION = {"name": "next_patch", "weight": 0.5}, {"name": "distillation", "weight": 2.0}
@@ -146,28 +143,16 @@ def test_a_later_stage_goes_on_with_the_heads_it_names(first, mixed):  # noqa: F
 def test_stopped_and_called_again(first, mixed, tmp_path):  # noqa: F811
     again = tmp_path / "again"
     command = arguments(mixed, again, "1_prealign", None, sharded=False, **KEYS)
-    kill = ["--trainer.callbacks+=tests.training.killer.SignalAt", "--trainer.callbacks.step=3"]
-    with pytest.raises(Stopped):
-        EveCLI(args=[*command, *kill, f"--trainer.callbacks.signum={int(signal.SIGTERM)}"])
+    run_until_stopped(command, step=3)
     assert not (again / "model").exists()
     EveCLI(args=command)
-    for tag in ("train/loss", *(f"train/{name}" for name in LOSSES), "train/gradient_norm", "val/loss"):
-        assert scalars(again, tag) == scalars(first, tag), tag
-    for file in ("model.safetensors", *FILES):
-        ours, theirs = load_file(again / "model" / file), load_file(first / "model" / file)
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), file
+    tags = ("train/loss", *(f"train/{name}" for name in LOSSES), "train/gradient_norm", "val/loss")
+    assert_equal_runs(again, first, tags, ("model.safetensors", *FILES))
 
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(first, mixed, tmp_path):  # noqa: F811
-    whole = {tag: scalars(first, tag) for tag in ("train/loss", *(f"train/{name}" for name in LOSSES), "train/gradient_norm")}
     two = tmp_path / "two"
     train(arguments(mixed, two, "1_prealign", None, sharded=True, **KEYS))
-    for tag, expected in whole.items():
-        found = scalars(two, tag)
-        assert found.keys() == expected.keys() and len(found) > 1
-        for step, value in expected.items():
-            assert found[step] == pytest.approx(value, rel=1e-5, abs=1e-5), (tag, step)
-    for file in FILES:
-        ours, theirs = load_file(two / "model" / file), load_file(first / "model" / file)
-        assert all(torch.allclose(ours[key], value, rtol=1e-3, atol=1e-4) for key, value in theirs.items())
+    tags = ("train/loss", *(f"train/{name}" for name in LOSSES), "train/gradient_norm")
+    assert_near_runs(two, first, tags, FILES)

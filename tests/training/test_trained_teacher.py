@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_eve.training.callbacks.stop import Stopped
 from lit_eve.training.cli import EveCLI
 from tests.training import world as micro
 from tests.training.test_fsdp import arguments, mixed, train  # noqa: F401 - mixed is a fixture
-from tests.training.world import scalars
+from tests.training.world import assert_equal_runs, assert_near_runs, run_until_stopped
 
 ENTRIES = [{"name": "trained_teacher", "aligner": {"name": "layerwise", "layer_interval": 1, "num_heads": 4}}]
 KEYS = {"model.supervision": str(ENTRIES), "model.aligner": "null"}
-FILE = "model/trained_teacher.safetensors"
+FILE = "trained_teacher.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +29,7 @@ def test_it_learns_and_the_next_stage_goes_on_with_it(first, mixed):  # noqa: F8
     later = micro.make_module(mixed, supervision=ENTRIES, init_from=str(first), **keys).blueprint
     later.check()
     model = later.build()
-    saved = load_file(first / FILE)
+    saved = load_file(first / "model" / FILE)
     ours, teacher = model.trained_teacher.state_dict(), model.teacher.backbone.state_dict()
     assert all(torch.equal(ours[key], value) for key, value in saved.items())
     moved = [key for key, value in teacher.items() if not torch.equal(saved[f"tower.{key}"], value)]
@@ -42,24 +39,13 @@ def test_it_learns_and_the_next_stage_goes_on_with_it(first, mixed):  # noqa: F8
 def test_stopped_and_called_again(first, mixed, tmp_path):  # noqa: F811
     again = tmp_path / "again"
     command = arguments(mixed, again, "1_prealign", None, sharded=False, **KEYS)
-    kill = ["--trainer.callbacks+=tests.training.killer.SignalAt", "--trainer.callbacks.step=3"]
-    with pytest.raises(Stopped):
-        EveCLI(args=[*command, *kill, f"--trainer.callbacks.signum={int(signal.SIGTERM)}"])
+    run_until_stopped(command, step=3)
     EveCLI(args=command)
-    for tag in ("train/loss", "train/alignment_loss", "val/loss"):
-        assert scalars(again, tag) == scalars(first, tag), tag
-    ours, theirs = load_file(again / FILE), load_file(first / FILE)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert_equal_runs(again, first, ("train/loss", "train/alignment_loss", "val/loss"), (FILE,))
 
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(first, mixed, tmp_path):  # noqa: F811
     two = tmp_path / "two"
     train(arguments(mixed, two, "1_prealign", None, sharded=True, **KEYS))
-    for tag in ("train/loss", "train/alignment_loss", "train/gradient_norm"):
-        expected, found = scalars(first, tag), scalars(two, tag)
-        assert found.keys() == expected.keys() and len(found) > 1
-        for step, value in expected.items():
-            assert found[step] == pytest.approx(value, rel=1e-5, abs=1e-5), (tag, step)
-    ours, theirs = load_file(two / FILE), load_file(first / FILE)
-    assert all(torch.allclose(ours[key], value, rtol=1e-3, atol=1e-4) for key, value in theirs.items())
+    assert_near_runs(two, first, ("train/loss", "train/alignment_loss", "train/gradient_norm"), (FILE,))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from lit_eve.data import ShardWriter
 from lit_eve.training import LitEve
+from lit_eve.training.callbacks.stop import Stopped
+from lit_eve.training.cli import EveCLI
 from tests.models import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +178,34 @@ def scalars(run: Path, tag: str) -> dict[int, float]:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def run_until_stopped(command: list[str], step: int) -> None:
+    """A fit that hears SIGTERM in the middle of an optimizer step, after so many."""
+    kill = ["--trainer.callbacks+=tests.training.killer.SignalAt", f"--trainer.callbacks.step={step}"]
+    with pytest.raises(Stopped):
+        EveCLI(args=[*command, *kill, f"--trainer.callbacks.signum={int(signal.SIGTERM)}"])
+
+
+def assert_equal_runs(run: Path, other: Path, tags: Iterable[str], files: Iterable[str]) -> None:
+    """The same curves and the same saved weights, to the bit."""
+    for tag in tags:
+        assert scalars(run, tag) == scalars(other, tag), tag
+    for file in files:
+        ours, theirs = (load_file(folder / "model" / file) for folder in (run, other))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), file
+
+
+def assert_near_runs(run: Path, other: Path, tags: Iterable[str], files: Iterable[str]) -> None:
+    """The same curves and the same saved weights, but for the order of sums: as on other processes."""
+    for tag in tags:
+        found, expected = scalars(run, tag), scalars(other, tag)
+        assert found.keys() == expected.keys() and len(found) > 1
+        for step, value in expected.items():
+            assert found[step] == pytest.approx(value, rel=1e-5, abs=1e-5), (tag, step)
+    for file in files:
+        ours, theirs = (load_file(folder / "model" / file) for folder in (run, other))
+        assert all(torch.allclose(ours[key], value, rtol=1e-3, atol=1e-4) for key, value in theirs.items()), file
 
 
 def texts(run: Path) -> dict[str, str]:
