@@ -29,7 +29,8 @@ for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
     (HERE / "notebooks" / notebook.name).write_text(text, encoding="utf-8")
 
 # So are the results of the ablations.
-shutil.copytree(ROOT / "experiments" / "results", HERE / "results", dirs_exist_ok=True)
+shutil.rmtree(HERE / "results", ignore_errors=True)
+shutil.copytree(ROOT / "experiments" / "results", HERE / "results")
 text = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8").replace("](../docs/", "](")
 (HERE / "results.md").write_text(text, encoding="utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from lit_eve.sweeps.ablation import Ablation, read_ablation
 from lit_eve.sweeps.costs import plan_stage
 from lit_eve.sweeps.recipe import Recipe
 from lit_eve.sweeps.trials import GROUND, make_trials
-from tests.nano.test_pipeline import SMALL, write_config
+from tests.nano.test_pipeline import SMALL
 
 ABLATIONS = sorted((Path(__file__).parents[2] / "experiments" / "ablations").glob("*.yaml"))
 
@@ -25,27 +26,33 @@ def ablation(request: pytest.FixtureRequest) -> Ablation:
     return read_ablation(request.param)
 
 
+def shipped(file: str) -> dict[str, Any]:
+    """Settings of the hard world's ground."""
+    return yaml.safe_load((CONFIG.with_name("nano_hard") / f"{file}.yaml").read_text())
+
+
 def test_every_arm_is_read(ablation: Ablation, tmp_path: Path) -> None:
     """As train.py would read it, which test_trials.py shows of arms that it refuses."""
     trials = make_trials(ablation, tmp_path, Recipe.of(ablation))
     assert len(trials) == len(ablation.arms) * len(ablation.seeds)
-    shipped = {file: yaml.safe_load((CONFIG.with_name("nano_hard") / f"{file}.yaml").read_text()) for file in SEED_KEYS}
+    keys = {file: shipped(file).keys() for file in SEED_KEYS}
     for trial in trials:
         ground = trial.tasks[GROUND].settings
         assert set(ground) == {*SEED_KEYS, "with_teacher"}
-        for file, settings in shipped.items():
-            assert ground[file].keys() == settings.keys() | trial.arm.changes.get(file, {}).keys(), f"{trial.name}, {file}"
+        for file, own in keys.items():
+            assert ground[file].keys() == own | trial.arm.changes.get(file, {}).keys(), f"{trial.name}, {file}"
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What stands before the stages of the hard world: of its sizes, with few scenes, and trained for a step."""
     folder = tmp_path_factory.mktemp("ground")
-    few = {file: SMALL["world"] if file == "world" else {"steps": 1} for file in SEED_KEYS}
-    config = write_config(folder / "config", source=CONFIG.with_name("nano_hard"))
-    for file, changes in few.items():
-        settings = yaml.safe_load((CONFIG.with_name("nano_hard") / f"{file}.yaml").read_text())
-        (config / f"{file}.yaml").write_text(yaml.safe_dump(settings | changes))
+    config = folder / "config"
+    config.mkdir()
+    for file in SEED_KEYS:
+        (config / f"{file}.yaml").write_text(
+            yaml.safe_dump(shipped(file) | (SMALL["world"] if file == "world" else {"steps": 1}))
+        )
     journal = Journal(folder / "steps")
     make_ground(ground_steps(folder, config, True, journal), journal, but=["benchmarks"])
     return folder
