@@ -77,7 +77,9 @@ def test_it_is_kept_beside_the_model(tmp_path):
 def test_it_must_be_there():
     with pytest.raises(ConfigError, match="'trained_teacher' needs a teacher"):
         tiny.model(supervision=[ENTRY]).attach_supervision()
-    with pytest.raises(ConfigError, match="with model.teacher_features the teacher is not loaded, so it cannot train"):
+    with pytest.raises(
+        ConfigError, match="'trained_teacher' looks at the teacher's images itself: with model.teacher_features there are none"
+    ):
         tiny.model(supervision=[ENTRY]).attach_supervision(AbsentTeacher(tiny.teacher().config))
     model = make()
     batch = tiny.packed([tiny.samples(model, [1])])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lit_eve.errors import ConfigError
-from lit_eve.losses import FrozenTeacher
+from lit_eve.losses import AbsentTeacher, FrozenTeacher
 from lit_eve.models.checkpoints.heads import part_of
 from lit_eve.models.config import EveConfig
 from lit_eve.models.supervision.base import CONTEXT, SUPERVISIONS, Supervision
@@ -56,7 +56,7 @@ def build_supervision(entry: Mapping[str, Any], config: EveConfig, teacher: Froz
     """Make the supervision of an entry.
 
     Raises:
-        ConfigError: it is unknown, or needs a teacher that is not there.
+        ConfigError: it is unknown, or needs a teacher, or its images, that are not there.
     """
     text_config = config.text_config
     context = {
@@ -70,6 +70,10 @@ def build_supervision(entry: Mapping[str, Any], config: EveConfig, teacher: Froz
     SUPERVISIONS.check(without_weight(entry), CONTEXT)
     if teacher is None and needs_teacher(entry["name"]):
         raise ConfigError(f"supervision {entry['name']!r} needs a teacher: name one (model.teacher)")
+    if isinstance(teacher, AbsentTeacher) and getattr(SUPERVISIONS[entry["name"]], "reads_teacher_pixels", False):
+        raise ConfigError(
+            f"supervision {entry['name']!r} looks at the teacher's images itself: with model.teacher_features there are none"
+        )
     made = SUPERVISIONS.build(without_weight(entry), **context)
     if not hasattr(made, "term"):
         made.term = f"{entry['name']}_loss"

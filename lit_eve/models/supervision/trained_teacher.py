@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lit_eve.errors import ConfigError
-from lit_eve.losses import AbsentTeacher, FrozenTeacher
+from lit_eve.losses import FrozenTeacher
 from lit_eve.models.supervision.base import SUPERVISIONS, ImageBatch
 from lit_eve.models.supervision.patch_alignment import PatchAlignment
 from lit_eve.processing.images import normalize_pixels
@@ -39,8 +38,6 @@ class TrainedTeacher(PatchAlignment):
     def __init__(
         self, hidden_size: int, num_layers: int, teacher: FrozenTeacher, aligner: Mapping[str, Any] | None = None
     ) -> None:
-        if isinstance(teacher, AbsentTeacher):
-            raise ConfigError("trained_teacher: with model.teacher_features the teacher is not loaded, so it cannot train")
         super().__init__(hidden_size, num_layers, teacher.width, teacher.depth, aligner)
         self.teacher_states = ()
         self.mean, self.std = teacher.grid.mean, teacher.std
