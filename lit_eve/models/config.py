@@ -36,9 +36,9 @@ class EveConfig(PreTrainedConfig):
         image_token_id: id that marks an image slot in ``input_ids``. It may lie outside the vocabulary: the row is never
             looked up. Default: the first id behind the vocabulary.
         imports: where the parts come from that are not lit_eve's: the module of each such ``decoder_kind``, ``geometry``,
-            ``patch_embedding``, ``projector``, ``image_attention``, ``positions``, ``aligner`` and ``supervision.<name>``;
-            ``module:Class`` of a ``model`` class of its own, and of the ``training`` class that may have changed how it
-            answers. The model writes them down; nothing is ever imported because it stands here.
+            ``patch_embedding``, ``projector``, ``image_attention``, ``positions``, ``aligner``, ``supervision.<name>`` and
+            ``supervision.<name>.aligner``; ``module:Class`` of a ``model`` class of its own, and of the ``training`` class
+            that may have changed how it answers. The model writes them down; nothing is ever imported because it stands here.
         image_mean, image_std: normalisation of pixels in 0..1, per channel.
     """
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_eve.errors import ConfigError
 from lit_eve.imports import find_class, how_to_import, is_there, path_of
+from lit_eve.losses import ALIGNERS
 from lit_eve.models.attention import IMAGE_ATTENTIONS
 from lit_eve.models.config import EveConfig
 from lit_eve.models.decoders import DECODER_KINDS
@@ -40,13 +42,20 @@ def note_import(config: EveConfig, key: str, registry: Registry[Any]) -> None:
 
 
 def note_supervisions(config: EveConfig) -> None:
-    """The same for the entries of ``config.supervision``, as ``supervision.<name>``."""
+    """The same for the entries of ``config.supervision``, as ``supervision.<name>``, and for the aligners that they name, as
+    ``supervision.<name>.aligner``."""
     prefix = "supervision."
     needed = {key: config.imports.pop(key) for key in list(config.imports) if key.startswith(prefix)}
-    for name in [entry.get("name") for entry in config.supervision or ()]:
-        SUPERVISIONS.require(name, needed.get(f"{prefix}{name}"))
-        if name in SUPERVISIONS and (module := SUPERVISIONS.module_of(name)) is not None:
-            config.imports[f"{prefix}{name}"] = module
+    for entry in config.supervision or ():
+        key = f"{prefix}{entry.get('name')}"
+        aligner = entry.get("aligner")
+        named = [(key, SUPERVISIONS, entry.get("name"))]
+        if isinstance(aligner, Mapping):
+            named.append((f"{key}.aligner", ALIGNERS, aligner.get("name")))
+        for key, registry, name in named:
+            registry.require(name, needed.get(key))
+            if name in registry and (module := registry.module_of(name)) is not None:
+                config.imports[key] = module
 
 
 def note_imports(config: EveConfig, model_class: type) -> None:

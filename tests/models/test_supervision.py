@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lit_eve.errors import ConfigError, LitEveError
-from lit_eve.losses import LayerwiseHeads, patch_alignment_loss
+from lit_eve.losses import ALIGNERS, LayerwiseAligner, LayerwiseHeads, patch_alignment_loss
 from lit_eve.losses.distillation import distillation_loss
 from lit_eve.models import SUPERVISIONS, EveForConditionalGeneration, Supervision
 from lit_eve.models.supervision import check_entries
@@ -297,3 +297,19 @@ def test_one_of_your_own(monkeypatch, tmp_path):
         monkeypatch.setitem(SUPERVISIONS._variants, taken, Length)
         with pytest.raises(ConfigError, match=f"supervision '{taken}': the model has a part of that name"):
             tiny.model(supervision=[{"name": taken}]).attach_supervision()
+
+
+@pytest.mark.parametrize("name", ["patch_alignment", "trained_teacher"])
+def test_an_aligner_of_your_own_inside_an_entry(monkeypatch, tmp_path, name):
+    class Last(LayerwiseAligner):
+        pass
+
+    monkeypatch.setitem(ALIGNERS._variants, "last", Last)
+    model = tiny.model(supervision=[{"name": name, "aligner": {**ALIGNMENT["aligner"], "name": "last"}}])
+    model.attach_supervision(tiny.teacher())
+    assert model.config.imports[f"supervision.{name}.aligner"] == Last.__module__
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.delitem(ALIGNERS._variants, "last")
+    again = EveForConditionalGeneration.from_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=f"this model needs the aligner 'last' from `{Last.__module__}`"):
+        again.attach_supervision(tiny.teacher())
