@@ -56,7 +56,7 @@ class Trial:
     seconds: float
     """From beginning to end; other processes stretch them."""
     core_seconds: float
-    """Seconds of a core, which a busy machine does not stretch."""
+    """Seconds of a core: waiting is not counted."""
     commit: str | None
     machine: str
     parameters: int | None = None

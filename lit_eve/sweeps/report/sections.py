@@ -33,7 +33,10 @@ QUESTIONS = (
 )
 
 
-COST = "Means over the trials of an arm. Seconds of a core are of processor time, which a busy machine does not stretch."
+COST = (
+    "Means over the trials of an arm. Compare arms by their FLOPs. Seconds of a core leave out waiting, but they are others on "
+    "another processor, or on one that is shared."
+)
 
 
 def answer(comparison: Comparison) -> str:
@@ -225,16 +228,17 @@ def questions(ablation: Ablation, trials: Sequence[Trial]) -> str:
 
 def cost(ablation: Ablation, trials: Sequence[Trial]) -> str:
     """The table of what a trial of each arm takes, in the mean."""
-    seconds = {
-        arm.name: fmean(of_arm)
-        for arm in ablation.arms
-        if (of_arm := [trial.core_seconds for trial in trials if trial.arm == arm.name])
+    of_arms = {arm.name: [trial for trial in trials if trial.arm == arm.name] for arm in ablation.arms}
+    flops = {
+        arm: fmean(trial.flops for trial in own)
+        for arm, own in of_arms.items()
+        if own and not any(trial.flops is None for trial in own)
     }
     rows = []
-    for arm in seconds:
-        reference = seconds.get(ablation.reference_of(arm))
-        own = [trial for trial in trials if trial.arm == arm]
-        flops = [trial.flops for trial in own]
+    for arm, own in of_arms.items():
+        if not own:
+            continue
+        reference = flops.get(ablation.reference_of(arm))
         parameters = {trial.parameters for trial in own}
         rows.append(
             (
@@ -244,9 +248,9 @@ def cost(ablation: Ablation, trials: Sequence[Trial]) -> str:
                 if None in parameters
                 else " to ".join(f"{one:,}" for one in dict.fromkeys((min(parameters), max(parameters)))),
                 f"{fmean(trial.steps for trial in own):,.0f}",
-                NOTHING if None in flops else f"{fmean(flops):.3g}",
-                f"{seconds[arm]:,.0f}",
-                f"{seconds[arm] / reference:.2f}" if reference else NOTHING,
+                f"{flops[arm]:.3g}" if arm in flops else NOTHING,
+                f"{flops[arm] / reference:.2f}" if arm in flops and reference else NOTHING,
+                f"{fmean(trial.core_seconds for trial in own):,.0f}",
             )
         )
-    return table(("arm", "trials", "parameters", "steps", "FLOPs", "seconds of a core", "times its reference"), rows)
+    return table(("arm", "trials", "parameters", "steps", "FLOPs", "times its reference", "seconds of a core"), rows)
