@@ -136,13 +136,17 @@ def provenance(ablation: Ablation, trials: Sequence[Trial], command: str, date: 
     machines = list(dict.fromkeys(trial.machine for trial in trials))
     mixed = " (**the trials are not all of one commit**)" if len(commits) > 1 else ""
     stages = f", stages {', '.join(ablation.stages)}" if ablation.stages else ""
-    scaled = f", by the steps of {ablation.scaled}" if ablation.scaled else ""
+    equal = f"all arms have {EQUAL[ablation.equal]}"
+    if ablation.scaled:
+        equal += f", by the steps of {ablation.scaled}"
+    if ablation.equal == "steps" and len({trial.steps for trial in trials}) > 1:
+        equal = "arms have the steps that the recipe gives them, which are not as many for all (see Cost)"
     lines = [
         f"Command: `{command}`",
         f"Date: {date}",
         f"Commit: {', '.join(commits) or NOTHING}{mixed}",
         f"Machine: {'; '.join(machines) or NOTHING}",
-        f"Recipe: {ablation.base.name}{stages}; all arms have {EQUAL[ablation.equal]}{scaled}",
+        f"Recipe: {ablation.base.name}{stages}; {equal}",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -115,6 +115,13 @@ def test_many_missing_trials_are_counted(tmp_path):
     assert re.search(r"Missing: (without/seed_\d+, ){11}without/seed_12 and 66 more\.", text)
 
 
+def test_arms_of_unequal_steps_are_not_called_equal(tmp_path):
+    made = ablation("without", "with", seeds=2)
+    done = trials({"without": 0.0, "with": -0.05}, 2)
+    text = report(tmp_path, made, [replace(one, steps=1500) if one.arm == "with" else one for one in done])
+    assert "the steps that the recipe gives them, which are not as many for all" in text and "same optimizer steps" not in text
+
+
 def test_one_seed_proves_nothing(tmp_path):
     made = ablation("without", "with", seeds=1)
     text = report(tmp_path, made, trials({"without": 0.0, "with": -0.3}, 1))
