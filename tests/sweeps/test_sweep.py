@@ -18,7 +18,9 @@ import lit_eve
 from lit_eve.nano.pipeline import read_stage, train_stage
 from lit_eve.sweeps.ablation import read_ablation
 from lit_eve.sweeps.recipe import Recipe
+from lit_eve.sweeps.search import FILE
 from lit_eve.sweeps.trials import GROUND, Trial, make_trials
+from tests.nano.test_pipeline import write_config
 from tests.sweeps.tiny import ARMS, write_ablation
 
 pytestmark = pytest.mark.slow
@@ -127,6 +129,29 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     states = json.loads(ledger.read_text())["trials"]
     assert set(states) == names and {trial["state"] for trial in states.values()} <= {"finished", "unfinished"}
     assert len(set(values(output, "2_pretrain/val/language_loss").values())) >= 3
+
+
+def test_a_search_stops_samples_that_are_worse_than_the_median(tmp_path: Path) -> None:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    write_config(tmp_path / "recipe", **{"2_pretrain": {"trainer.max_steps": 100, "trainer.val_check_interval": 10}})
+    space = {"2_pretrain.model.lr": {"low": 1e-6, "high": 1e-2, "log": True}}
+    path, output = write_ablation(tmp_path, search=space), tmp_path / "out"
+    done = sweep(path, output, "--sample", "7")
+    assert done.returncode == 0, done.stderr
+
+    study = optuna.load_study(
+        study_name="question", storage=optuna.storages.JournalStorage(JournalFileBackend(str(output / FILE)))
+    )
+    by_state = {name: [trial for trial in study.trials if trial.state.name == name] for name in ("COMPLETE", "PRUNED")}
+    assert len(by_state["PRUNED"]) + len(by_state["COMPLETE"]) == 7 and len(by_state["COMPLETE"]) >= 4
+    validations = {trial.number: max(trial.intermediate_values) for trial in by_state["PRUNED"]}
+    assert min(validations.values()) < 10, "none was stopped early"
+    for pruned in by_state["PRUNED"]:
+        assert f"sample_{pruned.number:04d}/seed_0 pruned" in done.stdout
+        last = validations[pruned.number]
+        assert pruned.intermediate_values[last] > min(trial.intermediate_values[last] for trial in by_state["COMPLETE"])
 
 
 def test_arms_of_equal_flops(tmp_path: Path) -> None:

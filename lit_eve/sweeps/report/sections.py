@@ -139,7 +139,10 @@ def provenance(ablation: Ablation, trials: Sequence[Trial], command: str, date: 
     equal = f"all arms have {EQUAL[ablation.equal]}"
     if ablation.scaled:
         equal += f", by the steps of {ablation.scaled}"
-    if ablation.equal == "steps" and len({trial.steps for trial in trials}) > 1:
+    of_seeds: dict[int, set[int]] = {}
+    for trial in trials:
+        of_seeds.setdefault(trial.seed, set()).add(trial.steps)
+    if ablation.equal == "steps" and any(len(steps) > 1 for steps in of_seeds.values()):
         equal = "arms have the steps that the recipe gives them, which are not as many for all (see Cost)"
     lines = [
         f"Command: `{command}`",

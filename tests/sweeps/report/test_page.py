@@ -118,6 +118,8 @@ def test_many_missing_trials_are_counted(tmp_path):
 def test_arms_of_unequal_steps_are_not_called_equal(tmp_path):
     made = ablation("without", "with", seeds=2)
     done = trials({"without": 0.0, "with": -0.05}, 2)
+    text = report(tmp_path, made, [replace(one, steps=1200 + one.seed) for one in done])  # of each seed's own data
+    assert "all arms have the same optimizer steps" in text
     text = report(tmp_path, made, [replace(one, steps=1500) if one.arm == "with" else one for one in done])
     assert "the steps that the recipe gives them, which are not as many for all" in text and "same optimizer steps" not in text
 
