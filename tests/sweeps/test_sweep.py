@@ -135,7 +135,7 @@ def test_a_search_stops_samples_that_are_worse_than_the_median(tmp_path: Path) -
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    write_config(tmp_path / "recipe", **{"2_pretrain": {"trainer.max_steps": 100, "trainer.val_check_interval": 10}})
+    write_config(tmp_path / "recipe", **{"2_pretrain": {"trainer.max_steps": 150, "trainer.val_check_interval": 10}})
     space = {"2_pretrain.model.lr": {"low": 1e-6, "high": 1e-2, "log": True}}
     path, output = write_ablation(tmp_path, search=space), tmp_path / "out"
     done = sweep(path, output, "--sample", "7")
@@ -147,7 +147,7 @@ def test_a_search_stops_samples_that_are_worse_than_the_median(tmp_path: Path) -
     by_state = {name: [trial for trial in study.trials if trial.state.name == name] for name in ("COMPLETE", "PRUNED")}
     assert len(by_state["PRUNED"]) + len(by_state["COMPLETE"]) == 7 and len(by_state["COMPLETE"]) >= 4
     validations = {trial.number: max(trial.intermediate_values) for trial in by_state["PRUNED"]}
-    assert min(validations.values()) < 10, "none was stopped early"
+    assert min(validations.values()) < 15, "none was stopped early"
     for pruned in by_state["PRUNED"]:
         assert f"sample_{pruned.number:04d}/seed_0 pruned" in done.stdout
         last = validations[pruned.number]
