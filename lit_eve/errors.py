@@ -11,6 +11,10 @@ class ConfigError(LitEveError):
     """A setting that is unknown, contradictory or of the wrong kind."""
 
 
+class StageError(ConfigError):
+    """Rules of a stage that do not suit its model."""
+
+
 class CheckpointError(LitEveError):
     """A folder or file that is no checkpoint, or one of another architecture."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lit_eve.errors import ConfigError, LitEveError
+from lit_eve.errors import ConfigError, LitEveError, StageError
 from lit_eve.sweeps.ablation import ALL, Ablation
 from lit_eve.sweeps.costs import StageCost, equal_steps, plan_stage
 from lit_eve.sweeps.ledger import Ledger
@@ -40,6 +40,7 @@ class Sweep:
         self.ablation, self.output = ablation, output.absolute()
         self.store = (store or output).absolute()
         self.recipe = Recipe.of(ablation)
+        self.checked: set[str] = set()
         self.ledger = Ledger(self.output)
         different = self.ledger.take(ablation, self.recipe)
         self.trials = make_trials(ablation, self.store, self.recipe, self.ledger.scaled)
@@ -54,6 +55,7 @@ class Sweep:
     def run(self, places: Places, on_change: Callable[[State], None] = lambda state: None, **more: Any) -> State:
         """Run what is not done; see :func:`~lit_eve.sweeps.running.run_tasks`."""
         self.ledger.write(self.trials, {})
+        self._check_rules()
         others = {arm.name for arm in self.ablation.arms} - {self.ablation.reference}
         if self.ablation.equal != "steps" and others - self.ledger.scaled.keys():
             self._make_equal(places, on_change)
@@ -63,6 +65,7 @@ class Sweep:
             nonlocal written
             if (now := (len(state.trials), len(state.done), len(state.failed))) != written:
                 written = now
+                self._check_rules()
                 link_trials(self.output, state.trials)
                 self.ledger.write(state.trials, state.failed)
             on_change(state)
@@ -91,6 +94,22 @@ class Sweep:
                 with suppress(LitEveError):
                     kept[trial.arm.name] = {name: cost.flops_per_step for name, cost in self._cost(trial)}
         return {(arm, stage): flops for arm, stages in kept.items() for stage, flops in stages.items()}
+
+    def _check_rules(self) -> None:
+        """Raise ConfigError where an arm has rules that do not suit its model, as soon as the model is known.
+
+        Without this, rules of the last stage would fail after those before it have been trained.
+        """
+        for trial in self._to_plan:
+            has_rules = any(key.startswith("model.stage") for stage in trial.stages for key in stage.changes)
+            if trial.arm.name in self.checked or not has_rules:
+                continue
+            self.checked.add(trial.arm.name)
+            try:
+                self._cost(trial)
+            except ConfigError as error:  # what cannot be planned can still be trained
+                if isinstance(error.__cause__, StageError):
+                    raise ConfigError(f"{self.ablation.path}: arm {trial.arm.name!r}: {error}") from error
 
     @property
     def _to_plan(self) -> list[Trial]:

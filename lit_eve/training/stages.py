@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from lit_eve.errors import ConfigError
+from lit_eve.errors import ConfigError, StageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,14 +136,14 @@ class Stage:
             auxiliary: of heads of supervisions and of parts of a subclass of LitEve; they train where no rule fits.
 
         Raises:
-            ConfigError: a pattern fits no parameter at all, or nothing is left to train.
+            StageError: a pattern fits no parameter at all, or nothing is left to train.
         """
         auxiliary = set(auxiliary)
         names = [*names, *sorted(auxiliary)]
         for rule in self.rules:
             if not any(rule.fits(name) for name in names):
                 tops = ", ".join(sorted({name.split(".")[0] for name in names}))
-                raise ConfigError(f"stage {self.name!r}: the pattern {rule.pattern!r} fits no parameter (the model has {tops})")
+                raise StageError(f"stage {self.name!r}: the pattern {rule.pattern!r} fits no parameter (the model has {tops})")
         rates: dict[str, float | None] = {}
         for name in names:
             rule = self._rule_of(name)
@@ -152,9 +152,9 @@ class Stage:
                 trains = ".lora_" in name and (rule is None or rule.trainable)
             rates[name] = (self.lr if rule is None else rule.lr or self.lr) if trains else None
         if not any(rates.values()):
-            raise ConfigError(f"stage {self.name!r} freezes every parameter: nothing is left to train")
+            raise StageError(f"stage {self.name!r} freezes every parameter: nothing is left to train")
         if self.lora is not None and not any(rate for name, rate in rates.items() if name.startswith("language_model.")):
-            raise ConfigError(f"stage {self.name!r} has lora, and a rule that freezes all of its adapters")
+            raise StageError(f"stage {self.name!r} has lora, and a rule that freezes all of its adapters")
         return rates
 
     def label(self, name: str) -> str:
