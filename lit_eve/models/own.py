@@ -35,10 +35,7 @@ def note_import(config: EveConfig, key: str, registry: Registry[Any]) -> None:
     Raises:
         ConfigError: it is not registered, and the config says which module would register it.
     """
-    name = getattr(config, key).get("name")
-    registry.require(name, config.imports.pop(key, None))
-    if name in registry and (module := registry.module_of(name)) is not None:
-        config.imports[key] = module
+    _note(config, key, registry, getattr(config, key).get("name"), config.imports.pop(key, None))
 
 
 def note_supervisions(config: EveConfig) -> None:
@@ -47,15 +44,17 @@ def note_supervisions(config: EveConfig) -> None:
     prefix = "supervision."
     needed = {key: config.imports.pop(key) for key in list(config.imports) if key.startswith(prefix)}
     for entry in config.supervision or ():
-        key = f"{prefix}{entry.get('name')}"
-        aligner = entry.get("aligner")
-        named = [(key, SUPERVISIONS, entry.get("name"))]
+        key, aligner = f"{prefix}{entry.get('name')}", entry.get("aligner")
+        _note(config, key, SUPERVISIONS, entry.get("name"), needed.get(key))
         if isinstance(aligner, Mapping):
-            named.append((f"{key}.aligner", ALIGNERS, aligner.get("name")))
-        for key, registry, name in named:
-            registry.require(name, needed.get(key))
-            if name in registry and (module := registry.module_of(name)) is not None:
-                config.imports[key] = module
+            key += ".aligner"
+            _note(config, key, ALIGNERS, aligner.get("name"), needed.get(key))
+
+
+def _note(config: EveConfig, key: str, registry: Registry[Any], name: str | None, needed: str | None) -> None:
+    registry.require(name, needed)
+    if name in registry and (module := registry.module_of(name)) is not None:
+        config.imports[key] = module
 
 
 def note_imports(config: EveConfig, model_class: type) -> None:

@@ -20,7 +20,7 @@ from lit_eve.sweeps.running import Places, State, run_tasks
 from lit_eve.sweeps.trials import GROUND, Trial, link_trials, make_trials
 
 CALIBRATION = (20, 120)
-"""Steps of two short runs, whose difference is what a step takes. With 60 for 120, a shared core was wrong by a tenth."""
+"""Steps of two short runs, whose difference is what a step takes."""
 
 
 class Sweep:
@@ -40,7 +40,7 @@ class Sweep:
         self.ablation, self.output = ablation, output.absolute()
         self.store = (store or output).absolute()
         self.recipe = Recipe.of(ablation)
-        self.checked: set[str] = set()
+        self._cannot_be_planned: set[str] = set()
         self.ledger = Ledger(self.output)
         different = self.ledger.take(ablation, self.recipe)
         self.trials = make_trials(ablation, self.store, self.recipe, self.ledger.scaled)
@@ -88,28 +88,33 @@ class Sweep:
 
     def flops_per_step(self) -> dict[tuple[str, str], float]:
         """FLOPs of a step of each stage, by arm and stage, as planned; arms that cannot be planned are left out."""
-        kept = self.ledger.content.setdefault("flops_per_step", {})
         for trial in self._to_plan:
-            if trial.arm.name not in kept:
-                with suppress(LitEveError):
-                    kept[trial.arm.name] = {name: cost.flops_per_step for name, cost in self._cost(trial)}
-        return {(arm, stage): flops for arm, stages in kept.items() for stage, flops in stages.items()}
+            with suppress(LitEveError):
+                self._plan(trial)
+        return {(arm, stage): flops for arm, stages in self._planned.items() for stage, flops in stages.items()}
 
     def _check_rules(self) -> None:
-        """Raise ConfigError where an arm has rules that do not suit its model, as soon as the model is known.
+        """Raise ConfigError where rules of a stage do not suit the model of an arm, as soon as that can be planned.
 
         Without this, rules of the last stage would fail after those before it have been trained.
         """
         for trial in self._to_plan:
-            has_rules = any(key.startswith("model.stage") for stage in trial.stages for key in stage.changes)
-            if trial.arm.name in self.checked or not has_rules:
-                continue
-            self.checked.add(trial.arm.name)
-            try:
-                self._cost(trial)
-            except ConfigError as error:  # what cannot be planned can still be trained
-                if isinstance(error.__cause__, StageError):
-                    raise ConfigError(f"{self.ablation.path}: arm {trial.arm.name!r}: {error}") from error
+            if trial.arm.name not in self._cannot_be_planned:
+                try:
+                    self._plan(trial)
+                except ConfigError as error:  # what cannot be planned can still be trained
+                    self._cannot_be_planned.add(trial.arm.name)
+                    if isinstance(error.__cause__, StageError):
+                        raise ConfigError(f"{self.ablation.path}: arm {trial.arm.name!r}: {error}") from error
+
+    @property
+    def _planned(self) -> dict[str, dict[str, float]]:
+        """FLOPs of a step, by arm and stage, that the ledger keeps."""
+        return self.ledger.content.setdefault("flops_per_step", {})
+
+    def _plan(self, trial: Trial) -> None:
+        if trial.arm.name not in self._planned:
+            self._planned[trial.arm.name] = {name: cost.flops_per_step for name, cost in self._cost(trial)}
 
     @property
     def _to_plan(self) -> list[Trial]:

@@ -165,15 +165,21 @@ def test_arms_of_equal_flops(tmp_path: Path) -> None:
     steps = {arm: int(row["steps"]) for arm, row in rows.items()}
     assert flops["at_once"] == pytest.approx(flops["with"], rel=0.1) and steps["at_once"] != steps["with"]
 
+
+def test_a_rule_that_fits_no_parameter_is_refused_before_a_stage_is_trained(tmp_path: Path) -> None:
     rules = {"name": "mine", "lr": 1e-3, "rules": [{"pattern": "pach_embedding"}]}
-    path = write_ablation(
-        tmp_path, arms={"with": {}, "typo": {"2_pretrain": {"model.stage": rules}}}, reference="with", seeds=2
-    )
-    refused = sweep(path, tmp_path / "typo")
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "arm 'typo': 2_pretrain: stage 'mine': the pattern 'pach_embedding' fits no parameter" in refused.stderr
-    states = json.loads((tmp_path / "typo" / "ledger.json").read_text())["trials"]
-    assert states["typo/seed_0"]["state"] == states["with/seed_1"]["state"] == "unfinished"  # said before they were trained
+    arms = {"with": {}, "typo": {"2_pretrain": {"model.stage": rules}}}
+    path, output = write_ablation(tmp_path, arms=arms, reference="with"), tmp_path / "out"
+    for ground in ("is made first", "is there"):
+        refused = sweep(path, output)
+        assert refused.returncode == 2 and "Traceback" not in refused.stderr, ground
+        assert "arm 'typo': 2_pretrain: stage 'mine': the pattern 'pach_embedding' fits no parameter" in refused.stderr
+        trials = trials_of(path, output).values()
+        assert all(
+            trial.tasks[GROUND].is_done and not any(task.folder.exists() for task in trial.stage_tasks) for trial in trials
+        )
+        states = json.loads((output / "ledger.json").read_text())["trials"]
+        assert states["typo/seed_0"]["state"] == states["with/seed_0"]["state"] == "unfinished"
 
 
 def test_arms_of_equal_seconds(tmp_path: Path) -> None:

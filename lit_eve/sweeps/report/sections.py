@@ -139,10 +139,8 @@ def provenance(ablation: Ablation, trials: Sequence[Trial], command: str, date: 
     equal = f"all arms have {EQUAL[ablation.equal]}"
     if ablation.scaled:
         equal += f", by the steps of {ablation.scaled}"
-    of_seeds: dict[int, set[int]] = {}
-    for trial in trials:
-        of_seeds.setdefault(trial.seed, set()).add(trial.steps)
-    if ablation.equal == "steps" and any(len(steps) > 1 for steps in of_seeds.values()):
+    one_each = len({(trial.seed, trial.steps) for trial in trials}) == len({trial.seed for trial in trials})
+    if ablation.equal == "steps" and not one_each:
         equal = "arms have the steps that the recipe gives them, which are not as many for all (see Cost)"
     lines = [
         f"Command: `{command}`",
@@ -235,16 +233,11 @@ def questions(ablation: Ablation, trials: Sequence[Trial]) -> str:
 
 def cost(ablation: Ablation, trials: Sequence[Trial]) -> str:
     """The table of what a trial of each arm takes, in the mean."""
-    of_arms = {arm.name: [trial for trial in trials if trial.arm == arm.name] for arm in ablation.arms}
-    flops = {
-        arm: fmean(trial.flops for trial in own)
-        for arm, own in of_arms.items()
-        if own and not any(trial.flops is None for trial in own)
-    }
+    of_arms = {arm.name: own for arm in ablation.arms if (own := [trial for trial in trials if trial.arm == arm.name])}
+    of_flops = {arm: [trial.flops for trial in own] for arm, own in of_arms.items()}
+    flops = {arm: fmean(values) for arm, values in of_flops.items() if None not in values}
     rows = []
     for arm, own in of_arms.items():
-        if not own:
-            continue
         reference = flops.get(ablation.reference_of(arm))
         parameters = {trial.parameters for trial in own}
         rows.append(
