@@ -10,6 +10,8 @@ from typing import Any
 
 METRICS_CSV = "metrics.csv"
 STEP = "step"
+SECONDS = "speed/seconds"
+"""Of training, from its beginning; validations are not in it."""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

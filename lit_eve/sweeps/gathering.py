@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from lit_eve.records import METRICS_CSV, STEP, read_rows
+from lit_eve.errors import ConfigError
+from lit_eve.records import METRICS_CSV, SECONDS, STEP, read_rows
 from lit_eve.sweeps.report import results
 from lit_eve.sweeps.trials import EVALUATION, Task, Trial
 
@@ -59,6 +62,19 @@ def running_curve(trial: Trial, tag: str) -> list[tuple[int, float]]:
     """A metric of the last stage's validations, also while it runs: their numbers from 1, and values."""
     curve = _curves(trial.stage_tasks[-1].folder).get(tag, [])
     return [(number, value) for number, (_, value) in enumerate(curve, 1)]
+
+
+def seconds_per_step(task: Task) -> float:
+    """What a step of a training takes: the median over the lines of its log, after the first one, which has the start in it.
+
+    Raises:
+        ConfigError: there are fewer than two lines.
+    """
+    rows = read_rows(task.folder / METRICS_CSV)[0]
+    lines = sorted({int(row[STEP]): float(row[SECONDS]) for row in rows if SECONDS in row}.items())
+    if len(lines) < 2:
+        raise ConfigError(f"{task.name}: its log has fewer than two lines with {SECONDS}: set trainer.log_every_n_steps lower")
+    return median((after - before) / (step - last) for (last, before), (step, after) in pairwise(lines))
 
 
 def _parameters(run: Path) -> int:

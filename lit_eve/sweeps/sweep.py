@@ -14,13 +14,14 @@ import yaml
 from lit_eve.errors import ConfigError, LitEveError, StageError
 from lit_eve.sweeps.ablation import ALL, Ablation
 from lit_eve.sweeps.costs import StageCost, equal_steps, plan_stage
+from lit_eve.sweeps.gathering import seconds_per_step
 from lit_eve.sweeps.ledger import Ledger
 from lit_eve.sweeps.recipe import Recipe
 from lit_eve.sweeps.running import Places, State, run_tasks
-from lit_eve.sweeps.trials import GROUND, Trial, link_trials, make_trials
+from lit_eve.sweeps.trials import EVALUATION, GROUND, Trial, link_trials, make_trials
 
-CALIBRATION = (20, 120)
-"""Steps of two short runs, whose difference is what a step takes."""
+CALIBRATION = 120
+"""Steps of the short runs that measure what a step takes."""
 
 
 class Sweep:
@@ -153,21 +154,15 @@ class Sweep:
     def _seconds_per_step(
         self, first: Sequence[Trial], places: Places, on_change: Callable[[State], None]
     ) -> dict[tuple[str, str], float]:
-        """Seconds of a core that a step of each stage takes: short trials, one task at a time."""
-        taken: dict[tuple[str, str], list[float]] = {}
-        for steps in CALIBRATION:
-            scaled = {trial.arm.name: {stage.name: steps for stage in trial.stages} for trial in first}
-            short = replace(self.ablation, seeds=self.ablation.seeds[:1])
-            trials = make_trials(short, self.store, self.recipe, scaled)
-            alone = _OneAtATime(places)
-            state = run_tasks(trials, alone, on_change)
-            if state.failed:
-                raise ConfigError(f"{self.ablation.path}: arms cannot be made equal: {next(iter(state.failed.values()))}")
-            for trial in trials:
-                for task in trial.stage_tasks:
-                    taken.setdefault((trial.arm.name, task.kind), []).append(task.journal.core_seconds(task.step))
-        (few, many) = CALIBRATION
-        return {key: max(long - short, 1e-6) / (many - few) for key, (short, long) in taken.items()}
+        """Seconds that a step of each stage takes: short trials, one task at a time."""
+        scaled = {trial.arm.name: {stage.name: CALIBRATION for stage in trial.stages} for trial in first}
+        short = replace(self.ablation, seeds=self.ablation.seeds[:1])
+        trials = make_trials(short, self.store, self.recipe, scaled)
+        trials = [replace(one, tasks={kind: task for kind, task in one.tasks.items() if kind != EVALUATION}) for one in trials]
+        state = run_tasks(trials, _OneAtATime(places), on_change)
+        if state.failed:
+            raise ConfigError(f"{self.ablation.path}: arms cannot be made equal: {next(iter(state.failed.values()))}")
+        return {(trial.arm.name, task.kind): seconds_per_step(task) for trial in trials for task in trial.stage_tasks}
 
 
 class _OneAtATime:

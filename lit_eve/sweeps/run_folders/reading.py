@@ -15,10 +15,10 @@ import yaml
 
 from lit_eve.errors import ConfigError, one_line
 from lit_eve.files import local_path
-from lit_eve.records import METRICS_CSV, STEP, flatten, read_rows
+from lit_eve.records import METRICS_CSV, SECONDS, STEP, flatten, read_rows
 
 CONFIG, RECORD = "config.yaml", "metrics.json"
-AXES = {"step": STEP, "seconds": "speed/seconds", "tokens": "data/tokens"}
+AXES = {"step": STEP, "seconds": SECONDS, "tokens": "data/tokens"}
 """What curves can be drawn along: the column of ``metrics.csv`` that knows it."""
 
 _STAGE = re.compile(r"\d+_\w+")  # not 1_prealign.1, a run that was moved aside
